@@ -1,0 +1,45 @@
+# Every target works from a fresh clone: it makes .venv from requirements.lock first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format proto lock clean
+
+help: ## Show what one can type
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+run: $(STAMP) ## Run a store on localhost:5005 with embedded PostgreSQL and NATS (honours ORISUN_*)
+	@exec $(BIN)/orisun serve
+
+test: $(STAMP) ## Run the whole suite against real PostgreSQL and NATS that it starts itself
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check format, style, types and the direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: $(STAMP) ## Generate client/orisun_api from proto/
+	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client \
+		proto/orisun_api/eventstore.proto proto/orisun_api/admin.proto
+
+lock: ## Resolve pyproject.toml into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --no-annotate -o requirements.lock
+
+clean: ## Remove the environment and caches (not ./data, which holds your events)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
