@@ -1,0 +1,1 @@
+"""PostgreSQL: the event log, group commit, reads, indexes, leases, the catalog of boundaries and migrations."""

@@ -1,0 +1,78 @@
+-- oldest-server: 0.1.0
+-- Everything that servers share beside the events: boundaries, nodes, leases, indexes, users.
+
+CREATE TABLE {schema}.orisun_boundary (
+    name                   text PRIMARY KEY,
+    description            text NOT NULL DEFAULT '',
+    backend                text NOT NULL DEFAULT 'postgres',
+    namespace              text NOT NULL,
+    status                 text NOT NULL CHECK (status IN ('PROVISIONING', 'ACTIVE', 'FAILED')),
+    existed_before_catalog boolean NOT NULL DEFAULT false,
+    last_error             text NOT NULL DEFAULT '',
+    -- versions of the catalog at which the boundary was defined and last changed its status
+    definition_version     bigint NOT NULL,
+    status_version         bigint NOT NULL,
+    -- the resource that manages the boundary in a cluster, "" for none
+    managed_by             text NOT NULL DEFAULT '',
+    created_at             timestamptz NOT NULL DEFAULT now()
+);
+
+-- Grows with every change of the catalog, so that a poll is one comparison.
+CREATE SEQUENCE {schema}.orisun_catalog_version MINVALUE 0 START 0;
+
+-- A running server (or operator). Its leases hold for as long as it lives, by PostgreSQL's clock.
+CREATE TABLE {schema}.orisun_node (
+    node_id    text PRIMARY KEY,
+    kind       text NOT NULL DEFAULT 'server',
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz NOT NULL
+);
+
+-- Who does what alone: publishers (one a boundary), subscribers (one a name), builders, migrations.
+-- A lease holds while its node lives; the epoch grows with every holder and fences the ones before.
+CREATE TABLE {schema}.orisun_lease (
+    kind        text NOT NULL,
+    boundary    text NOT NULL,
+    name        text NOT NULL DEFAULT '',
+    node_id     text NOT NULL,
+    epoch       bigint NOT NULL DEFAULT 1,
+    acquired_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, boundary, name)
+);
+
+CREATE TABLE {schema}.orisun_index (
+    boundary   text NOT NULL,
+    name       text NOT NULL,
+    fields     jsonb NOT NULL,
+    conditions jsonb NOT NULL,
+    combinator text NOT NULL CHECK (combinator IN ('AND', 'OR')),
+    -- the real name in PostgreSQL, unique for boundary, name and shape
+    pg_name    text NOT NULL,
+    state      text NOT NULL CHECK (state IN ('BUILDING', 'READY', 'DROPPING')),
+    last_error text NOT NULL DEFAULT '',
+    managed_by text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (boundary, name)
+);
+
+CREATE TABLE {schema}.orisun_user (
+    user_id       text PRIMARY KEY,
+    name          text NOT NULL,
+    username      text NOT NULL UNIQUE,
+    password_hash text NOT NULL,
+    roles         text[] NOT NULL,
+    -- grows when the password or the roles change; ends the sessions issued before
+    auth_version  bigint NOT NULL DEFAULT 1,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    updated_at    timestamptz NOT NULL DEFAULT now()
+);
+
+-- Grows with every change of a user, so that a poll is one comparison.
+CREATE SEQUENCE {schema}.orisun_user_version MINVALUE 0 START 0;
+
+-- Keys that all servers of a cluster share (signing of session tokens).
+CREATE TABLE {schema}.orisun_secret (
+    name       text PRIMARY KEY,
+    value      bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
