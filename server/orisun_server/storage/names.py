@@ -89,6 +89,14 @@ class BoundaryNames:
         return self.qualified(self.published)
 
     @cached_property
+    def q_sequence(self) -> str:
+        return self.qualified(self.sequence)
+
+    @cached_property
+    def q_checkpoints(self) -> str:
+        return self.qualified(self.checkpoints)
+
+    @cached_property
     def q_append(self) -> str:
         return self.qualified(self.append)
 
