@@ -79,6 +79,7 @@ DECLARE
     v_offset  int := 0;
     v_next    bigint;
     v_checked boolean;
+    v_outcome smallint;
     v_actual_commit  bigint;
     v_actual_prepare bigint;
     c int;
@@ -156,7 +157,7 @@ BEGIN
                         THEN 1 ELSE 3 END,
                    min(x.transaction_id),
                    coalesce(min(x.n) FILTER (WHERE NOT x.same), min(x.n) FILTER (WHERE x.same)) - 1
-            INTO o_status[c], o_commit[c], o_prepare[c]
+            INTO v_outcome, v_actual_commit, v_actual_prepare
             FROM (
                 SELECT i.n, e.transaction_id, e.global_id,
                        e.event_type = i.type AND e.data = i.data::jsonb - 'eventType' AND e.metadata = i.metadata::jsonb
@@ -168,9 +169,9 @@ BEGIN
                      WITH ORDINALITY AS i(id, type, data, metadata, n)
                 LEFT JOIN LATERAL (SELECT * FROM {q_events} AS s WHERE s.event_id = i.id LIMIT 1) AS e ON true
             ) AS x;
-            IF o_status[c] = 1 THEN
-                o_prepare[c] := o_commit[c] - 1;
-            END IF;
+            o_status[c] := v_outcome;
+            o_commit[c] := v_actual_commit;
+            o_prepare[c] := CASE v_outcome WHEN 1 THEN v_actual_commit - 1 ELSE v_actual_prepare END;
         ELSIF v_checked AND (v_actual_commit <> p_expected_commit[c] OR v_actual_prepare <> p_expected_prepare[c]) THEN
             o_status[c] := 2;
             o_commit[c] := v_actual_commit;

@@ -1,0 +1,201 @@
+"""One flush: the arguments of a boundary's append function for a group of calls.
+
+The distinct criteria of the group are numbered; those of one shape are probed by one statement. Which events of the
+group match criteria that a later call uses is found by hashing: for each set of keys in use, an event's values of those
+keys are looked up among the criteria. So the cost grows with events times sets of keys, not with pairs of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.append import CheckedEvent, Context
+from ..core.criteria import EVENT_TYPE, Criterion
+from ..core.jsonb import text_of
+from .catalog import Boundary
+from .criteria_sql import Access, access, latest_sql
+from .indexes import IndexDefinition
+
+_WHOLE: Criterion = ()
+
+
+class Flush:
+    """Collects calls with ``add``; then ``statement`` and ``arguments`` say what to execute."""
+
+    def __init__(self, boundary: Boundary, indexes: Sequence[IndexDefinition]) -> None:
+        self._boundary, self._indexes = boundary, indexes
+        self._calls: list[tuple[list[CheckedEvent], Context | None]] = []
+
+    def add(self, events: list[CheckedEvent], context: Context | None) -> None:
+        self._calls.append((events, context))
+
+    @property
+    def statement(self) -> str:
+        return f"SELECT * FROM {self._boundary.names.q_append}({_PARAMETERS})"
+
+    def last_of_call(self) -> list[int]:
+        """Number of each call's last event in the group, from 1."""
+        last, total = [], 0
+        for events, _ in self._calls:
+            total += len(events)
+            last.append(total)
+        return last
+
+    def arguments(self) -> tuple[object, ...]:
+        """The function's arguments, in its order (see migrations/boundary/0001_event_log.sql)."""
+        calls = self._calls
+        last = self.last_of_call()
+        counts = [len(events) for events, _ in calls]
+        starts = [end - count + 1 for end, count in zip(last, counts, strict=True)]
+        group = [checked.event for events, _ in calls for checked in events]
+        ids, types, data, metadata = zip(*group, strict=True)
+        contexts = _Contexts(self._boundary, self._indexes)
+        for number, (_, context) in enumerate(calls, start=1):
+            if context is not None:
+                contexts.add(number, context)
+        probes = contexts.probes()
+        match_event, match_criterion = self._matches(contexts) if len(calls) > 1 and contexts.numbers else ([], [])
+        return (
+            ids,
+            types,
+            data,
+            metadata,
+            [number for number, count in enumerate(counts, start=1) for _ in range(count)],
+            [end for end, count in zip(last, counts, strict=True) for _ in range(count)],
+            starts,
+            counts,
+            [context.expected.commit if context else -1 for _, context in calls],
+            [context.expected.prepare if context else -1 for _, context in calls],
+            *probes,
+            [call for call, _ in contexts.uses()],
+            [criterion for _, criterion in contexts.uses()],
+            match_event,
+            match_criterion,
+            any(_may_hold_type_key(text) for text in data),
+        )
+
+    def _matches(self, contexts: _Contexts) -> tuple[list[int], list[int]]:
+        """Which event (from 1) matches which criterion that a later call uses, sorted by event."""
+        match_event: list[int] = []
+        match_criterion: list[int] = []
+        key_sets = contexts.key_sets()
+        number = 0
+        for call, (events, _) in enumerate(self._calls, start=1):
+            for checked in events:
+                number += 1
+                for keys, criteria in key_sets.items():
+                    values = _values(checked, keys)
+                    found = criteria.get(values) if values is not None else None
+                    if found is not None and contexts.last_use[found] > call:
+                        match_event.append(number)
+                        match_criterion.append(found)
+        return match_event, match_criterion
+
+
+class _Contexts:
+    """The distinct criteria of a group, numbered from 1 so that those of one shape stand together."""
+
+    def __init__(self, boundary: Boundary, indexes: Sequence[IndexDefinition]) -> None:
+        self._boundary, self._indexes = boundary, indexes
+        self._shapes: dict[str, list[tuple[Criterion, Access | None]]] = {}
+        self._known: set[Criterion] = set()
+        self._by_call: list[tuple[int, Sequence[Criterion]]] = []
+        self.numbers: dict[Criterion, int] = {}
+        self.last_use: dict[int, int] = {}
+        self._uses: list[tuple[int, int]] = []
+
+    def add(self, call: int, context: Context) -> None:
+        criteria = context.query or (_WHOLE,)
+        self._by_call.append((call, criteria))
+        for criterion in criteria:
+            if criterion not in self._known:
+                self._known.add(criterion)
+                plan = access(criterion, self._indexes) if criterion else None
+                self._shapes.setdefault(plan.key if plan else "", []).append((criterion, plan))
+
+    def probes(self) -> tuple[list[str], list[int], list[int], list[str]]:
+        """For each shape: its SQL, the values of a criterion, the number of criteria; and all values, by column."""
+        statements: list[str] = []
+        widths: list[int] = []
+        rows: list[int] = []
+        values: list[str] = []
+        for members in self._shapes.values():
+            plan = members[0][1]
+            statements.append(probe_sql(self._boundary, plan))
+            widths.append(len(plan.values) if plan else 0)
+            rows.append(len(members))
+            for criterion, _ in members:
+                self.numbers[criterion] = len(self.numbers) + 1
+            if plan:
+                for column in range(len(plan.values)):
+                    values.extend(member.values[column] for _, member in members if member)
+        for call, criteria in self._by_call:
+            for criterion in criteria:
+                number = self.numbers[criterion]
+                self._uses.append((call, number))
+                self.last_use[number] = call
+        return statements, widths, rows, values
+
+    def uses(self) -> list[tuple[int, int]]:
+        """Pairs of call and criterion, sorted by call; known after ``probes``."""
+        return self._uses
+
+    def key_sets(self) -> dict[tuple[str, ...], dict[tuple[str, ...], int]]:
+        """For each set of keys in use, the criteria by their values."""
+        sets: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
+        for criterion, number in self.numbers.items():
+            keys = tuple(tag.key for tag in criterion)
+            sets.setdefault(keys, {})[tuple(tag.value for tag in criterion)] = number
+        return sets
+
+
+def probe_sql(boundary: Boundary, plan: Access | None) -> str:
+    """SQL that gives the latest positions for $2 criteria of one shape, whose values stand in $1 column by column."""
+    table = boundary.names.q_events
+    if plan is None:
+        latest = f"SELECT transaction_id, global_id FROM {table} ORDER BY global_id DESC LIMIT 1"
+        return (
+            "SELECT ARRAY[coalesce(m.transaction_id, -1)], ARRAY[coalesce(m.global_id, -1)] "
+            f"FROM (SELECT 1) AS one LEFT JOIN ({latest}) AS m ON true"
+        )
+    columns = [f"v{number}" for number in range(len(plan.values))]
+    slices = ", ".join(f"($1)[{number} * $2 + 1 : {number + 1} * $2]" for number in range(len(columns)))
+    latest = latest_sql(table, plan, [f"c.{column}" for column in columns])
+    return (
+        "SELECT array_agg(coalesce(m.transaction_id, -1) ORDER BY c.n), array_agg(coalesce(m.global_id, -1) ORDER BY c.n) "
+        f"FROM unnest({slices}) WITH ORDINALITY AS c({', '.join(columns)}, n) LEFT JOIN LATERAL ({latest}) AS m ON true"
+    )
+
+
+def _values(checked: CheckedEvent, keys: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The event's texts of some keys; None when one is missing or null, which matches no criterion."""
+    values = []
+    for key in keys:
+        value = checked.event.event_type if key == EVENT_TYPE else text_of(checked.values.get(key))
+        if value is None:
+            return None
+        values.append(value)
+    return tuple(values)
+
+
+def _may_hold_type_key(data: str) -> bool:
+    """Whether data may have a top-level key eventType, which belongs to the server; escapes could hide it."""
+    return EVENT_TYPE in data or "\\u" in data
+
+
+_PARAMETERS = ", ".join(
+    f"${number}::{kind}"
+    for number, kind in enumerate(
+        (
+            *("text[]",) * 4,
+            *("int[]",) * 4,
+            *("bigint[]",) * 2,
+            "text[]",
+            *("int[]",) * 2,
+            "text[]",
+            *("int[]",) * 4,
+            "boolean",
+        ),
+        start=1,
+    )
+)

@@ -1,0 +1,253 @@
+"""Group commit: concurrent appends of one boundary share a flush, and each gets its own answer.
+
+A flush is one autocommitted statement, so a stopped server never holds the boundary's lock. No timer delays a lone
+call: it is flushed at once, and what arrives meanwhile makes the next group. The answers of a group equal those of its
+calls executed one after the other, in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import asyncpg
+import structlog
+
+from ..core.append import CheckedEvent, Context, checked_events
+from ..core.event import NewEvent
+from ..core.position import Position
+from ..errors import ContextChanged, DuplicateEventId, InvalidArgument, OrisunError, ResourceExhausted, Unavailable
+from .catalog import Boundary
+from .database import Database, unavailable
+from .flush import Flush
+from .indexes import Indexes
+
+log = structlog.get_logger(__name__)
+
+#: Most events and bytes of one flush; a single call may be larger and then goes alone.
+GROUP_EVENTS = 5_000
+GROUP_BYTES = 8 * 1024 * 1024
+
+#: Memory of a queued call beside its texts, in bytes, roughly.
+_CALL_OVERHEAD = 1_000
+
+#: Seconds after which a flush is given up; its outcome is then unknown and a repeat makes it certain.
+FLUSH_TIMEOUT = 60.0
+
+_APPENDED, _REPEATED, _CHANGED, _DUPLICATE = range(4)
+
+#: PostgreSQL's objections to one event's content, not to the statement: data, program limits.
+_CONTENT_ERRORS = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+
+
+class Call:
+    """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
+
+    __slots__ = ("answer", "context", "events", "size")
+
+    def __init__(self, events: list[CheckedEvent], context: Context | None, answer: asyncio.Future[Position]) -> None:
+        self.events, self.context, self.answer = events, context, answer
+        self.size = _CALL_OVERHEAD + sum(
+            len(event.data) + len(event.metadata) + len(event.event_id) + len(event.event_type) for event, _ in events
+        )
+
+    def resolve(self, position: Position) -> None:
+        if not self.answer.done():
+            self.answer.set_result(position)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Appender:
+    """Appends events to boundaries; at most ``queue_calls`` calls and ``queue_bytes`` bytes wait at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        indexes: Indexes,
+        *,
+        max_events: int = 10_000,
+        queue_calls: int = 20_000,
+        queue_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self._database, self._indexes = database, indexes
+        self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
+        self._calls = self._bytes = 0
+        self._lanes: dict[str, _Lane] = {}
+        self._listeners: list[Callable[[str], None]] = []
+        self._stopping = False
+
+    def on_commit(self, listener: Callable[[str], None]) -> None:
+        """Calls ``listener(boundary name)`` after each flush that appended something."""
+        self._listeners.append(listener)
+
+    async def append(self, boundary: Boundary, events: Sequence[NewEvent], context: Context | None) -> Position:
+        """Appends the events, all or none, and returns the position of the last one.
+
+        Raises InvalidArgument (an event breaks a rule), ContextChanged, DuplicateEventId, ResourceExhausted (the queue
+        is full) or Unavailable (PostgreSQL cannot be reached, or was lost while it committed: repeat the call
+        unchanged, a repeat is never stored twice).
+        """
+        checked = checked_events(events, self._max_events)
+        if self._stopping:
+            raise Unavailable("the server is shutting down; try another one")
+        call = Call(checked, context, asyncio.get_running_loop().create_future())
+        if self._calls >= self._queue_calls or self._bytes + call.size > max(self._queue_bytes, call.size):
+            raise ResourceExhausted(
+                f"{self._calls} appends with {self._bytes} bytes wait already (ORISUN_APPEND_QUEUE_CALLS="
+                f"{self._queue_calls}, ORISUN_APPEND_QUEUE_BYTES={self._queue_bytes}); try again later"
+            )
+        self._calls += 1
+        self._bytes += call.size
+        try:
+            self._lane(boundary).add(call)
+            return await call.answer
+        finally:
+            self._calls -= 1
+            self._bytes -= call.size
+
+    async def stop(self) -> None:
+        """Refuses new calls and finishes those that were taken."""
+        self._stopping = True
+        await asyncio.gather(*(lane.drained() for lane in self._lanes.values()))
+
+    def _lane(self, boundary: Boundary) -> _Lane:
+        lane = self._lanes.get(boundary.name)
+        if lane is None or lane.boundary != boundary:
+            lane = self._lanes[boundary.name] = _Lane(boundary, self._database, self._indexes, self._committed)
+        return lane
+
+    def _committed(self, boundary: str) -> None:
+        for listener in self._listeners:
+            listener(boundary)
+
+
+class _Lane:
+    """The queue of one boundary and the task that flushes it, which lives while there is something to flush."""
+
+    def __init__(
+        self, boundary: Boundary, database: Database, indexes: Indexes, committed: Callable[[str], None]
+    ) -> None:
+        self.boundary = boundary
+        self._database, self._indexes, self._committed = database, indexes, committed
+        self._queue: deque[Call] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, call: Call) -> None:
+        self._queue.append(call)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"append:{self.boundary.name}")
+
+    async def drained(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            while group := self._take():
+                await self._commit(group)
+        finally:
+            self._task = None
+            if self._queue:  # only after an unforeseen error
+                self.add(self._queue.popleft())
+
+    def _take(self) -> list[Call]:
+        """The next group: as much of the queue as fits, up to the first call that repeats an event id of the group."""
+        group: list[Call] = []
+        ids: set[str] = set()
+        events = size = 0
+        queue = self._queue
+        while queue:
+            call = queue[0]
+            if call.answer.done():  # its caller left
+                queue.popleft()
+                continue
+            events += len(call.events)
+            size += call.size
+            if group and (events > GROUP_EVENTS or size > GROUP_BYTES):
+                break
+            own = {checked.event.event_id for checked in call.events}
+            if not ids.isdisjoint(own):
+                break
+            ids |= own
+            group.append(queue.popleft())
+        return group
+
+    async def _commit(self, group: list[Call]) -> None:
+        try:
+            await self._flush(group)
+        except _CONTENT_ERRORS as problem:
+            if len(group) == 1:
+                group[0].fail(await self._diagnose(group[0], problem))
+            else:
+                # One of them cannot be stored; alone, each fails or succeeds for itself.
+                for call in group:
+                    await self._commit([call])
+        except OrisunError as problem:
+            self._fail(group, problem)
+        except Exception as problem:
+            error = unavailable(problem)
+            if error is None:
+                log.exception("append failed", boundary=self.boundary.name, calls=len(group))
+                error = OrisunError("the events could not be stored; the server's log says why")
+            self._fail(group, error)
+
+    async def _flush(self, group: list[Call]) -> None:
+        flush = Flush(self.boundary, self._indexes.ready(self.boundary.name))
+        for call in group:
+            flush.add(call.events, call.context)
+        async with self._database.write.acquire() as connection:
+            row = await connection.fetchrow(flush.statement, *flush.arguments(), timeout=FLUSH_TIMEOUT)
+        base, status, commits, prepares = row
+        if status is None:
+            for call, last in zip(group, flush.last_of_call(), strict=True):
+                call.resolve(Position(base + last, base + last - 1))
+            self._committed(self.boundary.name)
+            return
+        for call, code, commit, prepare in zip(group, status, commits, prepares, strict=True):
+            if code in (_APPENDED, _REPEATED):
+                call.resolve(Position(commit, prepare))
+            elif code == _CHANGED:
+                assert call.context is not None
+                call.fail(ContextChanged(call.context.expected, (commit, prepare)))
+            else:
+                call.fail(DuplicateEventId(prepare, call.events[prepare].event.event_id))
+        if _APPENDED in status:
+            self._committed(self.boundary.name)
+
+    async def _diagnose(self, call: Call, problem: Exception) -> Exception:
+        """Which event PostgreSQL cannot store; asked one field at a time."""
+        try:
+            async with self._database.write.acquire() as connection:
+                for number, field, text in _fields(call):
+                    try:
+                        await connection.fetchval("SELECT $1::text::jsonb IS NULL", text)
+                    except _CONTENT_ERRORS as found:
+                        return InvalidArgument(f"invalid event JSON: event {number} {field}: {_reason(found)}")
+        except Exception as failure:
+            return unavailable(failure) or failure
+        return InvalidArgument(f"invalid event JSON: PostgreSQL cannot store an event of this call: {_reason(problem)}")
+
+    @staticmethod
+    def _fail(group: list[Call], error: Exception) -> None:
+        for call in group:
+            call.fail(error)
+
+
+def _fields(call: Call) -> Iterator[tuple[int, str, str]]:
+    for number, checked in enumerate(call.events):
+        yield number, "data", checked.event.data
+        yield number, "metadata", checked.event.metadata
+
+
+def _reason(problem: BaseException) -> str:
+    """What PostgreSQL objected to, without the detail and context that would quote the payload."""
+    state = getattr(problem, "sqlstate", "")
+    return {
+        "22003": "a number is out of PostgreSQL's range",
+        "22P05": "a character cannot be stored",
+        "54001": "nested too deeply",
+    }.get(state, f"PostgreSQL refuses it (SQLSTATE {state})")
