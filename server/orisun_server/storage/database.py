@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +71,14 @@ class Database:
             Unavailable: PostgreSQL cannot be reached, or refuses the user or the database.
             FailedPrecondition: PostgreSQL is too old, or set up in a way that appends cannot work with.
         """
-        password: Any = settings.pg_password
         options: dict[str, Any] = {
             "host": settings.pg_host,
             "port": settings.pg_port,
             "user": settings.pg_user,
-            "password": password.get_secret_value() if hasattr(password, "get_secret_value") else password,
+            "password": settings.pg_password.get_secret_value(),
             "database": settings.pg_name,
             "timeout": _CONNECT_TIMEOUT,
-            "ssl": settings.pg_sslmode,
+            "ssl": _ssl(settings),
             # every pooler knows this one
             "server_settings": {"application_name": "orisun"},
             "statement_cache_size": 0,
@@ -156,6 +156,18 @@ class Database:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             for pool in pools:
                 pool.terminate()
+
+
+def _ssl(settings: Settings) -> str | ssl.SSLContext:
+    """What asyncpg takes: the mode, or a context where an authority's certificate is given (as libpq treats it)."""
+    if not settings.pg_sslrootcert or settings.pg_sslmode in ("disable", "allow", "prefer"):
+        return settings.pg_sslmode
+    try:
+        context = ssl.create_default_context(cafile=settings.pg_sslrootcert)
+    except OSError as error:
+        raise FailedPrecondition(f"ORISUN_PG_SSLROOTCERT: {settings.pg_sslrootcert}: {_reason(error)}") from error
+    context.check_hostname = settings.pg_sslmode == "verify-full"
+    return context
 
 
 async def _probe(options: dict[str, Any]) -> bool:
