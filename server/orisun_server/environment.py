@@ -1,0 +1,184 @@
+"""Reads ``Settings`` from the environment: every mistake at once, and where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from orisun_server.setting_types import derive_boundaries, format_duration
+from orisun_server.settings import SECTIONS, Settings
+
+PREFIX = "ORISUN_"
+
+#: Fields that three variables make together; ORISUN_PG_SCHEMAS has no field of its own.
+_BOUNDARY_VARIABLES = ("ORISUN_BOUNDARIES", "ORISUN_PG_SCHEMAS", "ORISUN_ADMIN_BOUNDARY")
+_GO_VARIABLES = ("GOMAXPROCS", "GOMEMLIMIT", "GOGC")
+#: Kubernetes describes a Service called orisun-grpc by ORISUN_GRPC_PORT=tcp://10.0.0.1:5005 and the like.
+_SERVICE_LINK = re.compile(r"ORISUN(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?|PORT)")
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+#: User and password in a URL.
+_USERINFO = re.compile(r"//[^/@,]*@")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; every mistake is listed, one a line."""
+
+    def __init__(self, mistakes: list[tuple[str, str]]) -> None:
+        self.mistakes = mistakes
+        lines = "\n".join(f"  {variable}: {text}" for variable, text in mistakes)
+        super().__init__(f"{len(mistakes)} mistake{'s' * (len(mistakes) != 1)} in the settings:\n{lines}")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings with the origin of each variable (environment, default or derived) and warnings for the log."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def variables() -> dict[str, str | None]:
+    """Every variable in the order of the documents, with its field (ORISUN_PG_SCHEMAS has none)."""
+    names: dict[str, str | None] = {}
+    for field in Settings.model_fields:
+        names[PREFIX + field.upper()] = field
+        if field == "boundaries":
+            names["ORISUN_PG_SCHEMAS"] = None
+    return names
+
+
+def load(environ: Mapping[str, str]) -> Loaded:
+    """Read the settings. Empty values count as unset. Raises SettingsError naming every mistake."""
+    known, warnings = variables(), list[str]()
+    given = _given(environ, known, warnings)
+    derived = derive_boundaries(
+        given.get("ORISUN_BOUNDARIES"),
+        given.get("ORISUN_PG_SCHEMAS"),
+        given.get("ORISUN_ADMIN_BOUNDARY", "orisun_admin"),
+    )
+    mistakes = list(derived.mistakes)
+    values: dict[str, Any] = {
+        field: given[variable] for variable, field in known.items() if field and variable in given
+    }
+    values["boundaries"] = derived.boundaries
+    settings: Settings | None = None
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        mistakes += [_mistake(detail, given) for detail in error.errors(include_url=False)]
+    mistakes += _cross_checks(given)
+    if mistakes or settings is None:
+        raise SettingsError(mistakes)
+    origins = {variable: _origin(variable, field, given, settings) for variable, field in known.items()}
+    return Loaded(settings, origins, tuple(warnings))
+
+
+def effective(settings: Settings) -> dict[str, str]:
+    """Every variable with its value as the environment would write it, secrets masked."""
+    shown = {}
+    for variable, field in variables().items():
+        if field == "boundaries":
+            shown[variable] = settings.boundary_definitions
+        elif field is None:
+            shown[variable] = settings.pg_schemas
+        else:
+            shown[variable] = _written(field, getattr(settings, field))
+    return shown
+
+
+def reference() -> str:
+    """The tables of ``docs/configuration.md``."""
+    defaults, lines = Settings(), list[str]()
+    for variable, field in variables().items():
+        if field in SECTIONS:
+            lines += ["", f"## {SECTIONS[field]}", "", "| Variable | Default | Meaning |", "|---|---|---|"]
+        if field is None:
+            default, meaning = defaults.pg_schemas, "`boundary:schema` pairs; a bare `x` means `x:x`"
+        else:
+            info = Settings.model_fields[field]
+            raw = defaults.boundary_definitions if field == "boundaries" else info.default
+            default = str(raw).lower() if isinstance(raw, bool) else str("" if raw is None else raw)
+            meaning = info.description or ""
+        lines.append(f"| `{variable}` | {f'`{default}`' if default else ''} | {meaning} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _given(environ: Mapping[str, str], known: Mapping[str, str | None], warnings: list[str]) -> dict[str, str]:
+    """The ORISUN_* variables that are set and known; says what is odd about the others."""
+    given: dict[str, str] = {}
+    for name in sorted(environ):
+        value = environ[name].strip()
+        if name in _GO_VARIABLES:
+            warnings.append(f"{name} tunes the Go runtime; this server runs on Python and ignores it")
+        if not name.startswith(PREFIX) or not value:
+            misplaced, colon, rest = name.partition(":")
+            if colon and misplaced in known and rest and misplaced not in environ:
+                given[misplaced] = rest
+                warnings.append(f'"{name}" is taken as {misplaced}={rest}; write = instead of :')
+            continue
+        if _SERVICE_LINK.fullmatch(name) and (name not in known or _SERVICE_LINK_VALUE.fullmatch(value)):
+            continue
+        if name in known:
+            given[name] = value
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            warnings.append(f"{name} is unknown and ignored" + (f"; did you mean {close[0]}?" if close else ""))
+    return given
+
+
+def _mistake(detail: Any, given: Mapping[str, str]) -> tuple[str, str]:
+    field = str(detail["loc"][0]) if detail["loc"] else ""
+    variable, value = PREFIX + field.upper(), given.get(PREFIX + field.upper(), "")
+    secret = field in Settings.model_fields and _is_secret(field)
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return variable, message if secret else f'"{_USERINFO.sub("//***@", value)}": {message[:1].lower()}{message[1:]}'
+
+
+def _cross_checks(given: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What concerns more than one variable; judged on raw values so that it is reported beside other mistakes."""
+    mistakes = []
+    for pool in ("WRITE", "READ", "ADMIN"):
+        idle, most = f"ORISUN_PG_{pool}_MAX_IDLE_CONNS", f"ORISUN_PG_{pool}_MAX_OPEN_CONNS"
+        numbers = [given.get(idle, ""), given.get(most, "")]
+        if all(map(str.isdecimal, numbers)) and int(numbers[0]) > int(numbers[1]):
+            mistakes.append((idle, f'"{numbers[0]}" is more than {most}="{numbers[1]}"; lower it'))
+    return mistakes
+
+
+def _is_secret(field: str) -> bool:
+    return "SecretStr" in str(Settings.model_fields[field].annotation)
+
+
+def _written(field: str, value: object) -> str:
+    if _is_secret(field):
+        return "********" if isinstance(value, SecretStr) and value.get_secret_value() else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return format_duration(value)
+    if isinstance(value, tuple):
+        return _USERINFO.sub("//***@", ",".join(map(str, value)))
+    return "" if value is None else str(value)
+
+
+def _origin(variable: str, field: str | None, given: Mapping[str, str], settings: Settings) -> str:
+    if variable in given:
+        return "environment"
+    if variable in _BOUNDARY_VARIABLES[:2]:
+        return "derived" if any(name in given for name in _BOUNDARY_VARIABLES) else "default"
+    if field is not None and (field == "grpc_host" or getattr(settings, field) != getattr(Settings(), field)):
+        return "derived"
+    return "default"
+
+
+def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
+    """``orisun config --output json``."""
+    rows = {name: {"value": value, "origin": origins[name]} for name, value in effective(settings).items()}
+    return json.dumps(rows, indent=2, ensure_ascii=False)

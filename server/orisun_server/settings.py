@@ -1,0 +1,237 @@
+"""Every ORISUN_* variable, once: its default and what it means.
+
+A field is called like its variable in lower case without ``ORISUN_``. The defaults are those of the documents that the
+product was asked for from (the newest wins); fields that those do not know carry "Ours" in their description.
+``environment.load`` reads them; ``orisun config --output markdown`` generates ``docs/configuration.md`` from them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from orisun_server.setting_types import (
+    BoundarySetting,
+    Duration,
+    default_schema,
+    derive_boundaries,
+    format_definitions,
+    format_schemas,
+)
+
+MIB = 1024 * 1024
+ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - a container must be reachable; laptops get loopback
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=-1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _case(change: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: change(value) if isinstance(value, str) else value)
+
+
+Level = Annotated[
+    Literal["DEBUG", "INFO", "WARN", "ERROR"], _case(lambda text: text.upper().replace("WARNING", "WARN"))
+]
+
+
+def _routes(value: object) -> object:
+    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+def _var(default: Any, description: str) -> Any:
+    return Field(default=default, description=description)
+
+
+class Settings(BaseModel):
+    """What the server was told. Immutable; durations are seconds, sizes bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+    boundaries: tuple[BoundarySetting, ...] = _var(
+        (), "JSON list of `{name, description}`: boundaries made at the start when the catalog does not know them"
+    )
+    admin_boundary: Text = _var("orisun_admin", "Boundary of the server's own events; its schema holds the catalog")
+
+    grpc_host: str = _var("", "Ours. Address to listen on; by default loopback when PostgreSQL is embedded, else all")
+    grpc_port: Port = _var(5005, "Port of the gRPC API; 0 takes a free one")
+    grpc_enable_reflection: bool = _var(True, "Serve gRPC reflection, which grpcurl uses")
+    grpc_transport: Literal["auto", "grpcio", "native"] = _var("grpcio", "Ours. The HTTP/2 implementation underneath")
+    grpc_max_request_bytes: Count = _var(64 * MIB, "Ours. Largest request; beyond it RESOURCE_EXHAUSTED")
+    grpc_tls_enabled: bool = _var(False, "Serve TLS")
+    grpc_tls_cert_file: Path = _var("/etc/orisun/tls/server.crt", "Certificate of the server, PEM")
+    grpc_tls_key_file: Path = _var("/etc/orisun/tls/server.key", "Private key of the server, PEM")
+    grpc_tls_ca_file: Path = _var("/etc/orisun/tls/ca.crt", "Authority that client certificates are checked against")
+    grpc_tls_client_auth_required: bool = _var(False, "Refuse clients without a certificate of that authority")
+
+    admin_port: Port = _var(8991, "Port of the admin web page (not there yet)")
+    admin_username: Text = _var("admin", "Name of the first administrator")
+    admin_password: SecretStr = _var("changeit", "Password of the first administrator; change it")
+
+    pg_host: Text = _var("localhost", "Host of PostgreSQL, or the directory of its socket")
+    pg_port: Port = _var(5432, "Port of PostgreSQL")
+    pg_user: Text = _var("postgres", "User of PostgreSQL")
+    pg_password: SecretStr = _var("postgres", "Password of that user")
+    pg_name: Text = _var("orisun", "Database")
+    pg_sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = _var(
+        "prefer", "Ours. TLS towards PostgreSQL, as libpq's sslmode"
+    )
+    pg_sslrootcert: str = _var("", "Ours. Authority that verify-ca and verify-full check against, PEM")
+    pg_statement_cache: Literal["auto", "on", "off"] = _var(
+        "auto", "Ours. Prepared statements; `auto` turns them off behind a transaction pooler"
+    )
+    pg_listen_enabled: bool = _var(True, "Wake publishers by LISTEN/NOTIFY; without it they poll")
+    pg_write_max_open_conns: Count = _var(25, "Most connections that append")
+    pg_write_max_idle_conns: Count = _var(10, "Idle ones kept")
+    pg_write_conn_max_idle_time: Duration = _var("5m", "Idle time after which a surplus one is closed")
+    pg_write_conn_max_lifetime: Duration = _var("30m", "Age after which one is replaced")
+    pg_read_max_open_conns: Count = _var(50, "Most connections that read")
+    pg_read_max_idle_conns: Count = _var(25, "Idle ones kept")
+    pg_read_conn_max_idle_time: Duration = _var("5m", "Idle time after which a surplus one is closed")
+    pg_read_conn_max_lifetime: Duration = _var("30m", "Age after which one is replaced")
+    pg_admin_max_open_conns: Count = _var(5, "Most connections for catalog, leases and users")
+    pg_admin_max_idle_conns: Count = _var(2, "Idle ones kept")
+    pg_admin_conn_max_idle_time: Duration = _var("5m", "Idle time after which a surplus one is closed")
+    pg_admin_conn_max_lifetime: Duration = _var("30m", "Age after which one is replaced")
+
+    nats_url: SecretStr | None = _var(
+        None, "Ours. NATS servers to use, comma-separated, with credentials; unset embeds one"
+    )
+    nats_server_name: Text = _var("orisun-nats-2", "Name of the embedded server; unique, and derived, in a cluster")
+    nats_port: Port = _var(4224, "Port of the embedded server, on loopback; a free one when the default is taken")
+    nats_max_payload: Annotated[int, Field(ge=1024, le=64 * MIB)] = _var(1048576, "Largest message of NATS")
+    nats_store_dir: Path = _var("./data/orisun/nats", "Directory of the embedded server's JetStream")
+    nats_event_stream_max_bytes: Limit = _var(536870912, "Bytes that a boundary's stream keeps; -1 for no limit")
+    nats_event_stream_max_msgs: Limit = _var(-1, "Events that a boundary's stream keeps; -1 for no limit")
+    nats_event_stream_max_age: Duration = _var("5m", "Age until which a boundary's stream keeps events; 0 for no limit")
+    nats_event_stream_storage: Literal["file", "memory"] = _var("file", "Ours. Where JetStream keeps the streams")
+    nats_event_stream_replicas: Annotated[int, Field(ge=0, le=5)] = _var(
+        0, "Ours. Copies of a stream; 0 means 3 when ORISUN_NATS_CLUSTER_ENABLED, else 1"
+    )
+    nats_max_store: Annotated[int, Field(ge=0)] = _var(
+        0, "Ours. Bytes of all streams together, kept by trimming the largest; 0 for no limit"
+    )
+    nats_cluster_enabled: bool = _var(False, "Join the embedded servers of several Orisun servers into one cluster")
+    nats_cluster_name: Text = _var("orisun-nats-cluster", "Name of that cluster, the same on each server")
+    nats_cluster_host: Text = _var(ALL_ADDRESSES, "Address for the other servers; advertised where it is not local")
+    nats_cluster_port: Port = _var(6222, "Port for the other servers")
+    nats_cluster_routes: Annotated[tuple[str, ...], BeforeValidator(_routes)] = _var(
+        "nats://0.0.0.0:6223,nats://0.0.0.0:6224", "Addresses of the other servers, comma-separated"
+    )
+    nats_cluster_username: Text = _var("nats", "User that the servers of the cluster show each other")
+    nats_cluster_password: SecretStr = _var("password@1", "Password that they show each other")
+    nats_cluster_timeout: Duration = _var("1800s", "Time after which a cluster without a leader is reported as failed")
+
+    polling_publisher_batch_size: Count = _var(1000, "Most events that a publisher reads at once")
+    publisher_poll_interval: Duration = _var("1s", "Ours. Pause after which a publisher looks without being woken")
+    append_max_events: Count = _var(10000, "Ours. Most events of one SaveEvents")
+    append_max_criteria: Count = _var(100, "Ours. Most criteria of one request")
+    append_max_tags: Count = _var(50, "Ours. Most tags of one criterion")
+    append_queue_calls: Count = _var(20000, "Ours. Most SaveEvents waiting; beyond it RESOURCE_EXHAUSTED")
+    append_queue_bytes: Count = _var(256 * MIB, "Ours. Most bytes of SaveEvents waiting")
+    unscoped_expected_position: Literal["check", "ignore"] = _var(
+        "check", "Ours. An expected position without criteria: checked against the whole boundary, or ignored"
+    )
+
+    data_dir: Path = _var("./data/orisun", "Ours. Directory of the embedded PostgreSQL (below it, in `postgres`)")
+    schema_migrations: Literal["apply", "verify"] = _var(
+        "apply", "Ours. Migrate the schema at the start, or only check that it fits (in a cluster)"
+    )
+    shutdown_grace: Duration = _var("30s", "Ours. Time to finish what was taken when asked to stop")
+    node_ttl: Annotated[Duration, Field(gt=0)] = _var("6s", "Ours. Silence after which others take a server's work")
+
+    logging_level: Level = _var("INFO", "DEBUG, INFO, WARN or ERROR")
+    logging_format: Literal["auto", "json", "console"] = _var(
+        "auto", "Ours. `auto` writes for people on a terminal and JSON else"
+    )
+    otel_enabled: bool = _var(True, "OpenTelemetry (accepted, not there yet)")
+    otel_endpoint: str = _var("localhost:4317", "OTLP endpoint (accepted, not there yet)")
+    otel_service_name: str = _var("orisun", "Name of the service in traces (accepted, not there yet)")
+    pprof_enabled: bool = _var(False, "Go's profiler: accepted and ignored")
+    pprof_port: Port = _var(6060, "Go's profiler: accepted and ignored")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, values: Any) -> Any:
+        """Fill in what follows from other values; what was given stays as it is."""
+        if not isinstance(values, dict):
+            return values
+        given = dict(values)
+        admin = given.get("admin_boundary", "orisun_admin")
+        if "boundaries" not in given:
+            given["boundaries"] = derive_boundaries(None, None, str(admin)).boundaries
+        elif admin not in {boundary[0] for boundary in given["boundaries"]}:
+            added = BoundarySetting(str(admin), "", default_schema(str(admin)))
+            given["boundaries"] = (*given["boundaries"], added)
+        if not given.get("grpc_host"):
+            given["grpc_host"] = ALL_ADDRESSES if CONNECTION_FIELDS & given.keys() else "127.0.0.1"
+        if "nats_server_name" not in given and str(given.get("nats_cluster_enabled")).lower() in ("true", "1"):
+            given["nats_server_name"] = f"orisun-{platform.node() or 'node'}-{given.get('nats_port', 4224)}"
+        return given
+
+    @property
+    def embeds_postgres(self) -> bool:
+        """Whether no ORISUN_PG_* variable names a PostgreSQL, so that one is started."""
+        return not CONNECTION_FIELDS & self.model_fields_set
+
+    @property
+    def embeds_nats(self) -> bool:
+        """Whether ORISUN_NATS_URL is unset, so that a nats-server is started."""
+        return self.nats_url is None
+
+    @property
+    def admin_schema(self) -> str:
+        """The schema of the admin boundary, which holds the catalog, leases and users."""
+        return next(boundary.schema for boundary in self.boundaries if boundary.name == self.admin_boundary)
+
+    @property
+    def stream_replicas(self) -> int:
+        """Copies of each JetStream stream."""
+        return self.nats_event_stream_replicas or (3 if self.nats_cluster_enabled else 1)
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can reach the gRPC API."""
+        try:
+            return ipaddress.ip_address(self.grpc_host.strip("[]")).is_loopback
+        except ValueError:
+            return self.grpc_host == "localhost"
+
+    @property
+    def has_default_password(self) -> bool:
+        """Whether everybody knows the first administrator's password."""
+        return self.admin_password.get_secret_value() == "changeit"
+
+    @property
+    def pg_schemas(self) -> str:
+        """The boundaries as ORISUN_PG_SCHEMAS writes them."""
+        return format_schemas(self.boundaries)
+
+    @property
+    def boundary_definitions(self) -> str:
+        """The boundaries as ORISUN_BOUNDARIES writes them."""
+        return format_definitions(self.boundaries)
+
+
+#: Setting one of these means that there is a PostgreSQL to use.
+CONNECTION_FIELDS = frozenset({"pg_host", "pg_port", "pg_user", "pg_password", "pg_name"})
+
+#: The first field of each section of ``docs/configuration.md``.
+SECTIONS = {
+    "boundaries": "Boundaries",
+    "grpc_host": "gRPC",
+    "admin_port": "Administration",
+    "pg_host": "PostgreSQL",
+    "pg_write_max_open_conns": "Pools of PostgreSQL connections",
+    "nats_url": "NATS",
+    "nats_cluster_enabled": "Cluster of embedded NATS servers",
+    "polling_publisher_batch_size": "Publishing, appending and their limits",
+    "data_dir": "Life of the server",
+    "logging_level": "Logs and observation",
+}
