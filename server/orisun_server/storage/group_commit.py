@@ -19,7 +19,7 @@ from ..core.event import NewEvent
 from ..core.position import Position
 from ..errors import ContextChanged, DuplicateEventId, InvalidArgument, OrisunError, ResourceExhausted, Unavailable
 from .catalog import Boundary
-from .database import Database, unavailable
+from .database import Database
 from .flush import Flush
 from .indexes import Indexes
 
@@ -186,21 +186,20 @@ class _Lane:
                 # One of them cannot be stored; alone, each fails or succeeds for itself.
                 for call in group:
                     await self._commit([call])
-        except OrisunError as problem:
-            self._fail(group, problem)
+        except Unavailable as problem:
+            self._fail(group, Unavailable(f"{problem}; repeat the call unchanged, it is never stored twice"))
         except Exception as problem:
-            error = unavailable(problem)
-            if error is None:
-                log.exception("append failed", boundary=self.boundary.name, calls=len(group))
-                error = OrisunError("the events could not be stored; the server's log says why")
-            self._fail(group, error)
+            log.error("append failed", boundary=self.boundary.name, calls=len(group), error=type(problem).__name__)
+            self._fail(group, OrisunError("the events could not be stored; the server's log says more"))
 
     async def _flush(self, group: list[Call]) -> None:
         flush = Flush(self.boundary, self._indexes.ready(self.boundary.name))
         for call in group:
             flush.add(call.events, call.context)
-        async with self._database.write.acquire() as connection:
-            row = await connection.fetchrow(flush.statement, *flush.arguments(), timeout=FLUSH_TIMEOUT)
+        arguments = flush.arguments()
+        with self._database.guard():
+            async with self._database.write.acquire() as connection:
+                row = await connection.fetchrow(flush.statement, *arguments, timeout=FLUSH_TIMEOUT)
         base, status, commits, prepares = row
         if status is None:
             for call, last in zip(group, flush.last_of_call(), strict=True):
@@ -221,14 +220,14 @@ class _Lane:
     async def _diagnose(self, call: Call, problem: Exception) -> Exception:
         """Which event PostgreSQL cannot store; asked one field at a time."""
         try:
-            async with self._database.write.acquire() as connection:
+            with self._database.guard():
                 for number, field, text in _fields(call):
                     try:
-                        await connection.fetchval("SELECT $1::text::jsonb IS NULL", text)
+                        await self._database.write.fetchval("SELECT $1::text::jsonb IS NULL", text)
                     except _CONTENT_ERRORS as found:
                         return InvalidArgument(f"invalid event JSON: event {number} {field}: {_reason(found)}")
-        except Exception as failure:
-            return unavailable(failure) or failure
+        except Unavailable as failure:
+            return failure
         return InvalidArgument(f"invalid event JSON: PostgreSQL cannot store an event of this call: {_reason(problem)}")
 
     @staticmethod
