@@ -52,9 +52,13 @@ CREATE TABLE {schema}.orisun_lease (
     name        text NOT NULL DEFAULT '',
     node_id     text NOT NULL,
     epoch       bigint NOT NULL DEFAULT 1,
+    -- the holder's own number of this acquisition, by which it gives back what it does not know that it got
+    token       bigint NOT NULL DEFAULT 0,
     acquired_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (kind, boundary, name)
 );
+
+CREATE INDEX orisun_lease_node_id_idx ON {schema}.orisun_lease (node_id);
 
 CREATE TABLE {schema}.orisun_index (
     boundary   text NOT NULL,
