@@ -1,0 +1,1 @@
+"""gRPC: servicers of plain functions, authentication and roles, errors as statuses, health, reflection, TLS."""

@@ -1,0 +1,30 @@
+"""The first administrator, and a warning for as long as everybody knows its password."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from .users import Users
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+
+_DEFAULT_PASSWORD = "changeit"  # noqa: S105 - documented, and warned about
+
+_log = structlog.get_logger(__name__)
+
+
+async def bootstrap(users: Users, settings: Settings) -> None:
+    """Creates the administrator of ORISUN_ADMIN_USERNAME and ORISUN_ADMIN_PASSWORD when there is no user yet."""
+    username = settings.admin_username
+    if await users.ensure_first(username, settings.admin_password.get_secret_value()):
+        _log.info("created the first administrator", username=username)
+    if not settings.listens_on_loopback and await users.verify(username, _DEFAULT_PASSWORD) is not None:
+        _log.warning(
+            "THE ADMINISTRATOR HAS THE DEFAULT PASSWORD and the port can be reached from other machines; "
+            "change it with orisun.Admin/ChangePassword",
+            username=username,
+            host=settings.grpc_host,
+        )

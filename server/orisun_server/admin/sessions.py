@@ -1,0 +1,169 @@
+"""Authentication: HTTP Basic once, a signed session token from then on.
+
+A token names its user, the version of the user's password and the time of its issue, signed with a key that all servers
+of a cluster share in PostgreSQL: any server checks it without asking anyone, it survives restarts, and it ends with the
+user's deletion or change of password because the copy of the users (users.py) says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..core.users import Caller, Session, User
+from ..errors import Unauthenticated
+from ..storage.database import Database
+from ..storage.names import quote
+from .users import Users
+
+#: Seconds that a token is good for. Past half of it a call gets a fresh one instead of the echo.
+LIFETIME = 12 * 3600
+_KEY_NAME = "session"
+_KEY_BYTES = 32
+_VERSION = "1"
+_CACHE_SIZE = 10_000
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Sessions:
+    """Authenticates calls; ``start`` before use."""
+
+    def __init__(
+        self, database: Database, schema: str, users: Users, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """``schema`` is the admin schema's name, unquoted; ``clock`` gives seconds since 1970."""
+        self._database = database
+        self._table = f"{quote(schema)}.orisun_secret"
+        self._users = users
+        self._clock = clock
+        self._key = b""
+        # cached headers are kept by a keyed hash: no password stays in memory, and no table of hashes fits
+        self._cache_key = secrets.token_bytes(_KEY_BYTES)
+        self._basic: OrderedDict[bytes, Caller] = OrderedDict()
+        self._tokens: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        self._issued: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        users.on_change(self._forget)
+
+    async def start(self) -> None:
+        """Reads the cluster's key, and makes it when there is none. Raises Unavailable without PostgreSQL."""
+        with self._database.guard():
+            await self._database.admin.execute(
+                f"INSERT INTO {self._table} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+                *(_KEY_NAME, secrets.token_bytes(_KEY_BYTES)),
+            )
+            self._key = await self._database.admin.fetchval(
+                f"SELECT value FROM {self._table} WHERE name = $1", _KEY_NAME
+            )
+
+    async def authenticate(self, authorization: str | None, token: str | None) -> Session:
+        """The session of a call with these headers (``authorization``, ``x-auth-token``).
+
+        Raises Unauthenticated with the messages of contract.md, or ResourceExhausted when too many passwords are being
+        checked.
+        """
+        if token is not None and (found := self._check(token)) is not None:
+            caller, issued = found
+            fresh = self._clock() - issued < LIFETIME / 2
+            return Session(caller, token if fresh else self._token(caller))
+        if authorization is None:
+            raise Unauthenticated("missing authorization header")
+        fingerprint = hashlib.blake2b(authorization.encode(errors="surrogatepass"), key=self._cache_key).digest()
+        known = self._basic.get(fingerprint)
+        if known is None:
+            known = await self._verify(authorization)
+            _keep(self._basic, fingerprint, known)
+        return Session(known, self._token(known))
+
+    def is_valid(self, caller: Caller) -> bool:
+        """Whether the caller's user still exists with the same password."""
+        user = self._users.get(caller.user_id)
+        return user is not None and user.auth_version == caller.auth_version
+
+    async def _verify(self, authorization: str) -> Caller:
+        username, password = _credentials(authorization)
+        user = await self._users.verify(username, password)
+        if user is None:
+            raise Unauthenticated("invalid credentials")
+        return _caller(user)
+
+    def _token(self, caller: Caller) -> str:
+        """A token of the caller; the same one for a while, so that signing costs nothing in the hot path."""
+        now = self._clock()
+        known = self._issued.get(caller.user_id)
+        if known is not None and 0 <= now - known[1] < LIFETIME / 4:
+            return known[0]
+        body = f"{_VERSION}.{_encode(caller.user_id.encode())}.{caller.auth_version}.{int(now)}"
+        token = f"{body}.{self._signature(body)}"
+        _keep(self._issued, caller.user_id, (token, now))
+        return token
+
+    def _check(self, token: str) -> tuple[Caller, float] | None:
+        """The caller whom a token names and the time of its issue; None when it is not good (any more)."""
+        known = self._tokens.get(token)
+        if known is None:
+            known = self._read(token)
+            if known is None:
+                return None
+            _keep(self._tokens, token, known)
+        return known if self._clock() - known[1] < LIFETIME else None
+
+    def _read(self, token: str) -> tuple[Caller, float] | None:
+        body, _, signature = token.rpartition(".")
+        if not token.isascii() or not hmac.compare_digest(signature, self._signature(body)):
+            return None
+        version, _, rest = body.partition(".")
+        if version != _VERSION:  # signed by a server of another version
+            return None
+        user_id, auth_version, issued = rest.split(".")
+        user = self._users.get(_decode(user_id).decode())
+        if user is None or user.auth_version != int(auth_version):
+            return None
+        return _caller(user), float(issued)
+
+    def _signature(self, body: str) -> str:
+        return _encode(hmac.digest(self._key, body.encode(), "sha256"))
+
+    def _forget(self) -> None:
+        for cache in (self._basic, self._tokens, self._issued):
+            cache.clear()
+
+
+def _credentials(authorization: str) -> tuple[str, str]:
+    """User name and password of an authorization header (RFC 7617)."""
+    scheme, _, encoded = authorization.strip().partition(" ")
+    if scheme.lower() != "basic":
+        raise Unauthenticated("invalid authorization header format")
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise Unauthenticated("invalid authorization header encoding") from None
+    username, colon, password = decoded.partition(":")
+    if not colon:
+        raise Unauthenticated("invalid authorization header format")
+    return username, password
+
+
+def _caller(user: User) -> Caller:
+    return Caller(user.user_id, user.username, frozenset(user.roles), user.auth_version)
+
+
+def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    cache[key] = value
+    if len(cache) > _CACHE_SIZE:
+        cache.popitem(last=False)
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

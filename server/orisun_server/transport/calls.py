@@ -1,0 +1,199 @@
+"""The one wrapper around every rpc: authentication, roles, errors as statuses, the end of calls.
+
+Servicers are plain functions that know nothing of gRPC: ``async def get_events(request, caller)`` returns the response,
+an async generator yields the responses of a stream. A response is a message, or bytes that are its serialized form
+already. Here they become handlers for ``add_registered_method_handlers``, the same for grpc.aio and pygrpc_native.aio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from ..core.users import Caller, Session
+from ..errors import InvalidArgument, OrisunError, Unauthenticated, Unavailable
+from .roles import check_boundary, check_role
+from .status import abort_of
+from .wire import problem_of
+
+_TOKEN = "x-auth-token"  # noqa: S105 - the name of a header
+_SHUTTING_DOWN = "the server is shutting down; call again, on another server if there is one"
+_SESSION_ENDED = "invalid credentials"
+#: A caller of rpcs that need no authentication.
+_NOBODY = Caller("", "", frozenset(), 0)
+
+
+class Authenticator(Protocol):
+    """Who is calling; admin/sessions.py implements it."""
+
+    async def authenticate(self, authorization: str | None, token: str | None) -> Session:
+        """The session of a call with these headers; raises Unauthenticated."""
+
+    def is_valid(self, caller: Caller) -> bool:
+        """Whether the caller's user still exists with the same password."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of the wire and the object whose methods, in snake case, serve its rpcs."""
+
+    descriptor: ServiceDescriptor
+    servicer: object
+    authenticated: bool = True
+
+    @property
+    def name(self) -> str:
+        return str(self.descriptor.full_name)
+
+    def function(self, method: MethodDescriptor) -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(self.servicer, snake_case(method.name))
+        return function
+
+
+def snake_case(name: str) -> str:
+    """``GetEventCount`` -> ``get_event_count``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+@dataclass(eq=False)
+class _Stream:
+    caller: Caller
+    task: asyncio.Task[Any]
+    ended_with: OrisunError | None = field(default=None)
+
+    def end(self, error: OrisunError) -> None:
+        if self.ended_with is None:
+            self.ended_with = error
+            self.task.cancel()
+
+
+class Calls:
+    """Makes handlers of services, and ends calls when the server stops or a user is gone."""
+
+    def __init__(self, authenticator: Authenticator, admin_boundary: str) -> None:
+        self._authenticator = authenticator
+        self._admin_boundary = admin_boundary
+        self._streams: set[_Stream] = set()
+        self._draining = False
+
+    def handlers(self, service: Service) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+        """Handlers by method name, as ``add_registered_method_handlers`` takes them."""
+        return {method.name: self._handler(service, method) for method in service.descriptor.methods}
+
+    def drain(self) -> None:
+        """Refuses new calls and ends the streams, both with UNAVAILABLE. Unary calls go on."""
+        self._draining = True
+        for stream in tuple(self._streams):
+            stream.end(Unavailable(_SHUTTING_DOWN))
+
+    def end_invalid(self) -> None:
+        """Ends the streams of users who were deleted or changed their password."""
+        for stream in tuple(self._streams):
+            if stream.caller is not _NOBODY and not self._authenticator.is_valid(stream.caller):
+                stream.end(Unauthenticated(_SESSION_ENDED))
+
+    def _handler(self, service: Service, method: MethodDescriptor) -> grpc.RpcMethodHandler[bytes, bytes]:
+        rpc = f"{service.name}/{method.name}"
+        function = service.function(method)
+        message = GetMessageClass(method.input_type)
+        if not method.server_streaming:
+            return grpc.unary_unary_rpc_method_handler(self._unary(rpc, function, message, service.authenticated))
+        stream = self._stream(rpc, function, message, service.authenticated, method.client_streaming)
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.unary_stream_rpc_method_handler(stream)
+
+    def _unary(
+        self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool
+    ) -> Callable[..., Any]:
+        async def handle(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            try:
+                caller = await self._admit(rpc, context) if authenticated else _NOBODY
+                return _bytes(await function(self._parse(message, raw, caller), caller))
+            except grpc.aio.BaseError:  # the client is gone
+                raise
+            except Exception as unexpected:  # every error becomes a status here
+                error = unexpected
+            return await context.abort(*abort_of(error, rpc))
+
+        return handle
+
+    def _stream(
+        self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool, many: bool
+    ) -> Callable[..., Any]:
+        async def handle(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            error: Exception
+            stream = _Stream(_NOBODY, _current_task())
+            self._streams.add(stream)
+            try:
+                caller = await self._admit(rpc, context) if authenticated else _NOBODY
+                stream.caller = caller
+                request = self._parse_all(message, raw, caller) if many else self._parse(message, raw, caller)
+                async with aclosing(function(request, caller)) as responses:
+                    async for response in responses:
+                        await context.write(_bytes(response))
+                return
+            except asyncio.CancelledError:
+                if stream.ended_with is None:
+                    raise
+                stream.task.uncancel()
+                error = stream.ended_with
+            except grpc.aio.BaseError:
+                raise
+            except Exception as unexpected:
+                error = unexpected
+            finally:
+                self._streams.discard(stream)
+            await context.abort(*abort_of(error, rpc))
+
+        return handle
+
+    async def _admit(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+        if self._draining:
+            raise Unavailable(_SHUTTING_DOWN)
+        authorization = token = None
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                authorization = authorization or str(value)
+            elif key == _TOKEN:
+                token = token or str(value)
+        caller, token = await self._authenticator.authenticate(authorization, token)
+        await context.send_initial_metadata(((_TOKEN, token),))
+        check_role(rpc, caller)
+        return caller
+
+    def _parse(self, message: type[Message], raw: bytes, caller: Caller) -> Message:
+        try:
+            request = message.FromString(raw)
+        except DecodeError:
+            raise InvalidArgument(f"invalid request: {problem_of(message, raw)}") from None
+        boundary = getattr(request, "boundary", None)
+        if boundary:
+            check_boundary(boundary, self._admin_boundary, caller)
+        return request
+
+    async def _parse_all(
+        self, message: type[Message], raws: AsyncIterator[bytes], caller: Caller
+    ) -> AsyncIterator[Message]:
+        async for raw in raws:
+            yield self._parse(message, raw, caller)
+
+
+def _bytes(response: bytes | Message) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a call runs outside a task")
+    return task

@@ -1,0 +1,54 @@
+"""The transport whose HTTP/2 runs in Rust (pygrpc-native), made to bear many slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import time
+from typing import Any
+
+import grpc
+
+_MODULE = "pygrpc_native.aio"
+_RESULTS = ("STREAM_CLOSED", "STREAM_FULL")
+#: Seconds for which a stream that is full is tried again at every turn of the loop.
+_SPIN = 0.002
+#: Seconds between later tries: the first pause, doubled up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("pygrpc_native") is not None
+
+
+def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
+    """A server like ``grpc.aio.server()``; it has one port and no TLS."""
+    module = importlib.import_module(_MODULE)
+    closed, full = (getattr(importlib.import_module("pygrpc_native._native"), name) for name in _RESULTS)
+
+    class Server(module.Server):  # type: ignore[misc,name-defined]
+        async def _send(self, call: Any, context: Any, response: Any) -> bool:
+            """Sends one message of a stream.
+
+            The library waits for a slow client in a thread of the loop's default executor, of which there are a few:
+            a handful of slow subscribers would stall all others, and the stop of the server. This waits without one.
+            """
+            data = self._encode(call, context, response)
+            if data is None:
+                return False
+            context._initial_sent = True
+            began = pause = 0.0
+            while (sent := self._front.stream_try_send(call.call_id, data)) == full:
+                began = began or time.monotonic()
+                # a client that reads takes its messages within microseconds: only one that does not is waited for
+                if not pause and not getattr(call, "is_slow", False) and time.monotonic() - began < _SPIN:
+                    await asyncio.sleep(0)
+                    continue
+                pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
+                await asyncio.sleep(pause)
+            call.is_slow = pause > 4 * _FIRST_PAUSE
+            return bool(sent != closed)
+
+    made: grpc.aio.Server = Server(options=options)
+    return made

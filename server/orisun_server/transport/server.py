@@ -1,0 +1,131 @@
+"""The gRPC server: transport, port, TLS, the services on it, and its orderly end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+
+from ..errors import OrisunError
+from . import health, native, reflection
+from .calls import Authenticator, Calls, Service
+from .tls import Certificates, TlsFiles
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+
+#: 10,000 simultaneous calls on a few connections are a burst, not an attack (the bound is the append queue's).
+_MAX_STREAMS = 100_000
+#: A client that vanished without a word is noticed after both, and its subscriptions end.
+_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS = 20, 10
+#: Clients may ping this often without being told off.
+_CLIENT_PING_SECONDS = 5
+
+_log = structlog.get_logger(__name__)
+
+
+class TransportError(OrisunError):
+    """The gRPC server cannot be started as it is configured."""
+
+
+class GrpcServer:
+    """Serves services on one port; ``start``, then ``stop``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: Sequence[Service],
+        authenticator: Authenticator,
+        state: health.HealthState,
+    ) -> None:
+        """``state`` is what grpc.health.v1 answers; health and reflection are added to ``services`` here."""
+        self._settings = settings
+        self._state = state
+        self.calls = Calls(authenticator, settings.admin_boundary)
+        self._services = [*services, Service(health.DESCRIPTOR, health.Health(state), authenticated=False)]
+        if settings.grpc_enable_reflection:
+            self._services += reflection.services([service.name for service in self._services])
+        self._server: grpc.aio.Server | None = None
+        #: The port that it listens on, 0 before ``start``.
+        self.port = 0
+        #: ``grpcio`` or ``native``, "" before ``start``.
+        self.transport = ""
+
+    async def start(self) -> None:
+        """Listens and serves. Raises TransportError or TlsError, which name the variable to change."""
+        settings = self._settings
+        self.transport = _transport(settings)
+        options = _options(settings.grpc_max_request_bytes)
+        # Any: grpc-stubs lag behind grpcio and do not know registered methods
+        server: Any = native.server(options) if self.transport == "native" else grpc.aio.server(options=options)
+        for service in self._services:
+            server.add_registered_method_handlers(service.name, self.calls.handlers(service))
+        address = f"{_host(settings.grpc_host)}:{settings.grpc_port}"
+        certificates = Certificates(_files(settings)) if settings.grpc_tls_enabled else None
+        try:
+            if certificates is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, certificates.credentials())
+        except RuntimeError:
+            raise TransportError(
+                f"cannot listen on {address} (ORISUN_GRPC_HOST, ORISUN_GRPC_PORT): the port is taken, perhaps by "
+                "another server, or the address is not one of this machine"
+            ) from None
+        await server.start()
+        self._server = server
+        _log.info(
+            "gRPC server started",
+            address=f"{_host(settings.grpc_host)}:{self.port}",
+            transport=self.transport,
+            tls="mutual" if settings.grpc_tls_enabled and settings.grpc_tls_client_auth_required
+            else "on" if settings.grpc_tls_enabled else "off",
+        )  # fmt: skip
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, ends subscriptions with UNAVAILABLE and lets unary calls finish, for ``grace`` seconds
+        at most."""
+        self._state.set_stopping()
+        self.calls.drain()
+        if self._server is not None:
+            await self._server.stop(grace)
+
+
+def _transport(settings: Settings) -> str:
+    wanted = settings.grpc_transport
+    if wanted == "auto":
+        return "native" if native.is_installed() and not settings.grpc_tls_enabled else "grpcio"
+    if wanted == "native":
+        if settings.grpc_tls_enabled:
+            raise TransportError("ORISUN_GRPC_TRANSPORT=native has no TLS; unset it, or unset ORISUN_GRPC_TLS_ENABLED")
+        if not native.is_installed():
+            raise TransportError("ORISUN_GRPC_TRANSPORT=native needs the package pygrpc-native (orisun[native])")
+    return wanted
+
+
+def _options(max_request_bytes: int) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        # two servers on one port would share its connections, and neither would say so
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PING_SECONDS * 1000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _files(settings: Settings) -> TlsFiles:
+    authority = settings.grpc_tls_ca_file if settings.grpc_tls_client_auth_required else None
+    return TlsFiles(
+        str(settings.grpc_tls_cert_file), str(settings.grpc_tls_key_file), str(authority) if authority else None
+    )

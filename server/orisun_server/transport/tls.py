@@ -1,0 +1,104 @@
+"""TLS and mutual TLS from files, read again when they change so that certificates rotate without a restart."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import structlog
+
+from ..errors import OrisunError
+
+_CERT, _KEY, _CA = "ORISUN_GRPC_TLS_CERT_FILE", "ORISUN_GRPC_TLS_KEY_FILE", "ORISUN_GRPC_TLS_CA_FILE"
+_log = structlog.get_logger(__name__)
+
+
+class TlsError(OrisunError):
+    """The TLS files cannot be used."""
+
+
+class TlsFiles(NamedTuple):
+    """Paths of PEM files; ``ca`` None means that clients show no certificate."""
+
+    cert: str
+    key: str
+    ca: str | None
+
+
+class Certificates:
+    """The certificates of the files, for grpcio's server credentials."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises TlsError that names the variable whose file is missing, unreadable or does not fit."""
+        self._files = files
+        self._stamps = self._stat()
+        self._initial = _load(files)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.dynamic_ssl_server_credentials(
+            self._initial,
+            self._changed,  # type: ignore[arg-type]  # grpcio documents None for "unchanged", its stubs do not
+            require_client_authentication=self._files.ca is not None,
+        )
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The configuration of files that changed since the last look, None to keep the one in use.
+
+        grpcio calls it in a thread of its own for each handshake.
+        """
+        try:
+            stamps = self._stat()
+            if stamps == self._stamps:
+                return None
+            # remembered only if it can be used: a rotation in progress is looked at again at the next handshake
+            configuration = _load(self._files)
+            self._stamps = stamps
+        except (OSError, TlsError) as problem:
+            _log.warning("changed TLS files cannot be used; keeping the ones in use", problem=str(problem))
+            return None
+        _log.info("TLS files were loaded again")
+        return configuration
+
+    def _stat(self) -> tuple[tuple[int, int, int], ...]:
+        stamps = []
+        for path in filter(None, self._files):
+            try:
+                status = Path(path).stat()
+            except OSError:
+                stamps.append((0, 0, 0))  # _load tells which
+                continue
+            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        return tuple(stamps)
+
+
+def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    cert, key = _read(_CERT, files.cert), _read(_KEY, files.key)
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        trial.load_cert_chain(files.cert, files.key, password=_no_password)
+    except ssl.SSLError as problem:
+        raise TlsError(
+            f"{_CERT}={files.cert} and {_KEY}={files.key} are no PEM certificate and its unencrypted private key: "
+            f"{problem.reason or problem}"
+        ) from None
+    roots = None
+    if files.ca is not None:
+        roots = _read(_CA, files.ca)
+        try:
+            trial.load_verify_locations(cadata=roots.decode())
+        except (ssl.SSLError, ValueError) as problem:
+            raise TlsError(f"{_CA}={files.ca} holds no PEM certificates: {problem}") from None
+    return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=roots)
+
+
+def _read(variable: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as problem:
+        raise TlsError(f"{variable}={path} cannot be read: {problem.strerror}") from None
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the private key is encrypted")
