@@ -1,0 +1,207 @@
+"""The SQL of reads: pages of events after or before a position, within a number of rows and of bytes.
+
+Statements depend on shapes alone (keys, which indexes serve, direction), never on values or on how many criteria of one
+shape there are, so that a connection prepares each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.position import Position
+from .criteria_sql import Access, access, latest_sql, order_by
+
+#: The fields of core.event.Event, in their order.
+COLUMNS = "transaction_id, global_id, event_id, event_type, data, metadata, date_created"
+_TEXTS = COLUMNS.replace("data, metadata", "data::text AS data, metadata::text AS metadata")
+
+_ALL = access((), ())
+_MAX_BIGINT = 2**63 - 1
+
+#: Bytes of jsonb for one byte of its text, at most. (An array of small numbers takes four.)
+_JSONB_OVERHEAD = 8
+
+
+class Statement:
+    """A statement in the making: numbers its parameters as they are added."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.arguments: list[object] = []
+
+    def add(self, value: object, kind: str) -> str:
+        self.arguments.append(value)
+        return f"${len(self.arguments)}::{kind}"
+
+
+def normalized(position: Position, *, exclusive: bool) -> Position:
+    """The position P for which "at or after P" means the given one; within bigint, and at least (0, 0)."""
+    commit, prepare = position
+    return Position(max(commit, 0), min(max(prepare + exclusive, 0), _MAX_BIGINT))
+
+
+def rows(
+    statement: Statement,
+    accesses: Sequence[Access],
+    *,
+    count: int,
+    descending: bool = False,
+    bound: Position | None = None,
+    first: int | None = None,
+    last: int | None = None,
+) -> tuple[str, tuple[str, ...]]:
+    """SELECT of up to ``count`` events, and the columns of its order.
+
+    ``accesses``: one for each criterion, () for the whole boundary. ``bound``: only positions at or after it
+    (ascending) or before it (descending). ``first``, ``last``: only these global_ids.
+    """
+    accesses = sorted(accesses or [_ALL], key=lambda one: one.key)
+    limit = statement.add(count, "bigint")
+    if not all(one.indexed for one in accesses):
+        condition = " OR ".join(f"({_condition(statement, one)})" for one in accesses)
+        where = [f"({condition})"]
+        if bound is not None:
+            where.append(f"global_id {'<' if descending else '>='} {bound_sql(statement, bound)}")
+        for comparison, value in ((">=", first), ("<=", last)):
+            if value is not None:
+                where.append(f"global_id {comparison} {statement.add(value, 'bigint')}")
+        order: tuple[str, ...] = ("global_id",)
+        return _select(COLUMNS, statement.table, where, order_by(order, descending=descending), limit), order
+    order = ("transaction_id", "global_id")
+    by = order_by(order, descending=descending)
+    after = [] if bound is None else [_beyond(statement, bound, descending=descending)]
+    if len(accesses) == 1:
+        where = [_condition(statement, accesses[0]), *after]
+        return _select(COLUMNS, statement.table, where, by, limit), order
+    # One bounded probe for each criterion; an event that several criteria match is taken once.
+    probes = []
+    for shape, members in _shapes(accesses).items():
+        source, parameters = _values(statement, members)
+        probe = _select(", ".join(order), statement.table, [shape.condition(parameters), *after], by, limit)
+        probes.append(f"SELECT m.* FROM {source} CROSS JOIN LATERAL ({probe}) AS m")
+    union = " UNION ALL ".join(probes)
+    ids = f"SELECT DISTINCT {', '.join(order)} FROM ({union}) AS found ORDER BY {by} LIMIT {limit}"
+    # LIMIT keeps this a probe of the primary key for each id, at any size of table.
+    row = f"SELECT {COLUMNS} FROM {statement.table} WHERE global_id = ids.global_id AND {_ALL.condition([])} LIMIT 1"
+    return f"SELECT e.* FROM ({ids}) AS ids CROSS JOIN LATERAL ({row}) AS e ORDER BY {_in('ids', by)}", order
+
+
+def bounded(
+    statement: Statement, select: str, order: Sequence[str], *, max_bytes: int, descending: bool = False
+) -> str:
+    """The rows of a select up to the one with which ``data`` and ``metadata`` reach ``max_bytes``, at least one row.
+
+    Texts are measured, since jsonb may be stored compressed; what is stored is measured first, so that not all rows are
+    decompressed in vain.
+    """
+    limit = statement.add(max_bytes, "bigint")
+    window = f"OVER (ORDER BY {order_by(order, descending=descending)} ROWS UNBOUNDED PRECEDING)"
+
+    def cut(columns: str, size: str, source: str, factor: int) -> str:
+        sizes = f"{size}(data) + {size}(metadata)"
+        before = f"SELECT *, sum({sizes}) {window} - ({sizes}) AS before FROM ({source}) AS read"
+        return f"SELECT {columns} FROM ({before}) AS measured WHERE before < {limit} * {factor}"
+
+    stored = cut(_TEXTS, "pg_column_size", select, _JSONB_OVERHEAD)
+    return cut(COLUMNS, "octet_length", f"{stored} OFFSET 0", 1)
+
+
+def latest(statement: Statement, accesses: Sequence[Access]) -> str:
+    """SELECT of the latest event of each criterion that has one: the criterion's number, and the event's columns."""
+    probes = []
+    for shape, members in _shapes(sorted(accesses, key=lambda one: one.key)).items():
+        numbers = statement.add([number for number, one in enumerate(accesses) if one.key == shape.key], "int[]")
+        source, parameters = _values(statement, members, f"{numbers}, ")
+        probe = latest_sql(statement.table, shape, parameters, COLUMNS)
+        probes.append(f"SELECT c.number, m.* FROM {source} CROSS JOIN LATERAL ({probe}) AS m")
+    return " UNION ALL ".join(probes)
+
+
+def head(table: str) -> str:
+    """SELECT of the last position of a boundary, or no row."""
+    return latest_sql(table, _ALL, [])
+
+
+def count(statement: Statement, after: Position) -> str:
+    """One row: whether the event at ``after`` is there, the number of events after it, the last one's position."""
+    commit, prepare = statement.add(after.commit, "bigint"), statement.add(after.prepare, "bigint")
+    known = f"SELECT 1 FROM {statement.table} WHERE global_id = {prepare} AND transaction_id = {commit}"
+    return (
+        f"SELECT EXISTS ({known}), count(*), max(transaction_id), max(global_id) FROM {statement.table} "
+        f"WHERE global_id > {prepare} AND {_ALL.condition([])}"
+    )
+
+
+def block(statement: Statement, after: Position, size: int) -> str:
+    """One row: the global_id that follows ``after``, and the position of the last of the ``size`` events from there;
+    of the head, and ``at_head`` true, where there are fewer. The position is NULL in an empty boundary."""
+    offset = statement.add(size - 1, "bigint")
+    where = ["global_id >= f.first", _ALL.condition([])]
+    end = _select("transaction_id, global_id", statement.table, where, "global_id", f"1 OFFSET {offset}")
+    return (
+        "SELECT f.first, coalesce(e.transaction_id, h.transaction_id), coalesce(e.global_id, h.global_id), "
+        "e.global_id IS NULL OR e.global_id = h.global_id "
+        f"FROM (SELECT {bound_sql(statement, normalized(after, exclusive=True))} AS first) AS f "
+        f"LEFT JOIN LATERAL ({end}) AS e ON true LEFT JOIN ({head(statement.table)}) AS h ON true"
+    )
+
+
+def bound_sql(statement: Statement, position: Position) -> str:
+    """The least global_id from which on all positions are at or after the given one, which may be any.
+
+    Positions are monotone in global_id, and an event's commit is greater than its prepare, so the answer is at most
+    ``commit``: a binary search along the primary key, some thirty probes. No probe reads more than one row. A position
+    of an event, or next to one, takes one probe.
+    """
+    if position.commit == 0:
+        return "0"
+    commit, prepare = statement.add(position.commit, "bigint"), statement.add(position.prepare, "bigint")
+    table, guard = statement.table, _ALL.condition([])
+    return (
+        f"(SELECT CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE global_id IN ({prepare}, {prepare} - 1) "
+        f"AND transaction_id = {commit} AND {guard}) THEN {prepare} ELSE ("
+        "WITH RECURSIVE search(low, high) AS ("
+        f"SELECT 0::bigint, coalesce((SELECT least({commit}, global_id + 1) FROM {table} WHERE {guard} "
+        "ORDER BY global_id DESC LIMIT 1), 0) "
+        "UNION ALL "
+        "SELECT CASE WHEN r.before THEN r.global_id + 1 ELSE s.low END, "
+        "CASE WHEN r.before THEN s.high ELSE m.middle END "
+        "FROM search AS s CROSS JOIN LATERAL (SELECT (s.low + s.high) / 2 AS middle) AS m "
+        f"CROSS JOIN LATERAL (SELECT global_id, (transaction_id, global_id) < ({commit}, {prepare}) AS before "
+        f"FROM {table} WHERE global_id >= m.middle AND {guard} ORDER BY global_id LIMIT 1) AS r "
+        "WHERE s.low < s.high) SELECT max(low) FROM search) END)"
+    )
+
+
+def _select(columns: str, table: str, where: Sequence[str], order: str, limit: str) -> str:
+    return f"SELECT {columns} FROM {table} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {limit}"
+
+
+def _condition(statement: Statement, one: Access) -> str:
+    return one.condition([statement.add(value, "text") for value in one.values])
+
+
+def _beyond(statement: Statement, bound: Position, *, descending: bool) -> str:
+    commit, prepare = statement.add(bound.commit, "bigint"), statement.add(bound.prepare, "bigint")
+    return f"(transaction_id, global_id) {'<' if descending else '>='} ({commit}, {prepare})"
+
+
+def _shapes(accesses: Sequence[Access]) -> dict[Access, list[Access]]:
+    """Those of one shape together, by the first of them."""
+    shapes: dict[str, list[Access]] = {}
+    for one in accesses:
+        shapes.setdefault(one.key, []).append(one)
+    return {members[0]: members for members in shapes.values()}
+
+
+def _values(statement: Statement, members: Sequence[Access], first: str = "") -> tuple[str, list[str]]:
+    """A FROM item with one row for each member, and its columns; ``first`` is an array for a column ``number``."""
+    columns = zip(*(one.values for one in members), strict=True)
+    arrays = ", ".join(statement.add(list(column), "text[]") for column in columns)
+    names = [f"v{number}" for number in range(len(members[0].values))]
+    listed = ", ".join((["number"] if first else []) + names)
+    return f"unnest({(first + arrays).rstrip(', ')}) AS c({listed})", [f"c.{name}" for name in names]
+
+
+def _in(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in columns.split(", "))

@@ -1,0 +1,171 @@
+"""Reads of a boundary: pages, the latest events of criteria, and scans for delivery.
+
+Commits happen in the order of global_id (design.md, 1), so what a statement sees is a prefix of the log, and no later
+statement finds an earlier event that was not there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from ..core.criteria import Criterion, Query
+from ..core.event import Event
+from ..core.position import NOTHING, Position
+from ..errors import ResourceExhausted
+from . import read_sql
+from .catalog import Boundary
+from .criteria_sql import access
+from .database import Database
+from .indexes import Indexes
+from .read_sql import Statement
+
+#: Events that a scan without an index looks at in one call.
+SCAN_BLOCK = 5_000
+
+
+class Scan(NamedTuple):
+    """Part of a scan: ``events`` holds every match after the scan's start up to ``covered``, inclusive."""
+
+    events: list[Event]
+    #: Moves on even when nothing matches; the start of the next scan.
+    covered: Position
+    #: Whether nothing was beyond ``covered`` when the scan read.
+    at_head: bool
+
+
+class _Count(NamedTuple):
+    """How many events there are up to a position."""
+
+    events: int
+    upto: Position
+
+
+class Reader:
+    """Reads events; ``max_bytes`` bounds the data and metadata of a page. Raises Unavailable when PostgreSQL is."""
+
+    def __init__(self, database: Database, indexes: Indexes, *, max_bytes: int = 64 * 1024 * 1024) -> None:
+        self._database, self._indexes, self._max_bytes = database, indexes, max_bytes
+        self._counts: dict[str, _Count] = {}
+        self._counting: dict[str, asyncio.Lock] = {}
+
+    async def page(
+        self,
+        boundary: Boundary,
+        query: Query,
+        count: int,
+        *,
+        descending: bool = False,
+        start: Position | None = None,
+        after: Position | None = None,
+    ) -> list[Event]:
+        """Up to ``count`` events that match, in the order of positions, from ``start`` (inclusive) or ``after``
+        (exclusive), which may be any position, not only an event's.
+
+        Raises:
+            ResourceExhausted: ``count`` is not 1, and the page has more than ``max_bytes`` bytes.
+        """
+        bound = None
+        if start is not None or after is not None:
+            # descending takes what lies before the bound, so there the inclusive start needs the position after it
+            exclusive = (after is not None) != descending
+            bound = read_sql.normalized(after or start or NOTHING, exclusive=exclusive)
+            if bound.commit == 0:
+                if descending:
+                    return []
+                bound = None
+        statement = Statement(boundary.names.q_events)
+        ready = self._indexes.ready(boundary.name)
+        accesses = [access(criterion, ready) for criterion in query]
+        select, order = read_sql.rows(statement, accesses, count=count, descending=descending, bound=bound)
+        sql = read_sql.bounded(statement, select, order, max_bytes=self._max_bytes + 1, descending=descending)
+        events = await self._events(sql, statement)
+        if count > 1 and _is_over(events, self._max_bytes):
+            raise ResourceExhausted(
+                f"a page of {count} events has more than {self._max_bytes} bytes; ask for fewer at a time"
+            )
+        return events
+
+    async def latest(self, boundary: Boundary, criteria: Sequence[Criterion]) -> tuple[list[Event | None], Position]:
+        """The latest event of each criterion, in their order, and the greatest of the positions; one snapshot."""
+        found: list[Event | None] = [None] * len(criteria)
+        if not criteria:
+            return found, NOTHING
+        statement = Statement(boundary.names.q_events)
+        ready = self._indexes.ready(boundary.name)
+        sql = read_sql.latest(statement, [access(criterion, ready) for criterion in criteria])
+        for row in await self._fetch(sql, statement):
+            found[row[0]] = Event._make(row[1:])
+        return found, max((event.position for event in found if event), default=NOTHING)
+
+    async def head(self, boundary: Boundary) -> Position:
+        """The position of the last event; NOTHING in an empty boundary."""
+        statement = Statement(boundary.names.q_events)
+        rows = await self._fetch(read_sql.head(statement.table), statement)
+        return Position._make(rows[0]) if rows else NOTHING
+
+    async def scan(self, boundary: Boundary, query: Query, after: Position, limit: int, max_bytes: int) -> Scan:
+        """Events after a position, in order: at most ``limit``, and no more once they have ``max_bytes`` bytes.
+
+        The cost of a call is bounded also where no index serves: it then looks at SCAN_BLOCK events.
+        """
+        statement = Statement(boundary.names.q_events)
+        ready = self._indexes.ready(boundary.name)
+        accesses = [access(criterion, ready) for criterion in query]
+        bound: Position | None = read_sql.normalized(after, exclusive=True)
+        first = last = None
+        if not query:
+            end, at_head = after, True
+        elif all(one.indexed for one in accesses):
+            # The head is read first: the rows' snapshot then holds all that is before it.
+            end, at_head = max(after, await self.head(boundary)), True
+        else:
+            ((first, commit, prepare, at_head),) = await self._fetch(
+                read_sql.block(probe := Statement(statement.table), after, SCAN_BLOCK), probe
+            )
+            if prepare is None or prepare < first:
+                return Scan([], after, at_head=True)
+            end, bound, last = Position(commit, prepare), None, prepare
+        select, order = read_sql.rows(statement, accesses, count=limit, bound=bound, first=first, last=last)
+        events = await self._events(read_sql.bounded(statement, select, order, max_bytes=max_bytes), statement)
+        if len(events) >= limit or _is_over(events, max_bytes - 1):
+            return Scan(events, events[-1].position, at_head=False)
+        return Scan(events, max(end, events[-1].position) if events else end, at_head)
+
+    async def count(self, boundary: Boundary) -> int:
+        """How many events the boundary has. The first call reads them all, a later one those since."""
+        async with self._counting.setdefault(boundary.name, asyncio.Lock()):
+            known = self._counts.get(boundary.name, _Count(0, NOTHING))
+            found, events, upto = await self._count_after(boundary, known.upto)
+            if not found:
+                # a restore to an earlier point, or the first call
+                known = _Count(0, NOTHING)
+                _, events, upto = await self._count_after(boundary, NOTHING)
+            if upto is not None:
+                self._counts[boundary.name] = known = _Count(known.events + events, upto)
+            return known.events
+
+    async def _count_after(self, boundary: Boundary, after: Position) -> tuple[bool, int, Position | None]:
+        """Whether the event at a position is there, the number of events after it, and the last one's position."""
+        statement = Statement(boundary.names.q_events)
+        ((found, events, commit, prepare),) = await self._fetch(read_sql.count(statement, after), statement)
+        return found, events, None if prepare is None else Position(commit, prepare)
+
+    async def _events(self, sql: str, statement: Statement) -> list[Event]:
+        return list(map(Event._make, await self._fetch(sql, statement)))
+
+    async def _fetch(self, sql: str, statement: Statement) -> list[asyncpg.Record]:
+        with self._database.guard():
+            rows: list[asyncpg.Record] = await self._database.read.fetch(sql, *statement.arguments)
+            return rows
+
+
+def _is_over(events: Sequence[Event], max_bytes: int) -> bool:
+    """Whether data and metadata have more than ``max_bytes`` bytes."""
+    characters = sum(len(event.data) + len(event.metadata) for event in events)
+    if characters > max_bytes or characters * 4 <= max_bytes:
+        return characters > max_bytes
+    return sum(len(event.data.encode()) + len(event.metadata.encode()) for event in events) > max_bytes
