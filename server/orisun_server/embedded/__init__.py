@@ -14,9 +14,23 @@ from orisun_server.settings import Settings
 
 if TYPE_CHECKING:  # what they need may not be installed where both are external
     from orisun_server.embedded.nats import EmbeddedNats
-    from orisun_server.embedded.postgres import EmbeddedPostgres
+    from orisun_server.embedded.postgres import EmbeddedPostgres, PostgresAddress
 
-__all__ = ["Embedded"]
+__all__ = ["Embedded", "with_postgres"]
+
+
+def with_postgres(settings: Settings, address: PostgresAddress) -> Settings:
+    """The settings with ``pg_*`` naming that PostgreSQL."""
+    return settings.model_copy(
+        update={
+            "pg_host": address.host,
+            "pg_port": address.port,
+            "pg_user": address.user,
+            "pg_password": SecretStr(""),
+            "pg_name": address.database,
+            "pg_sslmode": "disable",
+        }
+    )
 
 
 class Embedded:
@@ -42,14 +56,13 @@ class Embedded:
         except BaseException:
             await self.stop()
             raise
-        found: dict[str, object] = {}
+        settings = self._settings
         if self.postgres is not None:
-            address = self.postgres.address
-            found |= {"pg_host": address.host, "pg_port": address.port, "pg_user": address.user}
-            found |= {"pg_password": SecretStr(""), "pg_name": address.database, "pg_sslmode": "disable"}
+            settings = with_postgres(settings, self.postgres.address)
         if self.nats is not None:
-            found |= {"nats_url": SecretStr(self.nats.url), "nats_port": self.nats.port}
-        return self._settings.model_copy(update=found)
+            update = {"nats_url": SecretStr(self.nats.url), "nats_port": self.nats.port}
+            settings = settings.model_copy(update=update)
+        return settings
 
     async def stop(self) -> None:
         """Ends both, at the same time."""

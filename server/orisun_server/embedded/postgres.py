@@ -237,6 +237,16 @@ class EmbeddedPostgres:
         return self._binaries / name
 
 
+def running_address(directory: Path, database: str = "orisun") -> PostgresAddress | None:
+    """Where the PostgreSQL of a server that runs on ``directory`` listens; None when none does."""
+    data = directory.resolve()
+    file = data / "postmaster.pid"
+    if _postmaster(file, data) is None:
+        return None
+    lines = file.read_text().splitlines()
+    return PostgresAddress(lines[4], SOCKET_PORT, USER, database) if len(lines) > 4 and lines[4] else None
+
+
 def _postmaster(file: Path, data: Path) -> psutil.Process | None:
     """The running postmaster that postmaster.pid names, unless its number is another process's by now."""
     try:
