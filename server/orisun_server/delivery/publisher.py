@@ -1,0 +1,207 @@
+"""The one publisher of a boundary: everything after the checkpoint, in position order, into the boundary's stream.
+
+It works under a lease. Three things keep a publisher that lost its lease from doing harm: it asks the lease before each
+batch (by its own clock), every message demands the sequence before it, and the checkpoint demands the lease's epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import asyncpg
+import structlog
+
+from ..core.criteria import WHOLE_BOUNDARY
+from ..core.event import Event
+from ..core.position import NOTHING, Position
+from ..errors import OrisunError
+from ..settings import Settings
+from ..storage.catalog import Boundary
+from ..storage.database import Database
+from ..storage.leases import Lease
+from ..storage.reads import Reader, Scan
+from .checkpoint import Checkpoint, Checkpoints
+from .nats import NATS_ERRORS, Nats
+from .stream import EventStream, NotTheNextMessage, message_id
+
+log = structlog.get_logger(__name__)
+
+#: Bytes of a batch; NATS holds it in memory until it is stored.
+BATCH_BYTES = 8 * 1024 * 1024
+
+#: Seconds between two stores of the checkpoint while events flow.
+CHECKPOINT_INTERVAL = 0.1
+
+_FIRST_POLL = 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+#: Times in a row that a stream may refuse to go on before it is made anew.
+_REFUSALS = 5
+
+
+class Fenced(OrisunError):
+    """Another publisher has the boundary."""
+
+
+class HistoryChanged(OrisunError):
+    """PostgreSQL does not hold the event any more that was published last."""
+
+
+class Publisher:
+    """Publishes a boundary for as long as its lease holds; ``run`` returns after ``stop`` or when the lease is lost."""
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        lease: Lease,
+        *,
+        reader: Reader,
+        nats: Nats,
+        database: Database,
+        settings: Settings,
+    ) -> None:
+        self.boundary, self.lease = boundary, lease
+        self._reader, self._nats, self._settings = reader, nats, settings
+        self._checkpoints = Checkpoints(database, boundary, lease.epoch)
+        self._at = self._stored = Checkpoint(NOTHING, 0)
+        self._stored_at = 0.0
+        self._last_event_id: str | None = None
+        self._refusals = 0
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Look for new events now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finish the batch, store the checkpoint, return."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._may_go_on():
+            try:
+                stream = await self._take_over()
+                pause = _FIRST_PAUSE
+                await self._follow(stream)
+            except Fenced:
+                return
+            except (*NATS_ERRORS, NotTheNextMessage, HistoryChanged) as problem:
+                self._refusals += isinstance(problem, NotTheNextMessage)
+                if self._nats.connected and pause == _FIRST_PAUSE:
+                    reason = str(problem) or type(problem).__name__
+                    log.info("publishing was interrupted", boundary=self.boundary.name, reason=reason)
+            except (OrisunError, asyncpg.PostgresError):
+                log.exception("publishing failed; it starts over", boundary=self.boundary.name)
+            if self._may_go_on():
+                self._wake.clear()
+                await self._wait_for_wake(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+        with contextlib.suppress(OrisunError):
+            await self._store()
+
+    def _may_go_on(self) -> bool:
+        return self.lease.valid and not self._stopping
+
+    async def _take_over(self) -> EventStream:
+        """Finds where to go on: after the stream's last message if PostgreSQL holds it, else after the checkpoint.
+
+        A stream that ends with an event that PostgreSQL does not hold is of another history (PostgreSQL was restored to
+        an earlier point) and is made anew, and so is one that keeps refusing the next message.
+        """
+        connection = self._nats.connection
+        at = await self._checkpoints.claim()
+        if at is None:
+            raise Fenced
+        stream = EventStream(connection, self.boundary.name, self._settings)
+        last = await stream.open()
+        rebuild = self._refusals >= _REFUSALS
+        _, head = await self._checkpoints.look(at.position)
+        if at.position > head:
+            at = await self._checkpoints.at(head, Checkpoint(NOTHING, 0))
+            rebuild = True
+        if last is not None and not rebuild:
+            event_id = last.position and (await self._checkpoints.look(last.position))[0]
+            if not (last.position and event_id and last.message_id == message_id(last.position.prepare, event_id)):
+                rebuild = True
+            elif last.position > at.position:
+                at = await self._checkpoints.at(last.position, at)
+        if rebuild:
+            log.warning("the stream is not of PostgreSQL's history and is made anew", boundary=self.boundary.name)
+            if not self.lease.valid:
+                raise Fenced
+            await stream.delete()
+            await stream.open()
+            self._refusals = 0
+        self._at, self._last_event_id = at, (await self._checkpoints.look(at.position))[0]
+        return stream
+
+    async def _follow(self, stream: EventStream) -> None:
+        ahead: asyncio.Task[Scan] | None = None
+        try:
+            while self._may_go_on():
+                if ahead is None:
+                    self._wake.clear()
+                    found = await self._scan(self._at.position)
+                else:
+                    found = await ahead
+                # the next batch is read while this one is published
+                ahead = None if found.at_head else asyncio.create_task(self._scan(found.covered))
+                if found.events:
+                    await self._publish(stream, found.events)
+                if found.at_head:
+                    await self._idle()
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.wait([ahead])
+
+    async def _scan(self, after: Position) -> Scan:
+        size = self._settings.polling_publisher_batch_size
+        return await self._reader.scan(self.boundary, WHOLE_BOUNDARY, after, size, BATCH_BYTES)
+
+    async def _publish(self, stream: EventStream, events: list[Event]) -> None:
+        if not self.lease.valid:
+            raise Fenced
+        last = events[-1]
+        await stream.publish(events, self._at.position)
+        self._at = Checkpoint(last.position, self._at.events + len(events))
+        self._last_event_id = last.event_id
+        self._refusals = 0
+        if time.monotonic() >= self._stored_at + CHECKPOINT_INTERVAL:
+            await self._store()
+
+    async def _store(self) -> None:
+        if self._stored != self._at:
+            at = self._at
+            if not await self._checkpoints.store(at):
+                raise Fenced
+            self._stored, self._stored_at = at, time.monotonic()
+
+    async def _idle(self) -> None:
+        """Waits until there may be something to publish: woken, or found by a poll."""
+        poll = _FIRST_POLL
+        poll_at = time.monotonic() + poll
+        while self._may_go_on() and not self._wake.is_set():
+            store_at = self._stored_at + CHECKPOINT_INTERVAL if self._stored != self._at else poll_at
+            now = time.monotonic()
+            if self._stored != self._at and now >= store_at:
+                await self._store()
+            elif now >= poll_at:
+                event_id, head = await self._checkpoints.look(self._at.position)
+                if event_id != self._last_event_id:
+                    raise HistoryChanged
+                if head > self._at.position:
+                    return
+                poll = min(poll * 2, self._settings.publisher_poll_interval)
+                poll_at = time.monotonic() + poll
+            else:
+                await self._wait_for_wake(min(store_at, poll_at) - now)
+
+    async def _wait_for_wake(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)

@@ -1,0 +1,187 @@
+"""Which boundaries this server publishes: its fair share of all, each under a lease.
+
+A server owns at most ceil(boundaries / live servers). One statement a second takes what is free; what is too much is
+given back after its batch, and the others are told. A server that cannot reach NATS owns nothing, so that one that can
+takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import structlog
+
+from ..errors import OrisunError
+from ..settings import Settings
+from ..storage.catalog import Boundary, Catalog
+from ..storage.database import Database
+from ..storage.leases import Lease, Leases
+from ..storage.reads import Reader
+from .nats import NATS_ERRORS, Nats
+from .publisher import Publisher
+from .signals import Signals
+from .store import trim
+
+log = structlog.get_logger(__name__)
+
+KIND = "publisher"
+
+_INTERVAL = 1.0
+_TRIM_INTERVAL = 10.0
+
+#: Seconds without NATS after which another server may publish instead.
+_WITHOUT_NATS = 3.0
+
+#: Seconds that a publisher gets to finish its batch.
+_FINISH = 10.0
+
+
+class Publishers:
+    """The publishers of this server, and the supervisor that decides which they are."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: Database,
+        catalog: Catalog,
+        leases: Leases,
+        reader: Reader,
+        nats: Nats,
+        signals: Signals,
+    ) -> None:
+        self._settings, self._database, self._reader = settings, database, reader
+        self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
+        self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
+        self._refused: set[str] = set()
+        self._look = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._nats_left_at = time.monotonic()
+        self._trim_at = 0.0
+        signals.on_signal(self._signalled)
+        catalog.on_change(self._look.set)
+        nats.on_change(self._nats_changed)
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._supervise(), name="publishers")
+
+    async def stop(self) -> None:
+        """Finishes the batches and hands all boundaries over."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._give_up(list(self._running))
+
+    def wake(self, boundary: str) -> None:
+        """Events were committed by this server."""
+        running = self._running.get(boundary)
+        if running is not None:
+            running[0].wake()
+        else:
+            self._signals.send(boundary)
+
+    def published_here(self) -> list[str]:
+        """The boundaries that this server publishes."""
+        return sorted(self._running)
+
+    def _signalled(self, boundary: str | None) -> None:
+        if not boundary:
+            self._look.set()
+        for name, (publisher, _) in self._running.items():
+            if boundary in (None, name):
+                publisher.wake()
+
+    def _nats_changed(self) -> None:
+        if not self._nats.connected:
+            self._nats_left_at = time.monotonic()
+        self._look.set()
+        for publisher, _ in self._running.values():
+            publisher.wake()
+
+    async def _supervise(self) -> None:
+        while True:
+            try:
+                await self._balance()
+                if self._settings.nats_max_store and time.monotonic() >= self._trim_at:
+                    await trim(self._nats.connection, self._settings.nats_max_store, frozenset(self._running))
+                    self._trim_at = time.monotonic() + _TRIM_INTERVAL
+            except NATS_ERRORS as problem:
+                log.debug("publishers could not be looked after", reason=str(problem))
+            except Exception:
+                log.exception("publishers could not be looked after")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), _INTERVAL)
+            self._look.clear()
+
+    async def _balance(self) -> None:
+        for name, (_, task) in list(self._running.items()):
+            if task.done():
+                await self._give_up([name])
+        boundaries = {boundary.name: boundary for boundary in self._catalog.active()}
+        share = -(-len(boundaries) // max(1, await self._leases.live_nodes()))
+        if not self._nats.connected:
+            if time.monotonic() - self._nats_left_at < _WITHOUT_NATS:
+                return
+            share = 0
+        surplus = list(self._running)[share:]
+        await self._give_up([name for name in self._running if name in surplus or name not in boundaries])
+        self._refused &= boundaries.keys()
+        wanted = [name for name in boundaries if name not in self._running]
+        room = share - len(self._running)
+        if not wanted or room <= 0:
+            return
+        leases = await self._leases.acquire_many(KIND, wanted, room)
+        for lease in leases:
+            self._begin(boundaries[lease.boundary], lease)
+        if len(leases) < room:
+            self._say_refused(set(wanted) - self._running.keys())
+
+    def _begin(self, boundary: Boundary, lease: Lease) -> None:
+        log.info(f"Successfully acquired lock for boundary: {boundary.name}")
+        self._refused.discard(boundary.name)
+        publisher = Publisher(
+            boundary,
+            lease,
+            reader=self._reader,
+            nats=self._nats,
+            database=self._database,
+            settings=self._settings,
+        )
+        self._running[boundary.name] = (
+            publisher,
+            asyncio.create_task(self._run(publisher), name=f"publisher:{boundary.name}"),
+        )
+
+    async def _run(self, publisher: Publisher) -> None:
+        """Until the publisher ends; a lost lease ends it, and the supervisor looks at once."""
+        lost = asyncio.create_task(publisher.lease.lost.wait())
+        lost.add_done_callback(lambda _: publisher.stop())
+        try:
+            await publisher.run()
+        except OrisunError:
+            log.exception("a publisher failed", boundary=publisher.boundary.name)
+        finally:
+            lost.cancel()
+            self._look.set()
+
+    def _say_refused(self, names: set[str]) -> None:
+        for name in sorted(names - self._refused):
+            log.info(f"Failed to acquire lock for boundary: {name}")
+        self._refused |= names
+
+    async def _give_up(self, names: list[str]) -> None:
+        """Lets publishers finish, then frees their leases and tells the others."""
+        ended = [self._running.pop(name) for name in names]
+        if not ended:
+            return
+        for publisher, _ in ended:
+            publisher.stop()
+        tasks = [task for _, task in ended]
+        _, late = await asyncio.wait(tasks, timeout=_FINISH)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(publisher.lease.release() for publisher, _ in ended))
+        self._signals.send("")

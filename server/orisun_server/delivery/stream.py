@@ -1,0 +1,202 @@
+"""The JetStream stream of a boundary: its limits, its messages, and publishing to it in order.
+
+A message is one event: its body is a serialized ``orisun.Event``, its headers tell its position and that of the event
+before it, so that a hole in a sequence of messages is provable. An event that NATS's payload limit does not let through
+is a pointer: headers alone.
+
+Streams are disposable (design.md, 5): PostgreSQL holds the truth, and losing one loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+import structlog
+from nats.js import api
+from nats.js.errors import APIError, NotFoundError
+
+from ..core.event import Event
+from ..core.position import Position
+from ..errors import OrisunError
+from ..settings import Settings
+from .codec import encode_event
+from .nats import Connection
+
+log = structlog.get_logger(__name__)
+
+STREAM_PREFIX = "ORISUN_EVENTS_"
+SUBJECT_PREFIX = "orisun.events."
+
+POSITION = "Orisun-Position"
+PREVIOUS = "Orisun-Previous"
+POINTER = "Orisun-Pointer"
+_MESSAGE_ID = api.Header.MSG_ID.value
+_EXPECTED = api.Header.EXPECTED_LAST_SEQUENCE.value
+_INCARNATION = "orisun_incarnation"
+
+#: What order and a crash need is the expected sequence; the message id serves consumers of other make. NATS keeps ids
+#: in memory for this many seconds.
+_DUPLICATE_WINDOW = 10.0
+
+#: Bytes of a message's headers, at most: a message id of 255 characters takes 3,060 in UTF-8, percent-encoded.
+_HEADER_ROOM = 4096
+
+_ACK_TIMEOUT = 5.0
+_NO_PEERS, _WRONG_LAST_SEQUENCE = 10005, 10071
+
+
+_Change = Callable[[api.StreamConfig], Awaitable[api.StreamInfo]]
+
+
+class NotTheNextMessage(OrisunError):
+    """The stream does not end where the publisher left it."""
+
+
+class LastMessage(NamedTuple):
+    """The end of a stream: what it holds, if it tells, and the sequence that the next message expects."""
+
+    sequence: int
+    position: Position | None
+    message_id: str
+
+
+def message_id(prepare: int, event_id: str) -> str:
+    """``<prepare>-<event_id>``, with what a header cannot carry percent-encoded."""
+    if not (event_id.isascii() and event_id.isprintable() and " " not in event_id and "%" not in event_id):
+        event_id = quote(event_id, safe="")
+    return f"{prepare}-{event_id}"
+
+
+def parse_position(text: str) -> Position:
+    """A position as headers write it: ``<commit>,<prepare>``; raises ValueError."""
+    commit, _, prepare = text.partition(",")
+    return Position(int(commit), int(prepare))
+
+
+class EventStream:
+    """A boundary's stream, as its publisher sees it over one connection."""
+
+    def __init__(self, connection: Connection, boundary: str, settings: Settings) -> None:
+        self._connection, self._boundary, self._settings = connection, boundary, settings
+        self.name, self._subject = STREAM_PREFIX + boundary, SUBJECT_PREFIX + boundary
+        self._sequence = 0
+        self._max_body = connection.max_payload - _HEADER_ROOM
+        if settings.nats_event_stream_max_bytes > 0:
+            self._max_body = min(self._max_body, settings.nats_event_stream_max_bytes // 2)
+
+    async def open(self) -> LastMessage | None:
+        """Makes the stream, or brings its limits up to date; its last message, None while it holds none."""
+        jetstream = self._connection.jetstream
+        wanted = self._config()
+        try:
+            info = await self._connection.answer(jetstream.stream_info(self.name))
+        except NotFoundError:
+            info = await self._create(wanted)
+        if info.config.storage != wanted.storage:
+            await self.delete()
+            info = await self._create(wanted)
+        elif _limits(info.config) != _limits(wanted):
+            wanted.metadata = info.config.metadata
+            info = await self._replicated(jetstream.update_stream, wanted)
+        self._sequence = info.state.last_seq
+        if not info.state.messages:
+            return None
+        try:
+            message = await self._connection.answer(jetstream.get_msg(self.name, info.state.last_seq))
+        except NotFoundError:  # it aged out in between
+            return None
+        return _last_message(info.state.last_seq, message.headers or {})
+
+    async def delete(self) -> None:
+        """Deletes the stream and all that reads from it."""
+        await self._connection.answer(self._connection.jetstream.delete_stream(self.name))
+
+    async def publish(self, events: Sequence[Event], previous: Position) -> None:
+        """Appends events to the stream, in order; ``previous`` is the position of the event before them.
+
+        Every message demands the sequence of the one before it, so that the acknowledgement of the last one speaks for
+        all: had one been lost or refused, each after it would have been refused too. Raises NotTheNextMessage then, and
+        any of NATS_ERRORS; some of the events may be in the stream after that.
+        """
+        client, subject, sequence = self._connection.client, self._subject, self._sequence
+        last = len(events) - 1
+        before = f"{previous.commit},{previous.prepare}"
+        for number, event in enumerate(events):
+            position = f"{event.commit},{event.prepare}"
+            body = encode_event(event)
+            headers = {
+                POSITION: position,
+                PREVIOUS: before,
+                _MESSAGE_ID: message_id(event.prepare, event.event_id),
+                _EXPECTED: str(sequence + number),
+            }
+            if len(body) > self._max_body:
+                headers[POINTER], body = "1", b""
+            if number == last:
+                await self._publish_last(body, headers, sequence + len(events))
+                break
+            await client.publish(subject, body, headers=headers)
+            before = position
+            if number % 100 == 99:
+                await asyncio.sleep(0)  # appends and reads go on meanwhile
+        self._sequence = sequence + len(events)
+
+    async def _publish_last(self, body: bytes, headers: dict[str, str], sequence: int) -> None:
+        request = self._connection.jetstream.publish(self._subject, body, timeout=_ACK_TIMEOUT, headers=headers)
+        try:
+            acknowledgement = await self._connection.answer(request)
+        except APIError as problem:
+            if problem.err_code != _WRONG_LAST_SEQUENCE:
+                raise
+            raise NotTheNextMessage from problem
+        if acknowledgement.seq != sequence or acknowledgement.duplicate:
+            raise NotTheNextMessage(f"NATS stored it at {acknowledgement.seq} instead of {sequence}")
+
+    async def _create(self, wanted: api.StreamConfig) -> api.StreamInfo:
+        # tells this stream from another one of its name, for people who look at it
+        wanted.metadata = {_INCARNATION: uuid.uuid4().hex}
+        return await self._replicated(self._connection.jetstream.add_stream, wanted)
+
+    async def _replicated(self, change: _Change, wanted: api.StreamConfig) -> api.StreamInfo:
+        """Applies a configuration; with one copy while the cluster has no room for more."""
+        try:
+            return await self._connection.answer(change(wanted))
+        except APIError as problem:
+            if problem.err_code != _NO_PEERS or wanted.num_replicas == 1:
+                raise
+            log.warning("too few NATS servers for the copies of a stream; it has one now", boundary=self._boundary)
+            wanted.num_replicas = 1
+            return await self._connection.answer(change(wanted))
+
+    def _config(self) -> api.StreamConfig:
+        settings = self._settings
+        age = settings.nats_event_stream_max_age
+        return api.StreamConfig(
+            name=self.name,
+            subjects=[self._subject],
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            storage=api.StorageType(settings.nats_event_stream_storage),
+            max_bytes=settings.nats_event_stream_max_bytes or -1,
+            max_msgs=settings.nats_event_stream_max_msgs or -1,
+            max_age=age,
+            num_replicas=settings.stream_replicas,
+            duplicate_window=min(age, _DUPLICATE_WINDOW) if age else _DUPLICATE_WINDOW,
+        )
+
+
+def _limits(config: api.StreamConfig) -> tuple[object, ...]:
+    """What of a stream follows from the settings and can be changed while it is in use."""
+    return (config.max_bytes, config.max_msgs, config.max_age, config.num_replicas, config.duplicate_window)
+
+
+def _last_message(sequence: int, headers: Mapping[str, str]) -> LastMessage:
+    try:
+        position: Position | None = parse_position(headers[POSITION])
+    except (KeyError, ValueError):
+        position = None  # not of ours
+    return LastMessage(sequence, position, headers.get(_MESSAGE_ID, ""))

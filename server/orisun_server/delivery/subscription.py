@@ -1,0 +1,224 @@
+"""Catch-up subscriptions: what is stored, then what comes, without a gap, a duplicate or a change of order.
+
+A subscription attaches to the boundary's live tail first and reads PostgreSQL until past that point. Then it drains the
+tail, skipping what it has delivered. Each live message carries the position of the event before it: one that the
+subscription has not covered is a hole, and sends it back to PostgreSQL, as does an inbox that overflowed. While there
+is no live tail, it polls. So NATS decides how soon an event is delivered, never whether.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from ..core.criteria import Query
+from ..core.matching import Matcher
+from ..core.position import NOTHING, Position, is_beginning
+from ..errors import AlreadyExists, InvalidArgument, OutOfRange, Unavailable
+from ..storage.catalog import Boundary
+from ..storage.leases import Lease, Leases
+from ..storage.reads import Reader, Scan
+from .codec import encode_event
+from .inbox import Inbox
+from .live_tail import LiveTail, LiveTails
+
+T = TypeVar("T")
+
+#: A page of events, and the bytes that it may hold; one is sent while the next is read.
+PAGE_EVENTS = 1_000
+PAGE_BYTES = 4 * 1024 * 1024
+
+_FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
+_LONGEST_NAME = 255
+
+
+class Subscriptions:
+    """Opens subscriptions, one at a time for each name of a boundary, over all servers."""
+
+    def __init__(self, leases: Leases, reader: Reader, tails: LiveTails) -> None:
+        self._leases, self._reader, self._tails = leases, reader, tails
+        self._inboxes: set[Inbox] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def subscribe(
+        self, boundary: Boundary, query: Query, after: Position | None, name: str
+    ) -> AsyncGenerator[bytes]:
+        """Serialized ``orisun.Event`` messages after a position (exclusive; None is the beginning), without end.
+
+        Close the generator (``contextlib.aclosing``) to free the name at once. Raises InvalidArgument (the name),
+        AlreadyExists (the name is in use), OutOfRange (the position lies beyond the head) and, as the end of a stream
+        that was, Unavailable (the server stops, or lost its hold on the name).
+        """
+        _check_name(name)
+        if self._stopping:
+            raise Unavailable("the server is shutting down; subscribe to another one")
+        lease = await self._leases.acquire("subscriber", boundary.name, name)
+        if lease is None:
+            raise AlreadyExists(f'subscriber "{name}" of boundary "{boundary.name}" is connected already')
+        inbox = Inbox()
+        self._inboxes.add(inbox)
+        watch = asyncio.create_task(_watch(lease, inbox), name="subscription-lease")
+        tail = self._tails.attach(boundary, inbox)
+        subscription = _Subscription(boundary, query, after, reader=self._reader, tail=tail, inbox=inbox)
+        try:
+            async with contextlib.aclosing(subscription.pages()) as pages:
+                async for page in pages:
+                    for event in page:
+                        inbox.check()
+                        yield event
+        finally:
+            self._inboxes.discard(inbox)
+            self._tails.detach(tail, inbox)
+            watch.cancel()
+            # a cancelled call frees the name too
+            release = asyncio.create_task(lease.release(), name="subscription-release")
+            self._releases.add(release)
+            release.add_done_callback(self._releases.discard)
+            await asyncio.shield(release)
+
+    def wake(self, boundary: str | None) -> None:
+        """There are new events; subscriptions that poll for want of a live tail look now. None: in any boundary."""
+        for tail in self._tails.of(boundary):
+            if not tail.live:
+                for inbox in tail.inboxes:
+                    inbox.poke()
+
+    async def stop(self) -> None:
+        """Ends all subscriptions with Unavailable."""
+        self._stopping = True
+        for inbox in self._inboxes:
+            inbox.fail(Unavailable("the server is shutting down; subscribe again to go on"))
+        if self._releases:
+            await asyncio.wait(self._releases)
+
+
+class _Subscription:
+    """The course of one subscription; ``covered`` is how far every match has been handed out."""
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        query: Query,
+        after: Position | None,
+        *,
+        reader: Reader,
+        tail: LiveTail,
+        inbox: Inbox,
+    ) -> None:
+        self._boundary, self._query, self._reader = boundary, query, reader
+        self._tail, self._inbox = tail, inbox
+        self._matcher = Matcher(query)
+        self._covered = NOTHING if after is None or is_beginning(after) else after
+        self._ahead: asyncio.Task[Scan] | None = None
+
+    async def pages(self) -> AsyncGenerator[list[bytes]]:
+        """The events to deliver, in order, in pages of any size."""
+        inbox, tail = self._inbox, self._tail
+        # Far from the head the inbox would only overflow; it opens when one reading has reached the head.
+        near = False
+        poll = _FIRST_POLL
+        try:
+            while True:
+                if near:
+                    inbox.open()
+                else:
+                    await self._check_history()
+                live = near and tail.live
+                at_head = False
+                while not at_head:
+                    page, at_head = await self._stored()
+                    if page:
+                        poll = _FIRST_POLL
+                        yield page
+                if not near:
+                    near = True
+                elif not live:
+                    poll = _FIRST_POLL if await inbox.wait(poll) else min(poll * 2, _LONGEST_POLL)
+                else:
+                    while inbox.intact:
+                        page, at_head = self._received()
+                        if page:
+                            yield page
+                        elif at_head and await inbox.wait():
+                            at_head = False
+                        while not at_head:
+                            page, at_head = await self._stored()
+                            if page:
+                                yield page
+                    near = False
+                inbox.check()
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
+
+    async def _check_history(self) -> None:
+        head = await self._unless_ended(self._patiently(lambda: self._reader.head(self._boundary)))
+        if self._covered > head:
+            raise OutOfRange(
+                f"position ({self._covered.commit}, {self._covered.prepare}) lies beyond the head "
+                f'({head.commit}, {head.prepare}) of boundary "{self._boundary.name}"; it is of another history'
+            )
+
+    async def _stored(self) -> tuple[list[bytes], bool]:
+        """The next page that PostgreSQL holds, and whether it reaches the head; the one after it is read meanwhile."""
+        ahead, self._ahead = self._ahead, None
+        scan = await self._unless_ended(ahead or self._scan(self._covered))
+        if not scan.at_head:
+            self._ahead = asyncio.create_task(self._scan(scan.covered), name="subscription-read-ahead")
+        self._covered = max(self._covered, scan.covered)
+        return [encode_event(event) for event in scan.events], scan.at_head
+
+    def _received(self) -> tuple[list[bytes], bool]:
+        """What the tail has brought and fits, and False when PostgreSQL has to be asked for what comes next."""
+        page: list[bytes] = []
+        matcher, take = self._matcher, self._inbox.take
+        while len(page) < PAGE_EVENTS and (message := take()) is not None:
+            if message.position <= self._covered:
+                continue
+            if message.previous > self._covered or message.body is None:
+                return page, False
+            self._covered = message.position
+            if matcher.whole_boundary or matcher.matches_values(*message.content()):
+                page.append(message.body)
+        return page, True
+
+    async def _scan(self, after: Position) -> Scan:
+        return await self._patiently(
+            lambda: self._reader.scan(self._boundary, self._query, after, PAGE_EVENTS, PAGE_BYTES)
+        )
+
+    @staticmethod
+    async def _patiently(read: Callable[[], Awaitable[T]]) -> T:
+        """Tries again while PostgreSQL is away; the lease ends the subscription if that takes too long."""
+        pause = _FIRST_POLL
+        while True:
+            try:
+                return await read()
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_POLL)
+
+    async def _unless_ended(self, reading: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+        """The result, or what ends the subscription if that comes first."""
+        task = asyncio.ensure_future(reading)
+        try:
+            await asyncio.wait((task, self._inbox.ended), return_when=asyncio.FIRST_COMPLETED)
+            self._inbox.check()
+            return task.result()
+        finally:
+            task.cancel()
+
+
+async def _watch(lease: Lease, inbox: Inbox) -> None:
+    await lease.lost.wait()
+    inbox.fail(Unavailable("the subscription lost its hold on its name; subscribe again to go on"))
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise InvalidArgument("subscriber_name is required")
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise InvalidArgument(f"invalid subscriber_name: at most {_LONGEST_NAME} characters, and no NUL")
