@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import ssl
@@ -17,13 +16,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import structlog
 
-from orisun_server.errors import FailedPrecondition, OrisunError, Unavailable
+from ..errors import FailedPrecondition, OrisunError, Unavailable
 
 if TYPE_CHECKING:
-    from orisun_server.settings import Settings
+    from ..settings import Settings
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: The oldest PostgreSQL that the SQL of this package runs on.
 MINIMUM_VERSION = 13
@@ -98,7 +98,7 @@ class Database:
         except BaseException:
             await database.close()
             raise
-        _log.debug("connected to PostgreSQL at %s, pooler: %s, statement cache: %s", target, pooled, cached)
+        log.info("connected to PostgreSQL", target=target, pooler=pooled, statement_cache=cached)
         return database
 
     async def _open_pool(self, name: str, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orisun_server.storage.names import quote
+from .names import quote
 
 # nodes whose time has passed, deleted here and now; a heartbeat under way keeps its row
 _REAP = """

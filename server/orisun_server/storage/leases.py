@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
 
 import asyncpg
+import structlog
 
-from orisun_server.errors import OrisunError, Unavailable
-from orisun_server.storage.database import Database
-from orisun_server.storage.lease_sql import LeaseSql
+from ..errors import OrisunError, Unavailable
+from .database import Database
+from .lease_sql import LeaseSql
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: Part of the lifetime that is believed in locally; the rest is for clocks that do not run alike.
 _BELIEVED = 0.95
@@ -112,7 +112,7 @@ class Leases:
                 async with asyncio.timeout(2), self._connected() as connection:
                     await connection.execute(self._sql.leave, node_id)
             except (OrisunError, TimeoutError) as error:
-                _log.warning("leases end by themselves within %g s: %s", self._ttl, error)
+                log.warning("leases end by themselves", seconds=self._ttl, reason=str(error))
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
@@ -154,7 +154,7 @@ class Leases:
             async with self._in_time():
                 await self._database.admin.execute(self._sql.release, lease.node_id, *key, lease.token)
         except OrisunError as error:
-            _log.warning("a %s lease is given back with a later heartbeat: %s", lease.kind, error)
+            log.warning("a lease is given back with a later heartbeat", kind=lease.kind, reason=str(error))
 
     async def _acquire(self, kind: str, boundaries: Iterable[str], name: str, limit: int) -> list[Lease]:
         keys = [(kind, boundary, name) for boundary in dict.fromkeys(boundaries)]
@@ -198,20 +198,20 @@ class Leases:
                     await self._beat()
             except Exception as error:  # the heartbeat goes on, whatever happens
                 self._drop_connection()
-                log = _log.debug if failing else _log.warning
-                log("heartbeat failed: %s", str(error) or type(error).__name__)
+                if not failing:
+                    log.warning("heartbeat failed", reason=str(error) or type(error).__name__)
                 failing = True
                 self._notice_end()
             else:
                 if failing:
-                    _log.info("heartbeat goes on as node %s", self.node_id)
+                    log.info("heartbeat goes on", node=self.node_id)
                 failing = False
 
     async def _beat(self) -> None:
         async with self._connected() as connection:
             sent = _now()
             if self._joined and not await connection.fetchval(self._sql.renew, self.node_id, self._ttl):
-                _log.warning("node %s was taken for dead by the others", self.node_id)
+                log.warning("the others took this node for dead", node=self.node_id)
                 self._lose_all()
             if not self._joined:
                 if self.node_id:
@@ -231,7 +231,7 @@ class Leases:
 
     def _notice_end(self) -> None:
         if self._joined and _now() >= self._deadline:
-            _log.warning("node %s could not renew its lifetime in time", self.node_id)
+            log.warning("this node could not renew its lifetime in time", node=self.node_id)
             self._lose_all()
 
     def _lose_all(self) -> None:
@@ -240,7 +240,7 @@ class Leases:
         for lease in lost:
             lease.lost.set()
         if lost:
-            _log.warning("lost %d leases", len(lost))
+            log.warning("lost leases", count=len(lost))
 
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

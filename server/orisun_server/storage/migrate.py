@@ -11,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import asyncpg
+import structlog
 
-from orisun_server.errors import FailedPrecondition, SchemaMismatch
-from orisun_server.storage.database import Database
-from orisun_server.storage.migrations import Migration, Scope, Sources, boundary_scope, newest, release
-from orisun_server.storage.names import literal, quote
+from ..errors import FailedPrecondition, OrisunError, SchemaMismatch
+from .database import Database
+from .migrations import Applied, Migration, Scope, ScopeStatus, Sources, boundary_scope, judge, newest
+from .names import literal, quote
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: Migrations of boundaries that run at once; the admin pool has five connections and other work.
 _AT_ONCE = 3
@@ -53,18 +53,6 @@ _COLLISIONS = (
 _TAKEN = (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError, asyncpg.DuplicateFunctionError)
 
 
-class Applied(NamedTuple):
-    """A row of the ledger."""
-
-    version: int
-    name: str
-    checksum: str
-    oldest_server: str
-    #: PostgreSQL's clock, ISO 8601.
-    applied_at: str
-    applied_by: str
-
-
 class Step(NamedTuple):
     """A migration that is to be applied, or was."""
 
@@ -72,15 +60,6 @@ class Step(NamedTuple):
     schema: str
     version: int
     name: str
-
-
-class ScopeStatus(NamedTuple):
-    """Where a scope stands; ``problem`` says why this server cannot run on it, "" when it can or a migration helps."""
-
-    scope: Scope
-    applied: tuple[Applied, ...]
-    pending: tuple[Migration, ...]
-    problem: str
 
 
 class Migrator:
@@ -117,7 +96,9 @@ class Migrator:
     async def status(self, scopes: Iterable[Scope]) -> list[ScopeStatus]:
         """Where each scope stands, by one query for all of them. Raises Unavailable."""
         ledger = await self._read_ledger()
-        return [self._judge(scope, ledger.get((scope.name, scope.schema), ())) for scope in scopes]
+        return [
+            judge(scope, self._sources, ledger.get((scope.name, scope.schema), ()), self._version) for scope in scopes
+        ]
 
     async def plan(self, scopes: Iterable[Scope]) -> list[Step]:
         """What ``apply`` would do. Raises SchemaMismatch where it would refuse."""
@@ -129,12 +110,18 @@ class Migrator:
 
     async def verify(self, scopes: Iterable[Scope]) -> None:
         """Raise SchemaMismatch unless this server can run on every scope as it stands."""
-        for state in _checked(await self.status(scopes)):
-            if state.pending:
-                raise SchemaMismatch(
-                    f"{state.scope.label} is at version {newest_applied(state)} and server {self._version} needs"
-                    f" {newest(state.pending)}: run `orisun migrate apply`, or wait until the operator has"
-                )
+        for state in await self.status(scopes):
+            self.check(state)
+
+    def check(self, state: ScopeStatus) -> None:
+        """Raise SchemaMismatch unless this server can run on the scope as it stands."""
+        if state.problem:
+            raise SchemaMismatch(state.problem)
+        if state.pending:
+            raise SchemaMismatch(
+                f"{state.scope.label} is at version {state.version} and server {self._version} needs"
+                f" {newest(state.pending)}: run `orisun migrate apply`, or wait until the operator has"
+            )
 
     async def apply(self, scopes: Iterable[Scope]) -> list[Step]:
         """Apply what is pending, safe when many do so at once; the answer lists what this call applied.
@@ -144,31 +131,58 @@ class Migrator:
             FailedPrecondition: Objects are in the way, or PostgreSQL's user lacks a privilege.
             Unavailable: PostgreSQL cannot be reached.
         """
-        states = [state for state in _checked(await self.status(scopes)) if state.pending]
-        if not states:
-            return []
-        await self._create_missing(sorted({self.admin.schema, *(state.scope.schema for state in states)}))
+        states = _checked(await self.status(scopes))
         done: list[Step] = []
-        for state in states:
-            if state.scope == self.admin:
-                done += await self._apply_scope(state)
+        for failure in (await self._apply_all(states, done)).values():
+            raise failure
+        return done
+
+    async def apply_each(self, scopes: Iterable[Scope]) -> dict[str, Exception]:
+        """Like ``apply``, but one scope's failure keeps no other from its migrations; scope name to what went wrong.
+
+        Raises Unavailable when nothing could be tried.
+        """
+        states = await self.status(scopes)
+        refused: dict[str, Exception] = {s.scope.name: SchemaMismatch(s.problem) for s in states if s.problem}
+        return refused | await self._apply_all([state for state in states if not state.problem], [])
+
+    async def forget(self, scopes: Sequence[Scope]) -> None:
+        """Remove from the ledger what it says about scopes whose objects are gone. Raises Unavailable."""
+        with self._database.guard(), contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            await self._database.admin.execute(
+                f"DELETE FROM {self._ledger}"
+                " WHERE (scope, schema_name) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
+                [scope.name for scope in scopes],
+                [scope.schema for scope in scopes],
+            )
+
+    async def _apply_all(self, states: Sequence[ScopeStatus], done: list[Step]) -> dict[str, Exception]:
+        failures: dict[str, Exception] = {}
+        states = [state for state in states if state.pending]
+        if not states:
+            return failures
         slots = asyncio.Semaphore(max(1, min(_AT_ONCE, self._database.admin.get_max_size() - 1)))
 
-        async def apply_boundary(state: ScopeStatus) -> None:
+        async def apply_one(state: ScopeStatus) -> None:
             async with slots:
-                done.extend(await self._apply_scope(state))
+                try:
+                    if state.scope.schema in missing:
+                        await self._create_schema(state.scope)
+                    done.extend(await self._apply_scope(state))
+                except (OrisunError, asyncpg.PostgresError) as error:
+                    failures[state.scope.name] = error
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for state in states:
-                    if state.scope != self.admin:
-                        group.create_task(apply_boundary(state))
-        except* Exception as failures:
-            # one reason is enough to act on, and a group says nothing to who reads the log
-            raise _first(failures) from None
+        await self._create_ledger()
+        missing = await self._missing_schemas([state.scope.schema for state in states])
+        for state in states:
+            # the admin schema first: the others' tables are of no use without it
+            if state.scope == self.admin:
+                await apply_one(state)
+        if not failures:
+            await asyncio.gather(*(apply_one(state) for state in states if state.scope != self.admin))
         if done:
-            _log.info("applied %d migrations to %d scopes", len(done), len({step.scope for step in done}))
-        return done
+            log.info("migrations applied", migrations=len(done), scopes=len({step.scope for step in done}))
+        return failures
 
     async def _apply_scope(self, state: ScopeStatus) -> list[Step]:
         scope, done = state.scope, list[Step]()
@@ -195,31 +209,6 @@ class Migrator:
             + scope.render(migration.sql)
         )
 
-    def _judge(self, scope: Scope, applied: Sequence[Applied]) -> ScopeStatus:
-        known = self._sources.admin if scope.names is None else self._sources.boundary
-        by_version = {row.version: row for row in applied}
-        pending = tuple(migration for migration in known if migration.version not in by_version)
-        return ScopeStatus(scope, tuple(applied), pending, self._problem(scope, known, by_version))
-
-    def _problem(self, scope: Scope, known: Sequence[Migration], applied: Mapping[int, Applied]) -> str:
-        for migration in known:
-            row = applied.get(migration.version)
-            if row is None and migration.version < max(applied, default=0):
-                return f"{scope.label}: version {migration.version} was never applied and later ones were; restore it"
-            if row is not None and row.checksum != migration.checksum:
-                return (
-                    f"{scope.label}: migration {migration.version} ({migration.name}) was altered: applied"
-                    f" {row.checksum[:12]} ({row.name}), this server has {migration.checksum[:12]};"
-                    " run the release that applied it, or one whose migrations were not edited"
-                )
-        for row in applied.values():
-            if row.version > newest(known) and release(row.oldest_server) > release(self._version):
-                return (
-                    f"{scope.label} is at version {row.version} ({row.name}), which needs server {row.oldest_server} or"
-                    f" newer, and this is {self._version} (knows version {newest(known)}): run a newer release"
-                )
-        return ""
-
     async def _read_ledger(self) -> dict[tuple[str, str], list[Applied]]:
         ledger: dict[tuple[str, str], list[Applied]] = defaultdict(list)
         with self._database.guard(), contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
@@ -228,26 +217,36 @@ class Migrator:
                 f" FROM {self._ledger} ORDER BY version"
             ):
                 scope, schema, version, name, checksum, oldest, at, by = row
-                applied = Applied(version, name, checksum, oldest, at.isoformat(), by)
+                applied = Applied(version, name, checksum, oldest, at, by)
                 ledger[scope, schema].append(applied)
         return ledger
 
-    async def _create_missing(self, schemas: Sequence[str]) -> None:
-        """Create the schemas and the ledger; only what is missing, because trying takes privileges even in vain."""
+    async def _missing_schemas(self, schemas: Sequence[str]) -> set[str]:
+        with self._database.guard():
+            rows = await self._database.admin.fetch(
+                "SELECT s FROM unnest($1::text[]) AS s"
+                " WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = s)",
+                schemas,
+            )
+        return {row["s"] for row in rows}
+
+    async def _create_schema(self, scope: Scope) -> None:
+        """Only for a schema that is missing: trying takes a privilege, even in vain."""
+        await self._create(scope, f"CREATE SCHEMA IF NOT EXISTS {quote(scope.schema)}")
+
+    async def _create_ledger(self) -> None:
+        with self._database.guard():
+            there = await self._database.admin.fetchval("SELECT pg_catalog.to_regclass($1) IS NOT NULL", self._ledger)
+        if not there:
+            if await self._missing_schemas([self.admin.schema]):
+                await self._create_schema(self.admin)
+            await self._create(self.admin, self.admin.render(_LEDGER))
+
+    async def _create(self, scope: Scope, statement: str) -> None:
         for attempt in range(_TRIES):
             try:
-                with self._database.guard(), self._explained(self.admin):
-                    row = await self._database.admin.fetchrow(
-                        "SELECT array(SELECT s FROM unnest($1::text[]) AS s WHERE NOT EXISTS"
-                        " (SELECT FROM pg_catalog.pg_namespace WHERE nspname = s)) AS schemas,"
-                        " pg_catalog.to_regclass($2) IS NULL AS ledger",
-                        schemas,
-                        self._ledger,
-                    )
-                    for schema in row["schemas"]:
-                        await self._database.admin.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
-                    if row["ledger"]:
-                        await self._database.admin.execute(self.admin.render(_LEDGER))
+                with self._database.guard(), self._explained(scope):
+                    await self._database.admin.execute(statement)
                     return
             except _COLLISIONS:
                 # IF NOT EXISTS looks before it leaps: two who create at once collide
@@ -274,7 +273,7 @@ class Migrator:
 
 def newest_applied(state: ScopeStatus) -> int:
     """The version that a scope is at; 0 before the first migration."""
-    return max((row.version for row in state.applied), default=0)
+    return state.version
 
 
 def _checked(states: list[ScopeStatus]) -> list[ScopeStatus]:
@@ -282,10 +281,3 @@ def _checked(states: list[ScopeStatus]) -> list[ScopeStatus]:
         if state.problem:
             raise SchemaMismatch(state.problem)
     return states
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    failure: BaseException = failures
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

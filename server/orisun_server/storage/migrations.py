@@ -12,10 +12,12 @@ import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from importlib.resources.abc import Traversable
+from typing import NamedTuple
 
-from orisun_server.storage.names import BoundaryNames, quote
+from .names import BoundaryNames, quote
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _HEADER = re.compile(r"-- oldest-server: (\d+\.\d+\.\d+)\s*")
@@ -86,6 +88,32 @@ class Scope:
         return sql
 
 
+class Applied(NamedTuple):
+    """A row of the ledger."""
+
+    version: int
+    name: str
+    checksum: str
+    oldest_server: str
+    #: By PostgreSQL's clock.
+    applied_at: datetime
+    applied_by: str
+
+
+class ScopeStatus(NamedTuple):
+    """Where a scope stands; ``problem`` says why this server cannot run on it, "" when it can or a migration helps."""
+
+    scope: Scope
+    applied: tuple[Applied, ...]
+    pending: tuple[Migration, ...]
+    problem: str
+
+    @property
+    def version(self) -> int:
+        """What the scope is at; 0 before the first migration."""
+        return max((row.version for row in self.applied), default=0)
+
+
 def boundary_scope(name: str, schema: str) -> Scope:
     """The scope of a boundary."""
     return Scope(schema, BoundaryNames(schema, name))
@@ -103,8 +131,39 @@ def newest(migrations: Sequence[Migration]) -> int:
     return migrations[-1].version if migrations else 0
 
 
+def judge(scope: Scope, sources: Sources, applied: Sequence[Applied], server_version: str) -> ScopeStatus:
+    """Where a scope stands, for a server of that version that brings these migrations along."""
+    known = sources.admin if scope.names is None else sources.boundary
+    by_version = {row.version: row for row in applied}
+    pending = tuple(migration for migration in known if migration.version not in by_version)
+    return ScopeStatus(scope, tuple(applied), pending, _problem(scope, known, by_version, server_version))
+
+
+def _problem(scope: Scope, known: Sequence[Migration], applied: Mapping[int, Applied], server_version: str) -> str:
+    for migration in known:
+        row = applied.get(migration.version)
+        if row is None and migration.version < max(applied, default=0):
+            return (
+                f"{scope.label}: migration {migration.version} ({migration.name}) is missing below version"
+                f" {max(applied)}: the ledger orisun_migration was edited; restore its row"
+            )
+        if row is not None and row.checksum != migration.checksum:
+            return (
+                f"{scope.label}: migration {migration.version} was altered: {row.name} with checksum"
+                f" {row.checksum[:12]} was applied, and server {server_version} has {migration.name} with"
+                f" {migration.checksum[:12]}: run the release that applied it, or a later one"
+            )
+    for row in applied.values():
+        if row.version > newest(known) and release(row.oldest_server) > release(server_version):
+            return (
+                f"{scope.label} is at version {row.version} ({row.name}), which needs server {row.oldest_server} or"
+                f" newer; this is server {server_version} and knows version {newest(known)}: run a newer release"
+            )
+    return ""
+
+
 def _load(directory: Traversable) -> tuple[Migration, ...]:
-    migrations = []
+    migrations: list[Migration] = []
     for file in sorted(directory.iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".sql"):
             continue
