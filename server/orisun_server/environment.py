@@ -113,10 +113,11 @@ def reference() -> str:
 def _given(environ: Mapping[str, str], known: Mapping[str, str | None], warnings: list[str]) -> dict[str, str]:
     """The ORISUN_* variables that are set and known; says what is odd about the others."""
     given: dict[str, str] = {}
+    tuning = [name for name in sorted(_GO_VARIABLES) if name in environ]
+    if tuning:
+        warnings.append(f"{', '.join(tuning)}: for the Go runtime; this server runs on Python and ignores them")
     for name in sorted(environ):
         value = environ[name].strip()
-        if name in _GO_VARIABLES:
-            warnings.append(f"{name} tunes the Go runtime; this server runs on Python and ignores it")
         if not name.startswith(PREFIX) or not value:
             misplaced, colon, rest = name.partition(":")
             if colon and misplaced in known and rest and misplaced not in environ:
