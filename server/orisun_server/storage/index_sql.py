@@ -144,17 +144,22 @@ class IndexDefinition:
         characters = self.characters(field)
         return characters is None or len(value) < characters
 
-    def pg_name(self, names: BoundaryNames) -> str:
-        """The index's name in PostgreSQL: another shape has another name, so that a rebuild never meets the old."""
-        return names.index(self.name, repr((self.fields, self.conditions, self.combinator)))
+    def pg_name(self, names: BoundaryNames, incarnation: str) -> str:
+        """A name in PostgreSQL: another shape or incarnation has another one, so that a new index never meets an old
+        one of its name that is still being built or dropped."""
+        return names.index(self.name, repr((self.fields, self.conditions, self.combinator, incarnation)))
 
-    def create_sql(self, names: BoundaryNames) -> str:
+    def create_sql(self, names: BoundaryNames, pg_name: str) -> str:
         keys = ", ".join(f"({self.key_sql(field, text_sql(field.key))})" for field in self.fields)
         condition = self.condition_sql()
-        return (
-            f"CREATE INDEX CONCURRENTLY {quote(self.pg_name(names))} ON {names.q_events} USING btree "
-            f"({keys}, transaction_id, global_id)" + (f" WHERE {condition}" if condition else "")
+        return f"{create_prefix(pg_name)} ON {names.q_events} USING btree ({keys}, transaction_id, global_id)" + (
+            f" WHERE {condition}" if condition else ""
         )
+
+
+def create_prefix(pg_name: str) -> str:
+    """How the statement that builds an index begins; by this a running build is found."""
+    return f"CREATE INDEX CONCURRENTLY {quote(pg_name)}"
 
 
 def drop_sql(names: BoundaryNames, pg_name: str) -> str:
