@@ -42,6 +42,7 @@ _PASSING = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.InternalClientError,  # a connection that ends between two messages confuses asyncpg's protocol
 )
 _POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 

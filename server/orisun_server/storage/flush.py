@@ -14,7 +14,7 @@ from ..core.criteria import EVENT_TYPE, Criterion
 from ..core.jsonb import text_of
 from .catalog import Boundary
 from .criteria_sql import Access, access, latest_sql
-from .indexes import IndexDefinition
+from .index_sql import IndexDefinition
 
 _WHOLE: Criterion = ()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import asyncpg
 import structlog
@@ -21,7 +22,7 @@ from ..errors import ContextChanged, DuplicateEventId, InvalidArgument, OrisunEr
 from .catalog import Boundary
 from .database import Database
 from .flush import Flush
-from .indexes import Indexes
+from .index_sql import IndexDefinition
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,13 @@ _APPENDED, _REPEATED, _CHANGED, _DUPLICATE = range(4)
 
 #: PostgreSQL's objections to one event's content, not to the statement: data, program limits.
 _CONTENT_ERRORS = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+
+
+class ReadyIndexes(Protocol):
+    """What appending needs to know of indexes."""
+
+    def ready(self, boundary: str) -> tuple[IndexDefinition, ...]:
+        """The READY indexes of a boundary, from a cache."""
 
 
 class Call:
@@ -67,7 +75,7 @@ class Appender:
     def __init__(
         self,
         database: Database,
-        indexes: Indexes,
+        indexes: ReadyIndexes,
         *,
         max_events: int = 10_000,
         queue_calls: int = 20_000,
@@ -129,7 +137,7 @@ class _Lane:
     """The queue of one boundary and the task that flushes it, which lives while there is something to flush."""
 
     def __init__(
-        self, boundary: Boundary, database: Database, indexes: Indexes, committed: Callable[[str], None]
+        self, boundary: Boundary, database: Database, indexes: ReadyIndexes, committed: Callable[[str], None]
     ) -> None:
         self.boundary = boundary
         self._database, self._indexes, self._committed = database, indexes, committed

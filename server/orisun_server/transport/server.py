@@ -88,6 +88,10 @@ class GrpcServer:
         """Takes no more calls, ends subscriptions with UNAVAILABLE and lets unary calls finish, for ``grace`` seconds
         at most."""
         self._state.set_stopping()
+        await self.close(grace)
+
+    async def close(self, grace: float = 0) -> None:
+        """The same, without a word to health: another server takes the port over."""
         self.calls.drain()
         if self._server is not None:
             await self._server.stop(grace)

@@ -118,12 +118,12 @@ BEGIN
             OR max(v_prepare[x.criterion]) <> p_expected_prepare[x.call]
     )) THEN
         o_base := v_next;
-        PERFORM setval('{q_sequence}', v_next + v_events - 1);
         INSERT INTO {q_events}
             (global_id, transaction_id, pg_transaction_id, event_id, event_type, data, metadata, date_created)
         SELECT v_next + e.n - 1, v_next + e.last, pg_current_xact_id(), e.id, e.type,
                CASE WHEN p_strip THEN e.data::jsonb - 'eventType' ELSE e.data::jsonb END, e.metadata::jsonb, v_now
         FROM unnest(p_ids, p_types, p_data, p_metadata, p_last) WITH ORDINALITY AS e(id, type, data, metadata, last, n);
+        PERFORM setval('{q_sequence}', v_next + v_events - 1);
         RETURN;
     END IF;
 
@@ -195,7 +195,6 @@ BEGIN
     END LOOP;
 
     IF v_next > o_base THEN
-        PERFORM setval('{q_sequence}', v_next - 1);
         INSERT INTO {q_events}
             (global_id, transaction_id, pg_transaction_id, event_id, event_type, data, metadata, date_created)
         SELECT v_first[e.call] + e.n - p_start[e.call], v_first[e.call] + p_count[e.call], pg_current_xact_id(),
@@ -204,6 +203,7 @@ BEGIN
         FROM unnest(p_ids, p_types, p_data, p_metadata, p_event_call) WITH ORDINALITY
              AS e(id, type, data, metadata, call, n)
         WHERE v_first[e.call] >= 0;
+        PERFORM setval('{q_sequence}', v_next - 1);
     END IF;
 END
 $append$;

@@ -1,0 +1,200 @@
+"""Appending through group commit against a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from orisun_server.core.append import Context, checked_events
+from orisun_server.core.criteria import WHOLE_BOUNDARY, Query, query
+from orisun_server.core.event import NewEvent
+from orisun_server.core.position import NOTHING, Position
+from orisun_server.errors import ContextChanged, DuplicateEventId, InvalidArgument, ResourceExhausted, Unavailable
+from orisun_server.storage.catalog import Boundary
+from orisun_server.storage.database import Database
+from orisun_server.storage.flush import Flush
+from orisun_server.storage.group_commit import Appender
+
+
+class NoIndexes:
+    def ready(self, _: str) -> tuple[()]:
+        return ()
+
+
+@pytest.fixture
+def appender(database: Database) -> Appender:
+    return Appender(database, NoIndexes())
+
+
+def event(event_id: str, **data: object) -> NewEvent:
+    return NewEvent(event_id, "Placed", json.dumps(data), "{}")
+
+
+def about(**tags: str) -> Query:
+    return query([tags.items()])
+
+
+async def test_positions_start_at_zero_and_a_batch_shares_its_commit_position(
+    appender: Appender, boundary: Boundary
+) -> None:
+    assert await appender.append(boundary, [event("a")], None) == Position(1, 0)
+    assert await appender.append(boundary, [event("b"), event("c")], None) == Position(3, 2)
+
+
+async def test_a_context_is_checked_exactly(appender: Appender, boundary: Boundary) -> None:
+    first = await appender.append(boundary, [event("a", account="x")], Context(NOTHING, about(account="x")))
+    await appender.append(boundary, [event("b", account="y")], Context(NOTHING, about(account="y")))
+    with pytest.raises(ContextChanged) as caught:
+        await appender.append(boundary, [event("c", account="x")], Context(NOTHING, about(account="x")))
+    assert str(caught.value) == (
+        "OptimisticConcurrencyException:StreamVersionConflict: Expected (-1, -1), Actual (1, 0)"
+    )
+    for wrong in (Position(0, 0), Position(9, 8)):
+        with pytest.raises(ContextChanged):
+            await appender.append(boundary, [event("c", account="x")], Context(wrong, about(account="x")))
+    assert await appender.append(boundary, [event("c", account="x")], Context(first, about(account="x"))) == (3, 2)
+    with pytest.raises(ContextChanged):
+        await appender.append(boundary, [event("d")], Context(first, WHOLE_BOUNDARY))
+    assert await appender.append(boundary, [event("d")], Context(Position(3, 2), WHOLE_BOUNDARY)) == (4, 3)
+
+
+async def test_or_takes_the_latest_over_all_criteria(appender: Appender, boundary: Boundary) -> None:
+    await appender.append(boundary, [event("a", account="x")], None)
+    second = await appender.append(boundary, [event("b", account="y")], None)
+    either = query([[("account", "x")], [("account", "y")]])
+    with pytest.raises(ContextChanged):
+        await appender.append(boundary, [event("c", account="x")], Context(Position(1, 0), either))
+    assert await appender.append(boundary, [event("c", account="x")], Context(second, either)) == (3, 2)
+
+
+async def test_a_repeat_gets_the_first_answer_whatever_it_expects(appender: Appender, boundary: Boundary) -> None:
+    batch = [event("a", n=1.50), event("b", n=2)]
+    first = await appender.append(boundary, batch, Context(NOTHING, WHOLE_BOUNDARY))
+    await appender.append(boundary, [event("z")], None)
+    same = [NewEvent("a", "Placed", '{"n":   1.5}', ""), batch[1]]
+    assert await appender.append(boundary, same, Context(NOTHING, WHOLE_BOUNDARY)) == first
+    assert await asyncio.gather(*(appender.append(boundary, batch, None) for _ in range(5))) == [first] * 5
+
+
+async def test_a_repeat_beside_its_first_in_one_group_gets_the_same_answer(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    answers = await asyncio.gather(
+        *(appender.append(boundary, [event("a")], Context(NOTHING, WHOLE_BOUNDARY)) for _ in range(20))
+    )
+    assert answers == [Position(1, 0)] * 20
+    assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [event("a", n=1)],  # part of a stored call
+        [event("b", n=2), event("a", n=1)],  # another order
+        [event("a", n=1), event("b", n=3)],  # other data
+        [event("a", n=1), event("b", n=2)._replace(event_type="Other")],
+        [event("a", n=1), event("b", n=2)._replace(metadata='{"x": 1}')],
+        [event("a", n=1), event("b", n=2), event("c")],  # some stored, some new
+        [event("c"), event("b", n=2)],
+    ],
+)
+async def test_stored_ids_with_another_call_are_refused(
+    appender: Appender, boundary: Boundary, other: list[NewEvent]
+) -> None:
+    await appender.append(boundary, [event("a", n=1), event("b", n=2)], None)
+    with pytest.raises(DuplicateEventId, match="^DuplicateEventId: event "):
+        await appender.append(boundary, other, None)
+    assert await appender.append(boundary, [event("new")], None) == Position(3, 2)
+
+
+async def test_the_type_key_belongs_to_the_server(appender: Appender, boundary: Boundary, database: Database) -> None:
+    for number, data in enumerate(('{"eventType": "Fake", "a": 1}', '{"event\\u0054ype": "Fake", "a": 1}')):
+        await appender.append(boundary, [NewEvent(f"e{number}", "Placed", data, "{}")], None)
+    rows = await database.read.fetch(f"SELECT data::text, event_type FROM {boundary.names.q_events}")
+    assert [tuple(row) for row in rows] == [('{"a": 1}', "Placed")] * 2
+    with pytest.raises(ContextChanged, match=r"Actual \(2, 1\)"):
+        await appender.append(boundary, [event("x")], Context(NOTHING, about(event_type="Placed")))
+    await appender.append(boundary, [event("x")], Context(NOTHING, about(eventType="Fake")))
+
+
+async def test_one_bad_call_never_harms_its_group(appender: Appender, boundary: Boundary) -> None:
+    bad = NewEvent("bad", "Placed", '{"n": 1e999999}', "{}")
+    answers = await asyncio.gather(
+        *(appender.append(boundary, [event(f"e{n}")] if n != 3 else [event("x"), bad], None) for n in range(8)),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[3], InvalidArgument)
+    assert str(answers[3]) == "invalid event JSON: event 1 data: a number is out of PostgreSQL's range"
+    assert sorted(answer.prepare for answer in answers if isinstance(answer, Position)) == list(range(7))
+
+
+async def test_beyond_the_queue_calls_are_refused_at_once(database: Database, boundary: Boundary) -> None:
+    appender = Appender(database, NoIndexes(), queue_calls=10)
+    answers = await asyncio.gather(
+        *(appender.append(boundary, [event(f"e{n}")], None) for n in range(25)), return_exceptions=True
+    )
+    refused = [answer for answer in answers if isinstance(answer, ResourceExhausted)]
+    assert len(refused) == 15
+    assert "ORISUN_APPEND_QUEUE_CALLS=10" in str(refused[0])
+    assert await appender.append(boundary, [event("later")], None) == Position(11, 10)
+
+
+async def test_a_caller_that_left_is_not_appended(appender: Appender, boundary: Boundary, database: Database) -> None:
+    async with database.admin.acquire() as blocker, blocker.transaction():
+        await blocker.execute("SELECT pg_advisory_xact_lock($1)", boundary.names.lock_key)
+        first = asyncio.create_task(appender.append(boundary, [event("first")], None))
+        while not await database.read.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(appender.append(boundary, [event("left")], None))
+        staying = asyncio.create_task(appender.append(boundary, [event("stays")], None))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert [await first, await staying] == [Position(1, 0), Position(2, 1)]
+    assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == 2
+
+
+async def test_a_lost_connection_is_unavailable_and_the_repeat_makes_it_certain(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    stored = 0
+    for number in range(12):
+        batch = [event(f"e{number}-{n}", n=n) for n in range(50)]
+        task = asyncio.create_task(appender.append(boundary, batch, Context(NOTHING, about(n="never"))))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        await database.admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE $1 AND pid <> pg_backend_pid()",
+            f"%{boundary.names.append}%",
+        )
+        try:
+            position = await task
+        except Unavailable:
+            position = await appender.append(boundary, batch, Context(NOTHING, about(n="never")))
+        assert position.commit == position.prepare + 1
+        stored += 50
+        assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == stored
+
+
+async def test_other_isolation_levels_are_refused(boundary: Boundary, database: Database, appender: Appender) -> None:
+    await appender.append(boundary, [event("a")], None)
+    async with database.admin.acquire() as connection:
+        flush = Flush(boundary, ())
+        flush.add(checked_events([event("b")], 1), None)
+        transaction = connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        with pytest.raises(Exception, match="read committed only"):
+            await connection.fetchrow(flush.statement, *flush.arguments())
+        await transaction.rollback()
+
+
+async def test_an_open_transaction_elsewhere_stalls_nothing(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    async with database.admin.acquire() as other, other.transaction():
+        await other.execute("SELECT pg_current_xact_id()")
+        async with asyncio.timeout(5):
+            await appender.append(boundary, [event("a")], None)
+        assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == 1
