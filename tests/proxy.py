@@ -1,0 +1,80 @@
+"""A network between a server and PostgreSQL that can be frozen and cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from orisun_server.settings import Settings
+
+
+class PostgresProxy:
+    """Passes bytes on to the PostgreSQL of ``settings``; ``self.settings`` names the proxy instead.
+
+    While frozen nothing passes, in either direction, and nothing is lost: what a stopped process or a partitioned
+    network looks like. Use as ``async with``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._directory = tempfile.mkdtemp(prefix="orisun-proxy-", dir="/tmp")
+        self._to = Path(settings.pg_host) / f".s.PGSQL.{settings.pg_port}"
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.settings = settings.model_copy(update={"pg_host": self._directory})
+
+    def freeze(self) -> None:
+        """Let nothing pass."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Let everything pass again, also what was sent meanwhile."""
+        self._flowing.set()
+
+    async def cut(self) -> None:
+        """Drop every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with contextlib.suppress(OSError):
+                to_reader, to_writer = await asyncio.open_unix_connection(str(self._to))
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._pump(reader, to_writer))
+                        group.create_task(self._pump(to_reader, writer))
+                finally:
+                    to_writer.transport.abort()
+        except* OSError:
+            pass
+        except* asyncio.CancelledError:
+            pass
+        finally:
+            writer.transport.abort()
+            self._tasks.discard(task)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            await self._flowing.wait()
+            sink.write(data)
+            await sink.drain()
+        await self._flowing.wait()
+        sink.close()
+
+    async def __aenter__(self) -> PostgresProxy:
+        path = Path(self._directory) / f".s.PGSQL.{self.settings.pg_port}"
+        self._server = await asyncio.start_unix_server(self._serve, str(path))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self.cut()
+        shutil.rmtree(self._directory, ignore_errors=True)
