@@ -73,7 +73,14 @@ def serve() -> None:
 
     from orisun_server import app
 
-    _run(app.run(settings, on_ready=on_ready))
+    try:
+        _run(app.run(settings, on_ready=on_ready))
+    except (OrisunError, environment.SettingsError):
+        raise
+    except Exception:
+        # by the log's rules, which keep payloads out of tracebacks
+        log.exception("the server failed; this is a bug")
+        sys.exit(70)  # EX_SOFTWARE
 
 
 @click.command(
