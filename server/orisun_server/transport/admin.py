@@ -9,7 +9,7 @@ from orisun_api import admin_pb2 as pb
 
 from ..core.users import Caller, User
 from ..errors import InvalidArgument
-from ..storage.catalog import BoundaryRecord, Catalog
+from ..storage.catalog import BoundaryRecord, BoundaryStatus, Catalog
 from ..storage.indexes import Indexes
 from ..storage.reads import Reader
 from . import convert
@@ -18,9 +18,9 @@ from .roles import AdminRoleRequired
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Admin"]
 _STATUS = {
-    "PROVISIONING": pb.BOUNDARY_LIFECYCLE_STATUS_PROVISIONING,
-    "ACTIVE": pb.BOUNDARY_LIFECYCLE_STATUS_ACTIVE,
-    "FAILED": pb.BOUNDARY_LIFECYCLE_STATUS_FAILED,
+    BoundaryStatus.PROVISIONING: pb.BOUNDARY_LIFECYCLE_STATUS_PROVISIONING,
+    BoundaryStatus.ACTIVE: pb.BOUNDARY_LIFECYCLE_STATUS_ACTIVE,
+    BoundaryStatus.FAILED: pb.BOUNDARY_LIFECYCLE_STATUS_FAILED,
 }
 
 
