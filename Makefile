@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format proto lock clean
+.PHONY: help run config test lint format proto lock clean docs/configuration.md
 
 help: ## Show what one can type
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null
 	@echo "installing the locked packages into $(VENV) (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -20,6 +21,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: $(STAMP) ## Run a store on localhost:5005 with embedded PostgreSQL and NATS (honours ORISUN_*)
 	@exec $(BIN)/orisun serve
+
+config: $(STAMP) ## Show the effective settings and where each came from
+	@$(BIN)/orisun config
 
 test: $(STAMP) ## Run the whole suite against real PostgreSQL and NATS that it starts itself
 	@$(BIN)/python -m pytest $(ARGS)
@@ -37,6 +41,10 @@ format: $(STAMP) ## Format the code
 proto: $(STAMP) ## Generate client/orisun_api from proto/
 	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client \
 		proto/orisun_api/eventstore.proto proto/orisun_api/admin.proto
+
+docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
+	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
+	@mv $@.new $@
 
 lock: ## Resolve pyproject.toml into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --no-annotate -o requirements.lock
