@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -130,4 +131,4 @@ def subscriber_name(name: str) -> str:
         raise InvalidArgument("subscriber_name is required")
     if len(name) > _MAX_NAME:
         raise InvalidArgument(f"subscriber_name: {len(name)} characters; at most {_MAX_NAME} are allowed")
-    return name.replace("\\", "\\\\").replace("\0", "\\0")
+    return "sha256:" + hashlib.sha256(name.encode()).hexdigest() if "\0" in name else name

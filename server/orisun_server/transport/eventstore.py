@@ -13,7 +13,7 @@ from orisun_api import eventstore_pb2 as pb
 from ..core.users import Caller
 from ..delivery.codec import encode_event
 from ..delivery.pubsub import PubSub
-from ..delivery.subscriptions import Subscriptions
+from ..delivery.subscription import Subscriptions
 from ..errors import InvalidArgument, Unimplemented
 from ..storage.catalog import Catalog
 from ..storage.group_commit import Appender
@@ -138,7 +138,7 @@ class EventStore(IndexRpcs):
         await self._pubsub.publish(request.subject, request.data, request.metadata)
         return pb.PublishResponse()
 
-    async def subscribe_to_pub_sub(self, request: pb.SubscribeRequest, _: Caller) -> AsyncIterator[pb.PubSubMessage]:
+    async def subscribe_to_pub_sub(self, request: pb.SubscribeRequest, _: Caller) -> AsyncIterator[bytes]:
         async with aclosing(self._pubsub.subscribe(request.subject, request.consumer_name)) as messages:
             async for message in messages:
                 yield message

@@ -88,14 +88,11 @@ def _message(record: IndexRecord) -> pb.IndexDefinition:
     definition = record.definition
     return pb.IndexDefinition(
         name=definition.name,
-        fields=[
-            pb.IndexField(json_key=field.key, value_type=pb.ValueType.Value(field.value_type.name))
-            for field in definition.fields
-        ],
+        fields=[pb.IndexField(json_key=field.key, value_type=field.value_type.name) for field in definition.fields],
         conditions=[
             pb.IndexCondition(key=condition.key, operator=condition.operator, value=condition.value)
             for condition in definition.conditions
         ],
-        condition_combinator=pb.ConditionCombinator.Value(definition.combinator),
+        condition_combinator=definition.combinator,
         state=pb.INDEX_STATE_READY if record.state == "READY" else pb.INDEX_STATE_BUILDING,
     )

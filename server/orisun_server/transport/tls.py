@@ -81,7 +81,7 @@ def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     except ssl.SSLError as problem:
         raise TlsError(
             f"{_CERT}={files.cert} and {_KEY}={files.key} are no PEM certificate and its unencrypted private key: "
-            f"{problem.reason or problem}"
+            f"{getattr(problem, 'reason', None) or problem}"
         ) from None
     roots = None
     if files.ca is not None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from orisun_api import admin_pb2, eventstore_pb2
 
-from ..core.users import Caller
+from ..core.users import Caller, Session
 from ..errors import Unavailable
-from .calls import Service, Session
+from .calls import Service
 from .health import HealthState
 from .server import GrpcServer
 
