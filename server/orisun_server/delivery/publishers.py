@@ -1,8 +1,8 @@
 """Which boundaries this server publishes: its fair share of all, each under a lease.
 
-A server owns at most ceil(boundaries / live servers). One statement a second takes what is free; what is too much is
-given back after its batch, and the others are told. A server that cannot reach NATS owns nothing, so that one that can
-takes over.
+A share is ceil(boundaries / live servers). One statement a second takes what is free, up to that; what is more is given
+back, after its batch, when another server wants it (``appetite`` says why). A server that cannot reach NATS owns
+nothing, so that one that can takes over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 
 import structlog
 
@@ -19,6 +20,7 @@ from ..storage.catalog import Boundary, Catalog
 from ..storage.database import Database
 from ..storage.leases import Lease, Leases
 from ..storage.reads import Reader
+from .appetite import Appetite
 from .nats import NATS_ERRORS, Nats
 from .publisher import Publisher
 from .signals import Signals
@@ -54,6 +56,7 @@ class Publishers:
     ) -> None:
         self._settings, self._database, self._reader = settings, database, reader
         self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
+        self._appetite = Appetite(nats, settings.admin_schema, uuid.uuid4().hex)
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
         self._refused: set[str] = set()
         self._look = asyncio.Event()
@@ -74,8 +77,8 @@ class Publishers:
             await asyncio.wait([self._task])
         await self._give_up(list(self._running))
 
-    def wake(self, boundary: str) -> None:
-        """Events were committed by this server."""
+    def committed(self, boundary: str) -> None:
+        """This server committed events."""
         running = self._running.get(boundary)
         if running is not None:
             running[0].wake()
@@ -124,19 +127,27 @@ class Publishers:
         if not self._nats.connected:
             if time.monotonic() - self._nats_left_at < _WITHOUT_NATS:
                 return
-            share = 0
-        surplus = list(self._running)[share:]
-        await self._give_up([name for name in self._running if name in surplus or name not in boundaries])
-        self._refused &= boundaries.keys()
-        wanted = [name for name in boundaries if name not in self._running]
-        room = share - len(self._running)
-        if not wanted or room <= 0:
+            await self._give_up(list(self._running))
             return
-        leases = await self._leases.acquire_many(KIND, wanted, room)
+        await self._appetite.listen()
+        await self._give_up([name for name in self._running if name not in boundaries])
+        if self._appetite.others_want:
+            await self._give_up(list(self._running)[share:])
+        self._refused &= boundaries.keys()
+        others = [name for name in boundaries if name not in self._running]
+        room = min(share - len(self._running), len(others))
+        if room <= 0:
+            others = self._appetite.left_over(await self._leases.free(KIND, others)) if others else []
+            room = len(others)
+        if not others:
+            return
+        leases = await self._leases.acquire_many(KIND, others, room)
         for lease in leases:
             self._begin(boundaries[lease.boundary], lease)
         if len(leases) < room:
-            self._say_refused(set(wanted) - self._running.keys())
+            self._say_refused(set(others) - self._running.keys())
+            if len(self._running) < share:
+                await self._appetite.say()
 
     def _begin(self, boundary: Boundary, lease: Lease) -> None:
         log.info(f"Successfully acquired lock for boundary: {boundary.name}")
