@@ -78,6 +78,8 @@ class Connection:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         # channels of one process with equal arguments share a connection otherwise, also to a server that was restarted
         options.append(("grpc.use_local_subchannel_pool", 1))
+        # a server that starts again is found at once, not after gRPC's growing pauses
+        options += [(f"grpc.{bound}_reconnect_backoff_ms", 100) for bound in ("initial", "min", "max")]
         self.address, self.metadata = address, ADMIN
         self.channel = (
             grpc.aio.insecure_channel(address, options=options)
