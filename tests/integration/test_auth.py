@@ -1,0 +1,251 @@
+"""Authentication: Basic, session tokens, roles, and their end (contract.md, Authentication)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from orisun_api import admin_pb2
+from orisun_api import eventstore_pb2 as pb
+from orisun_server.app import App
+from orisun_server.settings import Settings
+from tests.harness import ADMIN, Connection, basic, eventually
+
+PING = pb.PingRequest()
+
+
+@pytest.fixture(scope="module")
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings()
+
+
+@pytest.fixture(scope="module")
+async def server(settings: Settings) -> AsyncIterator[Connection]:
+    """One server for all tests here: each makes users of its own."""
+    app = App(settings)
+    await app.start()
+    connection = Connection(app.address)
+    yield connection
+    await connection.close()
+    await app.stop()
+
+
+def header(value: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", value),)
+
+
+def encoded(text: str | bytes) -> str:
+    return base64.b64encode(text if isinstance(text, bytes) else text.encode()).decode()
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code(), refused.value.details() or ""
+
+
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    """The status of a call that may succeed."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def token_of(call: Any) -> str:
+    values = [value for key, value in await call.initial_metadata() if key == "x-auth-token"]
+    assert len(values) == 1
+    return str(values[0])
+
+
+def with_token(token: str) -> tuple[tuple[str, str], ...]:
+    return (("x-auth-token", token),)
+
+
+async def new_user(server: Connection, *roles: str) -> tuple[admin_pb2.AdminUser, tuple[tuple[str, str], ...]]:
+    username = "user-" + secrets.token_hex(4)
+    request = admin_pb2.CreateUserRequest(name="N", username=username, password="secret1", roles=roles)
+    response = await server.admin.CreateUser(request, metadata=ADMIN)
+    return response.user, basic(username, "secret1")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ((), "missing authorization header"),
+        (header("Bearer abc"), "invalid authorization header format"),
+        (header("Basicabc"), "invalid authorization header format"),
+        (header("Basic " + encoded("no-colon")), "invalid authorization header format"),
+        (header("Basic ***"), "invalid authorization header encoding"),
+        (header("Basic " + encoded(b"\xff\xfe:x")), "invalid authorization header encoding"),
+        (basic("admin", "wrong-password"), "invalid credentials"),
+        (basic("nobody", "wrong-password"), "invalid credentials"),
+        (basic("", ""), "invalid credentials"),
+        (with_token("nonsense"), "missing authorization header"),
+        (with_token("1.a.b.c"), "missing authorization header"),
+        ((*with_token("nonsense"), *basic("admin", "wrong")), "invalid credentials"),
+    ],
+)
+async def test_refused(server: Connection, metadata: tuple[tuple[str, str], ...], message: str) -> None:
+    assert await refusal(server.events.Ping(PING, metadata=metadata)) == (grpc.StatusCode.UNAUTHENTICATED, message)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
+async def test_basic_in_any_case(server: Connection, scheme: str) -> None:
+    await server.events.Ping(PING, metadata=header(f"{scheme} {encoded('admin:changeit')}"))
+
+
+async def test_a_password_may_have_colons_and_any_letters(server: Connection) -> None:
+    request = admin_pb2.CreateUserRequest(name="N", username="ünïcode", password="a:b:ç→ß", roles=["reader"])
+    await server.admin.CreateUser(request, metadata=ADMIN)
+    await server.events.Ping(PING, metadata=basic("ünïcode", "a:b:ç→ß"))
+
+
+async def test_every_rpc_and_reflection_need_authentication(server: Connection) -> None:
+    from orisun_server.transport import admin, eventstore
+
+    for descriptor in (eventstore.DESCRIPTOR, admin.DESCRIPTOR):
+        for method in descriptor.methods:
+            path = f"/{descriptor.full_name}/{method.name}"
+            if method.server_streaming:
+                call: Any = server.channel.unary_stream(path)(b"")
+                answer = refusal(call.read())
+            else:
+                answer = refusal(server.channel.unary_unary(path)(b""))
+            assert await answer == (grpc.StatusCode.UNAUTHENTICATED, "missing authorization header"), path
+    for version in ("v1", "v1alpha"):
+        stream: Any = server.channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+        assert (await refusal(stream(iter([b""])).read()))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_health_needs_none(server: Connection) -> None:
+    answer = await server.health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_token_is_returned_accepted_and_echoed(server: Connection) -> None:
+    token = await token_of(server.events.Ping(PING, metadata=ADMIN))
+    again = server.events.Ping(PING, metadata=with_token(token))
+    assert await token_of(again) == token
+    await again
+
+
+async def test_a_bad_token_beside_a_good_basic_works(server: Connection) -> None:
+    call = server.events.Ping(PING, metadata=(*with_token("nonsense"), *ADMIN))
+    await call
+    await server.events.Ping(PING, metadata=with_token(await token_of(call)))
+
+
+async def test_a_changed_token_is_none(server: Connection) -> None:
+    token = await token_of(server.events.Ping(PING, metadata=ADMIN))
+    for place in (0, 5, len(token) // 2, len(token) - 2):
+        changed = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+        code, message = await refusal(server.events.Ping(PING, metadata=with_token(changed)))
+        assert (code, message) == (grpc.StatusCode.UNAUTHENTICATED, "missing authorization header")
+
+
+async def test_a_failed_call_leaks_no_token(server: Connection) -> None:
+    call = server.events.Ping(PING, metadata=basic("admin", "wrong"))
+    await refusal(call)
+    assert "x-auth-token" not in dict(await call.initial_metadata())
+
+
+async def test_a_token_comes_at_once_on_an_idle_stream(server: Connection, settings: Settings) -> None:
+    request = pb.CatchUpSubscribeToEventStoreRequest(boundary=settings.boundaries[0].name, subscriber_name="idle")
+    stream = server.events.CatchUpSubscribeToEvents(request, metadata=ADMIN)
+    token = await asyncio.wait_for(token_of(stream), 5)
+    stream.cancel()
+    await server.events.Ping(PING, metadata=with_token(token))
+
+
+async def test_tokens_and_deletions_reach_every_server(
+    server: Connection, make_server: Callable[..., Awaitable[Connection]], settings: Settings
+) -> None:
+    other = await make_server(settings)
+    user, credentials = await new_user(server, "USER")
+
+    async def works(on: Connection, metadata: Any) -> bool:
+        code = await code_of(on.events.Ping(PING, metadata=metadata))
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+        return code is grpc.StatusCode.OK
+
+    await eventually(lambda: works(other, credentials), timeout=1.5)
+    token = with_token(await token_of(server.events.Ping(PING, metadata=credentials)))
+    assert await works(other, token)
+    await server.admin.DeleteUser(admin_pb2.DeleteUserRequest(user_id=user.user_id), metadata=ADMIN)
+    assert not await works(server, token)
+    assert not await works(server, credentials)
+
+    async def ended() -> bool:
+        return not await works(other, token) and not await works(other, credentials)
+
+    await eventually(ended, timeout=1.0)
+
+
+async def test_a_changed_password_ends_tokens_basic_and_streams(server: Connection, settings: Settings) -> None:
+    user, credentials = await new_user(server, "USER")
+    token = with_token(await token_of(server.events.Ping(PING, metadata=credentials)))
+    request = pb.CatchUpSubscribeToEventStoreRequest(boundary=settings.boundaries[0].name, subscriber_name="mine")
+    stream = server.events.CatchUpSubscribeToEvents(request, metadata=credentials)
+    await stream.initial_metadata()
+    change = admin_pb2.ChangePasswordRequest(user_id=user.user_id, current_password="secret1", new_password="secret2")
+    assert (await server.admin.ChangePassword(change, metadata=credentials)).success
+    for metadata in (token, credentials):
+        assert (await refusal(server.events.Ping(PING, metadata=metadata)))[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert (await refusal(stream.read()))[0] is grpc.StatusCode.UNAUTHENTICATED
+    await server.events.Ping(PING, metadata=basic(user.username, "secret2"))
+
+
+async def test_tokens_survive_a_restart(make_server: Callable[..., Awaitable[Connection]], settings: Settings) -> None:
+    first = await make_server(settings)
+    token = with_token(await token_of(first.events.Ping(PING, metadata=ADMIN)))
+    second = await make_server(settings)
+    await second.events.Ping(PING, metadata=token)
+
+
+async def test_unknown_user_and_wrong_password_take_the_same_time(server: Connection) -> None:
+    async def seconds(username: str) -> float:
+        began = time.perf_counter()
+        await refusal(server.events.Ping(PING, metadata=basic(username, "wrong-" + secrets.token_hex(4))))
+        return time.perf_counter() - began
+
+    wrong, unknown = [], []
+    for _ in range(9):
+        wrong.append(await seconds("admin"))
+        unknown.append(await seconds("nobody"))
+    assert 0.5 < statistics.median(wrong) / statistics.median(unknown) < 2
+
+
+async def test_known_basic_and_tokens_cost_no_hash(server: Connection) -> None:
+    token = with_token(await token_of(server.events.Ping(PING, metadata=ADMIN)))
+    for metadata in (ADMIN, token):
+        began = time.perf_counter()
+        for _ in range(50):
+            await server.events.Ping(PING, metadata=metadata)
+        # 50 hashes would take a second and more
+        assert time.perf_counter() - began < 0.8
+
+
+async def test_a_flood_of_wrong_passwords_starves_nobody(server: Connection) -> None:
+    token = with_token(await token_of(server.events.Ping(PING, metadata=ADMIN)))
+    flood = [
+        asyncio.ensure_future(refusal(server.events.Ping(PING, metadata=basic(f"user{number}", "wrong-password"))))
+        for number in range(300)
+    ]
+    began = time.perf_counter()
+    for _ in range(20):
+        await server.events.Ping(PING, metadata=token)
+        await server.events.Ping(PING, metadata=ADMIN)
+    assert time.perf_counter() - began < 3
+    codes = {code for code, _ in await asyncio.gather(*flood)}
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
