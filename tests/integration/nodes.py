@@ -10,7 +10,6 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from orisun_api import eventstore_pb2
 from orisun_server.core.criteria import WHOLE_BOUNDARY, Query
@@ -28,17 +27,11 @@ from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Boundary, Catalog
 from orisun_server.storage.database import Database
 from orisun_server.storage.group_commit import Appender
+from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.migrate import Migrator
 from orisun_server.storage.reads import Reader
 from tests.harness import eventually, free_port
-
-
-class NoIndexes:
-    """A boundary without indexes."""
-
-    def ready(self, _boundary: str) -> tuple[()]:
-        return ()
 
 
 class Node:
@@ -58,7 +51,8 @@ class Node:
         await self.run(self.leases)
         self.catalog = Catalog(self.database, self.leases, migrator, settings.boundaries)
         await self.run(self.catalog)
-        indexes: Any = NoIndexes()
+        indexes = Indexes(self.database, self.leases, settings.admin_schema)
+        await self.run(indexes)
         self.reader = Reader(self.database, indexes)
         assert settings.nats_url is not None
         self.nats = Nats(settings.nats_url.get_secret_value().split(","))
@@ -92,7 +86,7 @@ class Node:
     async def __aexit__(self, *_: object) -> None:
         await self._parts.aclose()
 
-    async def run(self, part: Nats | Leases | Catalog | Signals | Publishers) -> None:
+    async def run(self, part: Nats | Leases | Catalog | Indexes | Signals | Publishers) -> None:
         await part.start()
         self._parts.push_async_callback(part.stop)
 

@@ -61,14 +61,16 @@ class PubSub:
         address = PREFIX + _checked(subject)
         queue = _queue_group(consumer_name)
         connection = self._nats.connection
-        if self._stopping:
-            raise Unavailable("the server is shutting down; subscribe to another one")
         stream = _Stream()
-        self._streams.add(stream)
         try:
             subscription = await connection.client.subscribe(address, queue=queue, cb=stream.receive)
             try:
                 await connection.answer(connection.client.flush(_FLUSH_TIMEOUT))
+                self._streams.add(stream)
+                if self._stopping:
+                    raise Unavailable("the server is shutting down; subscribe to another one")
+                if connection.lost.is_set():
+                    raise Unavailable("the connection to NATS was lost; subscribe again")
                 while True:
                     yield await stream.next()
             finally:
@@ -80,6 +82,11 @@ class PubSub:
             raise Unavailable("the connection to NATS was lost; subscribe again") from problem
         finally:
             self._streams.discard(stream)
+
+    @property
+    def subscribed(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._streams)
 
     async def stop(self) -> None:
         """Ends all subscriptions with Unavailable."""
