@@ -7,6 +7,7 @@ user's deletion or change of password because the copy of the users (users.py) s
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -48,6 +49,7 @@ class Sessions:
         # cached headers are kept by a keyed hash: no password stays in memory, and no table of hashes fits
         self._cache_key = secrets.token_bytes(_KEY_BYTES)
         self._basic: OrderedDict[bytes, Caller] = OrderedDict()
+        self._checks: dict[bytes, asyncio.Future[Caller | None]] = {}
         self._tokens: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
         self._issued: OrderedDict[str, tuple[str, float]] = OrderedDict()
         users.on_change(self._forget)
@@ -78,8 +80,9 @@ class Sessions:
         fingerprint = hashlib.blake2b(authorization.encode(errors="surrogatepass"), key=self._cache_key).digest()
         known = self._basic.get(fingerprint)
         if known is None:
-            known = await self._verify(authorization)
-            _keep(self._basic, fingerprint, known)
+            known = await self._verified(fingerprint, authorization)
+            if known is None or not self.is_valid(known):
+                raise Unauthenticated("invalid credentials")
         return Session(known, self._token(known))
 
     def is_valid(self, caller: Caller) -> bool:
@@ -87,12 +90,28 @@ class Sessions:
         user = self._users.get(caller.user_id)
         return user is not None and user.auth_version == caller.auth_version
 
-    async def _verify(self, authorization: str) -> Caller:
-        username, password = _credentials(authorization)
+    async def _verified(self, fingerprint: bytes, authorization: str) -> Caller | None:
+        """Whom the header belongs to; many calls that bring the same new header share one check of the password."""
+        check = self._checks.get(fingerprint)
+        if check is None:
+            username, password = _credentials(authorization)
+            check = asyncio.ensure_future(self._verify(fingerprint, username, password))
+            self._checks[fingerprint] = check
+            check.add_done_callback(lambda done: self._checked(fingerprint, done))
+        return await asyncio.shield(check)
+
+    async def _verify(self, fingerprint: bytes, username: str, password: str) -> Caller | None:
         user = await self._users.verify(username, password)
         if user is None:
-            raise Unauthenticated("invalid credentials")
-        return _caller(user)
+            return None
+        caller = _caller(user)
+        _keep(self._basic, fingerprint, caller)
+        return caller
+
+    def _checked(self, fingerprint: bytes, check: asyncio.Future[Caller | None]) -> None:
+        del self._checks[fingerprint]
+        if not check.cancelled():
+            check.exception()  # seen, also when every caller has left
 
     def _token(self, caller: Caller) -> str:
         """A token of the caller; the same one for a while, so that signing costs nothing in the hot path."""

@@ -114,6 +114,9 @@ def _options(max_request_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        # grpcio's core would cancel calls of a burst that the event loop has not seen yet, from 1,000 on
+        ("grpc.server.max_pending_requests", _MAX_STREAMS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_STREAMS),
         # two servers on one port would share its connections, and neither would say so
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
