@@ -95,8 +95,11 @@ class Leases:
         try:
             async with asyncio.timeout(max(self._ttl, 5.0)):
                 await self._beat()
-        except TimeoutError as error:
-            raise Unavailable(f"PostgreSQL at {self._database.target} did not answer in time") from error
+        except BaseException as error:
+            self._drop_connection()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"PostgreSQL at {self._database.target} did not answer in time") from error
+            raise
         self._task = asyncio.create_task(self._run(), name="leases-heartbeat")
 
     async def stop(self) -> None:

@@ -204,6 +204,8 @@ class Migrator:
         # a message of several statements takes no parameters; all of these are this server's own words
         row = [scope.name, scope.schema, migration.name, migration.checksum, migration.oldest_server, self._applied_by]
         return (
+            # a role's own limit is meant for queries; this is local to the transaction
+            "SELECT pg_catalog.set_config('statement_timeout', '0', true);\n"
             f"INSERT INTO {self._ledger} (version, scope, schema_name, name, checksum, oldest_server, applied_by)"
             f" VALUES ({migration.version}, {', '.join(literal(value) for value in row)});\n"
             + scope.render(migration.sql)
