@@ -71,20 +71,14 @@ def _credentials(settings: Settings) -> str:
 def _postgres(asked: Settings, effective: Settings) -> str:
     if not asked.embeds_postgres:
         return f"{asked.pg_host}:{asked.pg_port}/{asked.pg_name}"
-    return (
-        f"embedded, data in {_short(asked.data_dir / 'postgres')}, psql -h {effective.pg_host} -U {effective.pg_user}"
-    )
+    return f"embedded, data in {(asked.data_dir / 'postgres').resolve()}, psql -h {effective.pg_host} -U {effective.pg_user}"
 
 
 def _nats(asked: Settings, effective: Settings) -> str:
     if not asked.embeds_nats:
         return "ORISUN_NATS_URL"
     cluster = f", cluster {asked.nats_cluster_name}" if asked.nats_cluster_enabled else ""
-    return f"embedded, localhost:{effective.nats_port}{cluster}, data in {_short(asked.nats_store_dir)}"
-
-
-def _short(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - a link is shown as the user knows it
+    return f"embedded, localhost:{effective.nats_port}{cluster}, data in {asked.nats_store_dir.resolve()}"
 
 
 def _python() -> str:

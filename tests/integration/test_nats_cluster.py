@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import nats
@@ -17,10 +17,12 @@ import structlog
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
+from orisun_api import eventstore_pb2 as wire
 from orisun_server.embedded.nats import EmbeddedNats
 from orisun_server.embedded.nats_cluster import report_leader
 from orisun_server.environment import load
-from tests.harness import eventually, free_port
+from orisun_server.settings import Settings
+from tests.harness import ServerProcess, eventually, free_port
 
 pytestmark = pytest.mark.fault
 
@@ -147,3 +149,60 @@ async def test_a_host_of_another_machine_is_advertised(data_dir: Path) -> None:
         assert f'"listen": "0.0.0.0:{port}"' in text
     finally:
         await server.stop()
+
+
+async def test_three_servers_deliver_to_each_others_subscribers_over_the_loss_of_one(
+    data_dir: Path, make_settings: Callable[..., Settings]
+) -> None:
+    """The seeds' three nodes: one PostgreSQL, three servers, each with its nats-server."""
+    settings = make_settings()
+    name = settings.boundaries[0].name
+    ports = [free_port() for _ in range(3)]
+    servers = [
+        ServerProcess(
+            settings,
+            {
+                "ORISUN_NATS_URL": "",
+                "ORISUN_NATS_PORT": str(free_port()),
+                "ORISUN_NATS_SERVER_NAME": f"orisun-node-{number}",
+                "ORISUN_NATS_STORE_DIR": str(data_dir / f"node{number}" / "nats"),
+                "ORISUN_NATS_CLUSTER_ENABLED": "true",
+                "ORISUN_NATS_CLUSTER_HOST": "127.0.0.1",
+                "ORISUN_NATS_CLUSTER_PORT": str(port),
+                "ORISUN_NATS_CLUSTER_ROUTES": ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port),
+            },
+        )
+        for number, port in enumerate(ports, 1)
+    ]
+
+    async def save(server: ServerProcess, event_id: str) -> None:
+        event = wire.EventToSave(event_id=event_id, event_type="Kept", data="{}")
+        request = wire.SaveEventsRequest(boundary=name, events=[event])
+        await server.connection.events.SaveEvents(request, metadata=server.connection.metadata, timeout=10)
+
+    async with contextlib.AsyncExitStack() as running:
+        for server in servers:
+            running.push_async_callback(server.close)
+        await asyncio.gather(*(server.start() for server in servers))
+        last = servers[2].connection
+        request = wire.CatchUpSubscribeToEventStoreRequest(boundary=name, subscriber_name="watcher")
+        stream = last.events.CatchUpSubscribeToEvents(request, metadata=last.metadata)
+        await stream.initial_metadata()
+
+        async def next_id() -> str:
+            return str((await asyncio.wait_for(stream.read(), 60)).event_id)
+
+        await save(servers[0], "one")
+        assert await next_id() == "one"
+        await eventually(
+            lambda: all("the NATS cluster has a leader" in server.logs for server in servers), 60, message="a leader"
+        )
+        await save(servers[1], "two")
+        assert await next_id() == "two"
+        await servers[0].kill()
+        await save(servers[1], "three")
+        assert await next_id() == "three"
+        await servers[0].start(60)
+        await save(servers[0], "four")
+        assert await next_id() == "four"
+        stream.cancel()
