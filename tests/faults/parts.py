@@ -1,0 +1,221 @@
+"""PostgreSQL and NATS seen from outside the servers: to kill them, and to look at what is in them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import nats
+import psutil
+from nats.js import api
+
+from orisun_server.core.position import NOTHING, Position
+from orisun_server.delivery.stream import POSITION, PREVIOUS, STREAM_PREFIX, parse_position
+from orisun_server.embedded.postgres import EmbeddedPostgres, PostgresAddress
+from orisun_server.settings import Settings
+from orisun_server.storage.names import BoundaryNames, quote
+from tests.faults.checker import Stored
+from tests.faults.clients import Endpoint
+from tests.harness import eventually
+
+
+class PostgresServer:
+    """A PostgreSQL on one directory that can be killed, as a machine's memory is lost, and started again."""
+
+    def __init__(self, directory: Path, binaries: Path | None = None) -> None:
+        self._directory, self._binaries = directory, binaries
+        self._embedded: EmbeddedPostgres | None = None
+        self.address: PostgresAddress | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What ``make_settings`` needs to use it."""
+        assert self.address is not None
+        return {"pg_host": self.address.host, "pg_port": self.address.port, "pg_name": self.address.database}
+
+    @property
+    def pid(self) -> int:
+        assert self._embedded is not None
+        assert self._embedded.pid is not None
+        return self._embedded.pid
+
+    async def start(self) -> None:
+        # what is written survives the death of processes without fsync
+        configuration = {"fsync": "off", "shared_buffers": "32MB"}
+        self._embedded = EmbeddedPostgres(self._directory, binaries=self._binaries, configuration=configuration)
+        address = await self._embedded.start()
+        assert self.address in (None, address), "it moved"
+        self.address = address
+
+    async def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        assert self._embedded is not None
+        postmaster = psutil.Process(self.pid)
+        for process in (postmaster, *postmaster.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        # ends the supervision before it can start another one
+        await self._embedded.stop()
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the postmaster and all of its processes."""
+        postmaster = psutil.Process(self.pid)
+        for process in (postmaster, *postmaster.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(process.pid, number)
+
+    async def stop(self) -> None:
+        if self._embedded is not None:
+            await self._embedded.stop()
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the PostgreSQL of the settings."""
+    connection = await asyncpg.connect(
+        host=settings.pg_host, port=settings.pg_port, user=settings.pg_user, database=database or settings.pg_name
+    )
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+def names_of(settings: Settings, number: int = 0) -> BoundaryNames:
+    """The objects of a boundary in PostgreSQL."""
+    boundary = settings.boundaries[number]
+    return BoundaryNames(boundary.schema, boundary.name)
+
+
+async def checkpoint_of(connection: asyncpg.Connection, names: BoundaryNames) -> tuple[Position, int]:
+    """Position and epoch of what is published."""
+    row = await connection.fetchrow(f"SELECT transaction_id, global_id, epoch FROM {names.q_published}")
+    return (Position(row[0], row[1]), row[2]) if row else (NOTHING, 0)
+
+
+async def publisher_of(connection: asyncpg.Connection, settings: Settings, boundary: str) -> str | None:
+    """Node id of the living server that publishes a boundary."""
+    schema = quote(settings.admin_schema)
+    row = await connection.fetchrow(
+        f"SELECT n.node_id FROM {schema}.orisun_lease AS l JOIN {schema}.orisun_node AS n USING (node_id)"
+        " WHERE l.kind = 'publisher' AND l.boundary = $1 AND n.expires_at > clock_timestamp()",
+        boundary,
+    )
+    return row and str(row[0])
+
+
+async def publisher_number(settings: Settings, endpoints: Sequence[Endpoint], boundary: str) -> int:
+    """Which of the servers publishes a boundary; waits until one does."""
+    ids = [await endpoint.node_id() for endpoint in endpoints]
+    async with connected(settings) as connection:
+
+        async def number() -> tuple[int] | None:
+            holder = await publisher_of(connection, settings, boundary)
+            return next(((n,) for n, node_id in enumerate(ids) if holder and holder.startswith(node_id)), None)
+
+        found = await eventually(number, message="a publisher")
+        assert found is not None
+        return found[0]
+
+
+class Streamed(NamedTuple):
+    """A message of a boundary's stream."""
+
+    sequence: int
+    position: Position
+    previous: Position
+    message_id: str
+
+
+class Stream:
+    """The stream of a boundary, read past all servers; ``async with``."""
+
+    def __init__(self, url: str, boundary: str) -> None:
+        self._url, self._name = url, STREAM_PREFIX + boundary
+
+    async def __aenter__(self) -> Stream:
+        self._client = await nats.connect(self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        self._jetstream = self._client.jetstream()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def head(self) -> Position:
+        """The position of the last message."""
+        with contextlib.suppress(nats.errors.Error):
+            info = await self._jetstream.stream_info(self._name)
+            if info.state.messages:
+                message = await self._jetstream.get_msg(self._name, info.state.last_seq)
+                return parse_position((message.headers or {})[POSITION])
+        return NOTHING
+
+    async def reaches(self, position: Position, timeout: float = 20) -> None:
+        """Waits until a position is published."""
+
+        async def reached() -> bool:
+            return await self.head() >= position
+
+        await eventually(reached, timeout, message=f"{position} in the stream")
+
+    async def messages(self) -> list[Streamed]:
+        """Everything that it holds now."""
+        info = await self._jetstream.stream_info(self._name)
+        if not info.state.messages:
+            return []
+        found: list[Streamed] = []
+        subscription = await self._jetstream.subscribe(
+            "", stream=self._name, ordered_consumer=True, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+        )
+        while not found or found[-1].sequence < info.state.last_seq:
+            message = await subscription.next_msg(timeout=5)
+            headers = message.headers or {}
+            found.append(
+                Streamed(
+                    message.metadata.sequence.stream,
+                    parse_position(headers[POSITION]),
+                    parse_position(headers[PREVIOUS]),
+                    headers["Nats-Msg-Id"],
+                )
+            )
+        await subscription.unsubscribe()
+        return found
+
+    async def check(self, log: Sequence[Stored], *, whole: bool = True) -> None:
+        """It holds the log, once and in order, each message naming the event before it; ``whole``: from the first."""
+        if log:
+            await self.reaches(log[-1].position)
+        found = await self.messages()
+        assert [one.sequence for one in found] == list(range(found[0].sequence, found[0].sequence + len(found)))
+        kept = list(log) if whole else [event for event in log if event.position >= found[0].position]
+        assert [one.position for one in found] == [event.position for event in kept]
+        assert [one.message_id for one in found] == [f"{e.position.prepare}-{e.event_id}" for e in kept]
+        before = {event.position: one.position for one, event in zip([None, *log], log, strict=False) if one}
+        assert [one.previous for one in found] == [before.get(event.position, NOTHING) for event in kept]
+
+
+async def gone(processes: Sequence[psutil.Process], timeout: float = 20) -> None:
+    """Waits until none of the processes is left."""
+
+    def left() -> bool:
+        return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+    await eventually(left, timeout, message="the end of all processes")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """All processes below one."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+async def together(*work: Any) -> None:
+    """Run all at the same time; the first failure ends the others."""
+    async with asyncio.TaskGroup() as group:
+        for one in work:
+            group.create_task(one)
