@@ -22,10 +22,17 @@ _PREFIX = f"{_MARK}{_TABLE}{_MARK}"
 #: More indexes than this for one criterion only cost planning.
 _MAX_INDEXES = 4
 
-#: Never evaluated, since ids begin at 0. It makes a row dear for the planner (comparisons with a constant array are
-#: counted one by one), so that no scan of a whole table is ever the cheapest plan, not even while the table has five
-#: rows: a cached generic plan lives on when it has five million. ``<`` is not hashable, which would make it cheap.
-_DEAR = f"{_PREFIX}global_id < ANY (array_fill(0::smallint, ARRAY[2000]))"
+#: A comparison that is never made and that the planner takes for dear: it counts a procost of 100 for every second
+#: element of the array. A generic plan lives on while its table grows from nothing to millions of rows, so no plan that
+#: reads more rows than it returns may look cheap, however few rows the planner knows of.
+_DEAR = "{} @@ ANY (array_fill(''::text, ARRAY[{}]))"
+#: For rows by the primary key (ids begin at 0). Dear for each row, so that reading the whole table in order to sort it
+#: costs more than a few rows in order. It names a column that no other index has, since an index-only scan of one would
+#: look cheaper still.
+_ROW = f"CASE WHEN {_PREFIX}global_id < 0 THEN {_DEAR.format(f'{_PREFIX}event_id', 20)} ELSE {{}} END"
+#: The value that an index's first key is compared with. As the bound of an index scan it is computed once; what reads
+#: the whole table, or collects matches in a bitmap in order to sort them, pays for it with each row.
+_KEY = f"CASE WHEN pg_backend_pid() < 0 AND {_DEAR.format(chr(39) * 2, 64)} THEN NULL ELSE {{}} END"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +75,21 @@ def access(criterion: Criterion, indexes: Sequence[IndexDefinition]) -> Access:
     parts: dict[str, None] = {}
     exact: set[int] = set()
     for use in uses:
-        for field, number in zip(use.index.fields, use.tags, strict=False):
-            text, parameter = text_sql(field.key, _PREFIX), _parameter(number)
-            parts[f"{use.index.key_sql(field, text)} = {use.index.key_sql(field, parameter)}"] = None
+        for place, (field, number) in enumerate(zip(use.index.fields, use.tags, strict=False)):
+            key, value = (use.index.key_sql(field, text) for text in (text_sql(field.key, _PREFIX), _parameter(number)))
+            parts[f"{key} = {value if place else _KEY.format(value)}"] = None
             if use.index.is_exact(field, criterion[number].value):
                 exact.add(number)
         if use.index.conditions:
-            parts[f"({use.index.condition_sql(_PREFIX)})"] = None
-    rest = [
-        f"{text_sql(tag.key, _PREFIX)} = {_parameter(number)}"
-        for number, tag in enumerate(criterion)
-        if number not in exact
-    ]
+            parts[use.index.implied_sql(_PREFIX)] = None
+    tags = [f"{text_sql(tag.key, _PREFIX)} = {_parameter(n)}" for n, tag in enumerate(criterion) if n not in exact]
     # Within CASE the comparisons count as one of unknown selectivity: the planner knows nothing of the texts, and would
     # multiply a guess for each of them.
-    parts[f"CASE WHEN {_PREFIX}global_id < 0 THEN {_DEAR} ELSE {' AND '.join(rest) or 'true'} END"] = None
+    rest = " AND ".join(tags) or "true"
+    if not uses:
+        parts[_ROW.format(rest)] = None
+    elif tags:
+        parts[f"CASE WHEN {_PREFIX}global_id < 0 THEN false ELSE {rest} END"] = None
     return Access(tuple(tag.value for tag in criterion), bool(uses), " AND ".join(parts))
 
 

@@ -112,10 +112,24 @@ class IndexDefinition:
     #: AND or OR.
     combinator: str = "AND"
 
-    def condition_sql(self, prefix: str = "") -> str:
-        """The WHERE of a partial index, "" for none; queries repeat it word for word, so that the planner can prove
-        that they imply it, also under a generic plan."""
-        return f" {self.combinator} ".join(f"({condition.sql(prefix)})" for condition in self.conditions)
+    def condition_sql(self) -> str:
+        """The WHERE of a partial index, "" for none."""
+        return f" {self.combinator} ".join(f"({condition.sql()})" for condition in self.conditions)
+
+    def implied_sql(self, prefix: str) -> str:
+        """What a query says so that the planner can prove that it implies the condition, also under a generic plan.
+
+        That is the condition, word for word, but for a single equality: said as such it would invite the planner to
+        use an index on that key instead, as if the rest of the criterion were not there.
+        """
+        if self.combinator == "OR" and len(self.conditions) > 1:
+            return f"({' OR '.join(f'({condition.sql(prefix)})' for condition in self.conditions)})"
+        return " AND ".join(
+            f"{text_sql(c.key, prefix)} = ANY (ARRAY[{literal(c.value)}, {literal(c.value)}])"
+            if c.operator == "="
+            else c.sql(prefix)
+            for c in self.conditions
+        )
 
     def key_sql(self, field: IndexField, text: str) -> str:
         """The key expression of one of the fields, of an SQL expression of the text (an event's, or a parameter)."""

@@ -158,8 +158,9 @@ def bound_sql(statement: Statement, position: Position) -> str:
     commit, prepare = statement.add(position.commit, "bigint"), statement.add(position.prepare, "bigint")
     table, guard = statement.table, _ALL.condition([])
     return (
-        f"(SELECT CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE global_id IN ({prepare}, {prepare} - 1) "
-        f"AND transaction_id = {commit} AND {guard}) THEN {prepare} ELSE ("
+        f"(SELECT CASE WHEN {commit} IN (SELECT transaction_id FROM (SELECT transaction_id FROM {table} "
+        f"WHERE global_id >= {prepare} - 1 AND global_id <= {prepare} AND {guard} ORDER BY global_id LIMIT 2) AS near) "
+        f"THEN {prepare} ELSE ("
         "WITH RECURSIVE search(low, high) AS ("
         f"SELECT 0::bigint, coalesce((SELECT least({commit}, global_id + 1) FROM {table} WHERE {guard} "
         "ORDER BY global_id DESC LIMIT 1), 0) "
