@@ -13,11 +13,18 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from structlog.testing import capture_logs
 
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.admin.bootstrap import bootstrap
+from orisun_server.admin.passwords import Passwords
+from orisun_server.admin.sessions import LIFETIME, Sessions
+from orisun_server.admin.users import Users
 from orisun_server.app import App
+from orisun_server.errors import Unauthenticated
 from orisun_server.settings import Settings
+from orisun_server.storage.database import Database
 from tests.harness import ADMIN, Connection, basic, eventually
 
 PING = pb.PingRequest()
@@ -211,6 +218,51 @@ async def test_tokens_survive_a_restart(make_server: Callable[..., Awaitable[Con
     token = with_token(await token_of(first.events.Ping(PING, metadata=ADMIN)))
     second = await make_server(settings)
     await second.events.Ping(PING, metadata=token)
+
+
+class Clock:
+    """Seconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def users(server: Connection, database: Database, settings: Settings) -> AsyncIterator[Users]:
+    """The users of the running server, as another server sees them."""
+    users = Users(database, settings.admin_schema, Passwords())
+    await users.start()
+    yield users
+    await users.stop()
+
+
+async def test_tokens_are_renewed_past_half_their_life_and_end(
+    users: Users, database: Database, settings: Settings
+) -> None:
+    clock = Clock()
+    sessions = Sessions(database, settings.admin_schema, users, clock=clock)
+    await sessions.start()
+    caller, first = await sessions.authenticate(ADMIN[0][1], None)
+    assert (caller.username, caller.roles) == ("admin", {"ADMIN"})
+    clock.now += LIFETIME * 0.4
+    assert (await sessions.authenticate(None, first)).token == first
+    clock.now += LIFETIME * 0.4
+    renewed = (await sessions.authenticate(None, first)).token
+    assert renewed != first
+    clock.now += LIFETIME * 0.4
+    with pytest.raises(Unauthenticated, match="missing authorization header"):
+        await sessions.authenticate(None, first)
+    assert (await sessions.authenticate(None, renewed)).caller == caller
+
+
+async def test_the_default_password_is_warned_about(users: Users, settings: Settings) -> None:
+    for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
+        with capture_logs() as logs:
+            await bootstrap(users, settings.model_copy(update={"grpc_host": host}))
+        assert any("DEFAULT PASSWORD" in line["event"] for line in logs) == warned
 
 
 async def test_unknown_user_and_wrong_password_take_the_same_time(server: Connection) -> None:

@@ -18,9 +18,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.app import App
 from orisun_server.core.users import Caller, Session
 from orisun_server.errors import Unavailable
 from orisun_server.settings import Settings
+from orisun_server.storage.database import Database
+from orisun_server.storage.names import BoundaryNames
 from orisun_server.transport.health import HealthState
 from orisun_server.transport.server import GrpcServer, TransportError
 from tests.harness import ADMIN, Connection, eventually
@@ -209,6 +212,39 @@ async def test_stop_ends_streams_with_unavailable(transport: str) -> None:
         assert "shutting down" in message
     await asyncio.wait_for(stopping, 5)
     assert not await connection.is_serving()
+    await connection.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_stop_finishes_what_was_taken(
+    make_settings: Callable[..., Settings], database: Database, transport: str
+) -> None:
+    settings = make_settings(grpc_transport=transport)
+    app = App(settings)
+    await app.start()
+    connection = Connection(app.address)
+    boundary = settings.boundaries[0]
+    names = BoundaryNames(boundary.schema, boundary.name)
+    request = pb.SaveEventsRequest(boundary=boundary.name, events=[pb.EventToSave(event_id="a", event_type="T")])
+    async with database.admin.acquire() as blocker:
+        async with blocker.transaction():
+            await blocker.execute(f"LOCK TABLE {names.q_events} IN ACCESS EXCLUSIVE MODE")
+            saving = asyncio.ensure_future(connection.events.SaveEvents(request, metadata=ADMIN))
+            await eventually(
+                lambda: blocker.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass", names.q_events
+                )
+            )
+            stopping = asyncio.create_task(app.stop())
+
+            async def refused() -> bool:
+                return not await connection.is_serving()
+
+            await eventually(refused)
+            assert not saving.done()
+            assert not stopping.done()
+        assert (await saving).log_position.commit_position == 1
+    await stopping
     await connection.close()
 
 

@@ -185,12 +185,16 @@ class Users:
             listener()
 
     async def _poll(self) -> None:
+        failing = False
         while True:
             await asyncio.sleep(_POLL_INTERVAL)
             try:
                 await self.refresh()
+                failing = False
             except Exception as problem:  # the copy serves until PostgreSQL answers again
-                _log.warning("users cannot be read; the last known ones are used", problem=type(problem).__name__)
+                if not failing:
+                    _log.warning("users cannot be read; the last known ones are used", reason=type(problem).__name__)
+                failing = True
 
     async def _fetchrow(self, statement: str, *arguments: Any) -> Any:
         with self._database.guard():

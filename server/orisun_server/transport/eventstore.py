@@ -61,8 +61,8 @@ class EventStore(IndexRpcs):
         self._check_unscoped = settings.unscoped_expected_position == "check"
         self._info = pb.GetServerInfoResponse(
             version=_version(),
-            git_commit=os.environ.get("ORISUN_BUILD_COMMIT", ""),
-            build_time=os.environ.get("ORISUN_BUILD_TIME", ""),
+            git_commit=os.environ.get("GIT_COMMIT", ""),
+            build_time=os.environ.get("BUILD_TIME", ""),
             backend=pb.STORAGE_BACKEND_POSTGRES,
             node_id=node_id,
             capabilities=_CAPABILITIES,
