@@ -71,7 +71,8 @@ def _credentials(settings: Settings) -> str:
 def _postgres(asked: Settings, effective: Settings) -> str:
     if not asked.embeds_postgres:
         return f"{asked.pg_host}:{asked.pg_port}/{asked.pg_name}"
-    return f"embedded, data in {(asked.data_dir / 'postgres').resolve()}, psql -h {effective.pg_host} -U {effective.pg_user}"
+    data = (asked.data_dir / "postgres").resolve()
+    return f"embedded, data in {data}, psql -h {effective.pg_host} -U {effective.pg_user}"
 
 
 def _nats(asked: Settings, effective: Settings) -> str:

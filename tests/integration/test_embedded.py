@@ -183,16 +183,47 @@ async def test_an_interrupted_initdb_is_no_database(data_dir: Path) -> None:
     await postgres.stop()
 
 
-async def test_a_long_path_gets_a_short_socket(data_dir: Path) -> None:
-    deep = data_dir / ("d" * 60) / ("e" * 60)
-    postgres = EmbeddedPostgres(deep / "postgres")
+@pytest.mark.parametrize("name", ["d" * 100, "with, comma", 'with "quotes"'])
+async def test_a_path_that_no_socket_can_have_gets_one_elsewhere(data_dir: Path, name: str) -> None:
+    postgres = EmbeddedPostgres(data_dir / name / "postgres")
     address = await postgres.start()
     try:
+        assert address.host.startswith("/tmp/orisun-")
         assert len(address.host) < 60
         await (await connect(address)).close()
     finally:
         await postgres.stop()
     assert not os.path.exists(address.host)  # noqa: PTH110, ASYNC240
+
+
+async def test_your_own_postgresql_conf_wins_and_is_kept(data_dir: Path) -> None:
+    postgres = EmbeddedPostgres(data_dir / "o'dir with spaces")
+    await postgres.start()
+    await postgres.stop()
+    with (postgres.data / "postgresql.conf").open("a") as file:
+        file.write("max_connections = 77\n")
+    connection = await connect(await postgres.start())
+    try:
+        assert await connection.fetchval("SHOW max_connections") == "77"
+        assert await connection.fetchval("SHOW checkpoint_timeout") == "15min"
+    finally:
+        await connection.close()
+        await postgres.stop()
+    assert (postgres.data / "postgresql.conf").read_text().count("include 'orisun.conf'") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands PostgreSQL to another user")
+async def test_root_follows_no_link_that_postgres_made(data_dir: Path) -> None:
+    victim = data_dir / "victim"
+    victim.write_text("untouched")
+    postgres = EmbeddedPostgres(data_dir / "postgres")
+    await postgres.start()
+    await postgres.stop()
+    (postgres.data / "orisun.conf").unlink()
+    (postgres.data / "orisun.conf").symlink_to(victim)
+    with pytest.raises(EmbeddedError):
+        await postgres.start()
+    assert victim.read_text() == "untouched"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands PostgreSQL to another user")

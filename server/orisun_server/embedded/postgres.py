@@ -49,6 +49,10 @@ CONFIGURATION: Mapping[str, str] = {
 _STOP: Sequence[tuple[signal.Signals, float]] = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 20.0))
 _SOCKET_LIMIT = 100  # bytes of a socket's path, with some room (Linux 107, macOS 103)
 _POLL = 0.02
+_CONFIGURE = r"""
+printf %s "$2" > "$1/orisun.conf"
+grep -q "^include 'orisun.conf'" "$1/postgresql.conf" || printf %s "$3" >> "$1/postgresql.conf"
+"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class EmbeddedPostgres:
         try:
             await self._end_leftover()
             await self._initialize()
-            self._configure()
+            await self._configure()
             self._socket = self._make_socket_directory()
             self._child = Child(
                 "PostgreSQL",
@@ -159,19 +163,19 @@ class EmbeddedPostgres:
             self.data.rmdir()
         unfinished.rename(self.data)
 
-    def _configure(self) -> None:
-        """Write our part of the configuration; what a user adds to postgresql.conf below the include wins."""
+    async def _configure(self) -> None:
+        """Write our part of the configuration; what a user adds to postgresql.conf below the include wins.
+
+        Written by PostgreSQL's user: root must not follow links that this user may have made in its directory.
+        """
         lines = [f"{name} = '{value}'" for name, value in self._configuration.items()]
-        own = self.data / "orisun.conf"
-        own.write_text("# Written at every start; your own settings go to postgresql.conf\n" + "\n".join(lines) + "\n")
-        own.chmod(0o644)  # the directory is 0700
-        main, include = self.data / "postgresql.conf", "include 'orisun.conf'"
-        if include not in main.read_text():
-            with main.open("a") as file:
-                file.write(f"\n# Orisun's settings; those below win\n{include}\n")
+        own = "# Written at every start; your own settings go to postgresql.conf\n" + "\n".join(lines) + "\n"
+        include = "\n# Orisun's settings; those below win\ninclude 'orisun.conf'\n"
+        await run(["/bin/sh", "-ec", _CONFIGURE, "sh", str(self.data), own, include], self.log_file, self._account)
 
     def _make_socket_directory(self) -> Path:
-        if len(os.fsencode(self.data / f".s.PGSQL.{SOCKET_PORT}")) < _SOCKET_LIMIT:
+        is_short = len(os.fsencode(self.data / f".s.PGSQL.{SOCKET_PORT}")) < _SOCKET_LIMIT
+        if is_short and not set(str(self.data)) & set(',"'):  # unix_socket_directories is a list
             return self.data
         made = Path(tempfile.mkdtemp(prefix="orisun-", dir="/tmp"))  # short; made 0700
         self._made_socket = True
@@ -188,7 +192,7 @@ class EmbeddedPostgres:
 
     async def _ready(self) -> None:
         while True:
-            with contextlib.suppress(OSError, asyncpg.PostgresError):
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection = await self._connect("postgres")
                 await connection.close()
                 return

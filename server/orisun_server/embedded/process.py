@@ -39,7 +39,7 @@ class Lock:
 
     def acquire(self) -> None:
         """Raises EmbeddedError naming the process that holds it."""
-        file = self._path.open("a+")
+        file = os.fdopen(open_private(self._path, os.O_RDWR), "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -145,7 +145,7 @@ class Child:
             delay = min(delay * 2, _LONGEST_DELAY)
             try:
                 await self._launch()
-            except (EmbeddedError, OSError) as error:
+            except Exception as error:  # whatever it is, the next attempt may do better
                 problem = str(error)
                 log.error("child process does not start, trying again", child=self._name, error=problem)  # noqa: TRY400
                 await self._end()
@@ -191,7 +191,12 @@ async def spawn(
 def _open_log(file: Path) -> IO[bytes]:
     if file.exists() and file.stat().st_size > _LOG_LIMIT:
         file.replace(file.with_suffix(".log.1"))
-    return file.open("ab")
+    return os.fdopen(open_private(file, os.O_WRONLY), "ab")
+
+
+def open_private(file: Path, flags: int) -> int:
+    """Open or make a file to append to, readable by nobody else; a link, which could lead root anywhere, fails."""
+    return os.open(file, flags | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 async def run(command: Sequence[str], log_file: Path, account: Account | None = None) -> None:
