@@ -1,8 +1,7 @@
-"""Every test of the contract that starts a server runs on both transports."""
+"""Every test of the contract that uses ``server`` or ``settings`` runs on both transports."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,10 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def make_settings(make_settings: Callable[..., Settings], transport: str) -> Callable[..., Settings]:
-    """As for every test, with the transport."""
-    return functools.partial(make_settings, grpc_transport=transport)
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], transport: str) -> Settings:
+    """As for every test, with the transport: ``server`` follows."""
+    return make_settings(grpc_transport=transport)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ REFLECTIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*')
 _ADDRESS = "localhost:5005"
+_WRITTEN = {"transaction_id", "global_id", "new_global_id", "latest_transaction_id", "latest_global_id"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def without_comments(text: str) -> str:
 
 def _example(text: str, variables: Mapping[str, str]) -> Example:
     command, _, document = text.partition(" <<EOF\n")
-    arguments = [variables.get(word[1:], word) if word[:1] == "$" else word for word in shlex.split(command)[1:]]
+    arguments = [
+        variables.get(word[1:], word) if word[:1] == "$" else word
+        for word in shlex.split(command.replace("\\\n", " "))[1:]
+    ]
     data = arguments[arguments.index("-d") + 1] if "-d" in arguments else ""
     if data == "@":
         data = document.removesuffix("EOF")
@@ -220,7 +224,7 @@ class Grpcurl:
             output, errors = await process.communicate()
         if process.returncode:
             raise Refused(*_failure(errors.decode()))
-        (answer,) = _documents(output.decode())
+        answer: Json = json.loads(output, object_hook=_camel)
         return answer
 
     async def stream(self, example: Example, body: Json) -> AsyncIterator[Json]:
@@ -230,7 +234,7 @@ class Grpcurl:
             while line := (await process.stdout.readline()).decode():
                 document += line
                 if line.rstrip() == "}":  # grpcurl indents what is inside
-                    yield json.loads(document)
+                    yield json.loads(document, object_hook=_camel)
                     document = ""
 
     @asynccontextmanager
@@ -259,13 +263,13 @@ class Grpcurl:
             await process.communicate()
 
 
-def _documents(text: str) -> Iterator[Json]:
-    decoder = json.JSONDecoder()
-    text = text.strip()
-    while text:
-        document, end = decoder.raw_decode(text)
-        yield document
-        text = text[end:].strip()
+def _camel(printed: Json) -> Json:
+    """Keys as protobuf's JSON prints them: grpcurl keeps a field's own name where the descriptor has no json_name,
+    and reflection in Python has those alone that are written in the .proto file."""
+    return {
+        key if key in _WRITTEN else re.sub("_(.)", lambda found: found[1].upper(), key): value
+        for key, value in printed.items()
+    }
 
 
 def _failure(errors: str) -> tuple[str, str]:
