@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.settings import Settings
 from orisun_server.transport.health import HealthState
-from orisun_server.transport.server import GrpcServer
+from orisun_server.transport.server import GrpcServer, TransportError
 from orisun_server.transport.tls import TlsError
 from tests.harness import ADMIN, Connection
 from tests.integration.test_health import Nobody
@@ -149,6 +149,12 @@ async def test_certificates_rotate(tmp_path: Path) -> None:
         async with connected(port) as after:
             assert await after.is_serving()
         assert await before.is_serving()
+
+
+async def test_client_authentication_without_tls_is_a_mistake() -> None:
+    with pytest.raises(TransportError, match="ORISUN_GRPC_TLS_ENABLED"):
+        async with bare(grpc_tls_client_auth_required=True):
+            pass
 
 
 @pytest.mark.parametrize(

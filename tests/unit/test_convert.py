@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orisun_api import eventstore_pb2 as pb
@@ -110,6 +110,7 @@ def test_write_result_prints_zeros() -> None:
     assert (result.log_position.commit_position, result.log_position.prepare_position) == (1, 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=400), max_size=5))
 def test_a_page_is_a_get_events_response(texts: list[str]) -> None:
     created = datetime(2024, 1, 20, 10, 30, tzinfo=UTC)
@@ -120,6 +121,7 @@ def test_a_page_is_a_get_events_response(texts: list[str]) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=255), st.text(min_size=1, max_size=255))
 def test_any_text_is_a_subscriber_name_of_its_own(one: str, other: str) -> None:
     names = convert.subscriber_name(one), convert.subscriber_name(other)

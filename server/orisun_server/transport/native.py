@@ -16,6 +16,8 @@ _RESULTS = ("STREAM_CLOSED", "STREAM_FULL")
 _SPIN = 0.002
 #: Seconds between later tries: the first pause, doubled up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+#: Seconds that the last answers get to be written before connections are closed.
+_LINGER = 0.25
 
 
 def is_installed() -> bool:
@@ -49,6 +51,17 @@ def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
                 await asyncio.sleep(pause)
             call.is_slow = pause > 4 * _FIRST_PAUSE
             return bool(sent != closed)
+
+        async def stop(self, grace: float | None) -> None:
+            """Finishes calls for ``grace`` seconds at most; whoever asks for it refuses new ones meanwhile.
+
+            The library closes connections when the handlers have returned, also those that it still writes answers to.
+            """
+            tasks = [call.task for call in self._calls.values() if call.task is not None]
+            if grace and tasks:
+                await asyncio.wait(tasks, timeout=grace)
+                await asyncio.sleep(_LINGER)
+            await super().stop(None)
 
     made: grpc.aio.Server = Server(options=options)
     return made

@@ -98,6 +98,10 @@ class GrpcServer:
 
 
 def _transport(settings: Settings) -> str:
+    if settings.grpc_tls_client_auth_required and not settings.grpc_tls_enabled:
+        raise TransportError(
+            "ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true does nothing without ORISUN_GRPC_TLS_ENABLED=true"
+        )
     wanted = settings.grpc_transport
     if wanted == "auto":
         return "native" if native.is_installed() and not settings.grpc_tls_enabled else "grpcio"

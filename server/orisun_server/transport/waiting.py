@@ -1,4 +1,4 @@
-"""What the port answers while the server waits for PostgreSQL or its schema: NOT_SERVING, and UNAVAILABLE to all calls."""
+"""What the port answers while the server waits for PostgreSQL or its schema: NOT_SERVING, and UNAVAILABLE to calls."""
 
 from __future__ import annotations
 
