@@ -92,7 +92,9 @@ class App:
         await sessions.start()
 
         nats = Nats(_nats_urls(settings))
-        nats.on_change(lambda: self.health.set_delivery(nats.connected, "" if nats.connected else "NATS is unreachable"))
+        nats.on_change(
+            lambda: self.health.set_delivery(nats.connected, "" if nats.connected else "NATS is unreachable")
+        )
         await self._run(nats)
         signals = Signals(database, settings.admin_schema, enabled=settings.pg_listen_enabled)
         await self._run(signals)

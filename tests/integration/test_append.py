@@ -16,6 +16,7 @@ from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.database import Database
 from orisun_server.storage.flush import Flush
 from orisun_server.storage.group_commit import Appender
+from tests.harness import eventually
 
 
 class NoIndexes:
@@ -104,7 +105,7 @@ async def test_stored_ids_with_another_call_are_refused(
     appender: Appender, boundary: Boundary, other: list[NewEvent]
 ) -> None:
     await appender.append(boundary, [event("a", n=1), event("b", n=2)], None)
-    with pytest.raises(DuplicateEventId, match="^DuplicateEventId: event "):
+    with pytest.raises(DuplicateEventId, match=r"^DuplicateEventId: event "):
         await appender.append(boundary, other, None)
     assert await appender.append(boundary, [event("new")], None) == Position(3, 2)
 
@@ -145,8 +146,8 @@ async def test_a_caller_that_left_is_not_appended(appender: Appender, boundary: 
     async with database.admin.acquire() as blocker, blocker.transaction():
         await blocker.execute("SELECT pg_advisory_xact_lock($1)", boundary.names.lock_key)
         first = asyncio.create_task(appender.append(boundary, [event("first")], None))
-        while not await database.read.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
-            await asyncio.sleep(0)
+        waiters = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await eventually(lambda: database.read.fetchval(waiters))
         waiting = asyncio.create_task(appender.append(boundary, [event("left")], None))
         staying = asyncio.create_task(appender.append(boundary, [event("stays")], None))
         await asyncio.sleep(0)

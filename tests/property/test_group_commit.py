@@ -61,7 +61,9 @@ async def _answer(appender: Appender, boundary: Boundary, call: Asked, expected:
         return type(error).__name__, str(error)
 
 
-async def _latest(database: Database, boundary: Boundary, criteria: tuple[tuple[tuple[str, str], ...], ...]) -> Position:
+async def _latest(
+    database: Database, boundary: Boundary, criteria: tuple[tuple[tuple[str, str], ...], ...]
+) -> Position:
     """The context's latest position by the plainest SQL there is."""
     normal = query(criteria)
     conditions, values = ["true"] if not normal else [], []
@@ -91,7 +93,9 @@ async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -
     one_by_one, expectations = [], []
     for call in calls:
         actual = NOTHING if call.criteria is None else await _latest(database, boundary, call.criteria)
-        expected = {"actual": actual, "nothing": NOTHING, "first": Position(1, 0), "beyond": Position(99, 98)}[call.expect]
+        expected = {"actual": actual, "nothing": NOTHING, "first": Position(1, 0), "beyond": Position(99, 98)}[
+            call.expect
+        ]
         expectations.append(expected)
         one_by_one.append(await _answer(appender, boundary, call, expected))
     content = f"SELECT global_id, transaction_id, event_id, event_type, data FROM {boundary.names.q_events} ORDER BY 1"

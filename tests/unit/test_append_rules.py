@@ -59,7 +59,7 @@ def test_an_escaped_backslash_before_u0000_is_text() -> None:
 
 
 def test_no_events_and_too_many_events_are_refused() -> None:
-    with pytest.raises(InvalidArgument, match="^Invalid request: no events provided$"):
+    with pytest.raises(InvalidArgument, match=r"^Invalid request: no events provided$"):
         checked_events([], 10)
     with pytest.raises(InvalidArgument, match="11 events; one call appends at most 10"):
         checked_events([GOOD._replace(event_id=str(n)) for n in range(11)], 10)

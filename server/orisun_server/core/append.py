@@ -1,4 +1,4 @@
-"""What may be appended: the rules for events and for the context that a command decided on (contract.md, SaveEvents)."""
+"""What may be appended: the rules for events and for a command's context (contract.md, SaveEvents)."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def _print(value: object) -> str:
     if isinstance(value, Decimal):
         return number(str(value))
     if isinstance(value, dict):
-        ordered = sorted(((key.encode(), item) for key, item in value.items()), key=lambda pair: (len(pair[0]), pair[0]))
+        ordered = sorted(
+            ((key.encode(), item) for key, item in value.items()), key=lambda pair: (len(pair[0]), pair[0])
+        )
         return "{" + ", ".join(f"{_quoted(key.decode())}: {_print(item)}" for key, item in ordered) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_print(item) for item in value) + "]"
@@ -68,5 +70,5 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r
 
 
 def _quoted(text: str) -> str:
-    """A JSON string as PostgreSQL escapes it: the short escapes, \\u00xx for other control characters, all else as is."""
+    """A JSON string as PostgreSQL escapes it: the short escapes, \\u00xx for other control characters, else as is."""
     return '"' + "".join(_ESCAPES.get(c) or (c if c >= " " else f"\\u{ord(c):04x}") for c in text) + '"'

@@ -162,7 +162,8 @@ def probe_sql(boundary: Boundary, plan: Access | None) -> str:
     slices = ", ".join(f"($1)[{number} * $2 + 1 : {number + 1} * $2]" for number in range(len(columns)))
     latest = latest_sql(table, plan, [f"c.{column}" for column in columns])
     return (
-        "SELECT array_agg(coalesce(m.transaction_id, -1) ORDER BY c.n), array_agg(coalesce(m.global_id, -1) ORDER BY c.n) "
+        "SELECT array_agg(coalesce(m.transaction_id, -1) ORDER BY c.n), "
+        "array_agg(coalesce(m.global_id, -1) ORDER BY c.n) "
         f"FROM unnest({slices}) WITH ORDINALITY AS c({', '.join(columns)}, n) LEFT JOIN LATERAL ({latest}) AS m ON true"
     )
 

@@ -196,8 +196,8 @@ class _Lane:
                     await self._commit([call])
         except Unavailable as problem:
             self._fail(group, Unavailable(f"{problem}; repeat the call unchanged, it is never stored twice"))
-        except Exception as problem:
-            log.error("append failed", boundary=self.boundary.name, calls=len(group), error=type(problem).__name__)
+        except Exception:
+            log.exception("append failed", boundary=self.boundary.name, calls=len(group))
             self._fail(group, OrisunError("the events could not be stored; the server's log says more"))
 
     async def _flush(self, group: list[Call]) -> None:
@@ -217,8 +217,7 @@ class _Lane:
         for call, code, commit, prepare in zip(group, status, commits, prepares, strict=True):
             if code in (_APPENDED, _REPEATED):
                 call.resolve(Position(commit, prepare))
-            elif code == _CHANGED:
-                assert call.context is not None
+            elif code == _CHANGED and call.context is not None:
                 call.fail(ContextChanged(call.context.expected, (commit, prepare)))
             else:
                 call.fail(DuplicateEventId(prepare, call.events[prepare].event.event_id))

@@ -102,7 +102,7 @@ class BoundaryNames:
 
     @cached_property
     def lock_key(self) -> int:
-        """Key of the boundary's advisory lock: 64 bits, signed, hashed from 'orisun', schema and table (design.md, 1)."""
+        """Key of the boundary's advisory lock: 64 bits, hashed from 'orisun', schema and table (design.md, 1)."""
         raw = hashlib.sha256("\0".join(("orisun", self.schema, self.events)).encode()).digest()[:8]
         return int.from_bytes(raw, "big", signed=True)
 
