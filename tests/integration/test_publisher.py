@@ -343,10 +343,15 @@ async def test_a_message_of_somebody_else_in_the_stream(node: Node) -> None:
         await subscriber.has(1)
         await eventually(node.published)
         await node.nats.connection.jetstream.publish(f"orisun.events.{node.boundary.name}", b"hello")
-        for number in range(1, 4):
-            await node.append(number)
-        await subscriber.has(4)
+        await node.append(1)
         await assert_streamed_once_and_in_order(node, since=1)
+        # in the middle of a batch it may take the place of an event, and subscribers see the hole
+        await node.nats.connection.jetstream.publish(f"orisun.events.{node.boundary.name}", b"hello")
+        await node.append(2, 3, 4)
+        await subscriber.has(5)
+        await eventually(node.published)
+        await node.append(5)
+        await subscriber.has(6)
         assert subscriber.events == await node.stored()
 
 

@@ -21,6 +21,7 @@ from ..storage.reads import Reader
 from .inbox import Inbox, Message
 from .nats import NATS_ERRORS, Connection, Nats
 from .stream import POINTER, POSITION, PREVIOUS, STREAM_PREFIX, parse_position
+from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 
@@ -54,8 +55,7 @@ class LiveTail:
         self._task = asyncio.create_task(self._run(), name=f"tail:{boundary.name}")
 
     async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end([self._task])
 
     async def _run(self) -> None:
         pause = _FIRST_PAUSE
@@ -117,8 +117,7 @@ class LiveTail:
         silent = 0.0
         while silent < _SILENCE:
             self._received = False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.lost.wait(), HEARTBEAT)
+            if await happens(connection.lost, HEARTBEAT):
                 return
             silent = 0.0 if self._received else silent + HEARTBEAT
             await self._compare()
@@ -176,38 +175,40 @@ class LiveTails:
     def __init__(self, nats: Nats, reader: Reader) -> None:
         self._nats, self._reader = nats, reader
         self._tails: dict[str, LiveTail] = {}
-        self._endings: dict[str, asyncio.Task[None]] = {}
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def attach(self, boundary: Boundary, inbox: Inbox) -> LiveTail:
         """The tail of a boundary, which hands its messages to the inbox from now on."""
+        if lingering := self._lingering.pop(boundary.name, None):
+            lingering.cancel()
         tail = self._tails.get(boundary.name)
         if tail is None:
             tail = self._tails[boundary.name] = LiveTail(boundary, self._nats, self._reader)
-        ending = self._endings.pop(boundary.name, None)
-        if ending is not None:
-            ending.cancel()
         tail.inboxes.add(inbox)
         return tail
 
     def detach(self, tail: LiveTail, inbox: Inbox) -> None:
+        """The inbox wants no more; the last one's tail ends after a while."""
         tail.inboxes.discard(inbox)
         name = tail.boundary.name
-        if not tail.inboxes and name not in self._endings:
-            self._endings[name] = asyncio.create_task(self._end(name), name=f"tail-end:{name}")
+        if not tail.inboxes and self._tails.get(name) is tail:
+            self._lingering[name] = asyncio.get_running_loop().call_later(LINGER, self._end, name)
 
     def of(self, boundary: str | None) -> list[LiveTail]:
         """The tail of a boundary, if there is one; all of them for None."""
         return [tail for name, tail in self._tails.items() if boundary in (None, name)]
 
     async def stop(self) -> None:
-        endings, self._endings = list(self._endings.values()), {}
-        tails, self._tails = list(self._tails.values()), {}
-        for ending in endings:
-            ending.cancel()
-        await asyncio.gather(*endings, *(tail.stop() for tail in tails), return_exceptions=True)
+        for lingering in self._lingering.values():
+            lingering.cancel()
+        self._lingering.clear()
+        for name in list(self._tails):
+            self._end(name)
+        await asyncio.gather(*self._closing)
 
-    async def _end(self, name: str) -> None:
-        await asyncio.sleep(LINGER)
-        del self._endings[name]
-        tail = self._tails.pop(name)
-        await tail.stop()
+    def _end(self, name: str) -> None:
+        self._lingering.pop(name, None)
+        closing = asyncio.create_task(self._tails.pop(name).stop(), name=f"tail-end:{name}")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)

@@ -19,6 +19,7 @@ from nats.errors import Error
 from nats.js import JetStreamContext
 
 from ..errors import Unavailable
+from .tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -81,8 +82,7 @@ class Nats:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end([self._task])
 
     @property
     def connected(self) -> bool:
@@ -112,32 +112,35 @@ class Nats:
             lost = asyncio.Event()
             client = Client()
             try:
-                await asyncio.wait_for(self._connect(client, lost), CONNECT_TIMEOUT)
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await self._connect(client, lost)
+                pause, told = _FIRST_PAUSE, False
+                await self._live(client, lost)
             except Exception as problem:
                 if not told:
                     log.warning("NATS cannot be reached; live delivery polls PostgreSQL", reason=type(problem).__name__)
                     told = True
-                await _close(client)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
-            pause, told = _FIRST_PAUSE, False
-            # a server of a cluster tells of the others; they are there when this one is not
-            for uri in client.discovered_servers:
-                self._servers[f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"] = None
-            log.info("connected to NATS", version=str(client.connected_server_version))
-            self._connection = Connection(client, lost)
-            self._up.set()
-            self._changed()
-            try:
-                await lost.wait()
-                log.warning("the connection to NATS was lost")
             finally:
-                self._connection = None
-                self._up.clear()
-                lost.set()
-                self._changed()
                 await _close(client)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _live(self, client: Client, lost: asyncio.Event) -> None:
+        # a server of a cluster tells of the others; they are there when this one is not
+        for uri in client.discovered_servers:
+            self._servers[f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"] = None
+        log.info("connected to NATS", version=str(client.connected_server_version))
+        self._connection = Connection(client, lost)
+        self._up.set()
+        try:
+            self._changed()
+            await lost.wait()
+            log.warning("the connection to NATS was lost")
+        finally:
+            self._connection = None
+            self._up.clear()
+            lost.set()
+            self._changed()
 
     async def _connect(self, client: Client, lost: asyncio.Event) -> None:
         async def ended() -> None:
@@ -173,4 +176,5 @@ async def _report(problem: Exception) -> None:
 
 async def _close(client: Client) -> None:
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(client.close(), 1)
+        async with asyncio.timeout(1):
+            await client.close()

@@ -25,6 +25,7 @@ from ..storage.reads import Reader, Scan
 from .checkpoint import Checkpoint, Checkpoints
 from .nats import NATS_ERRORS, Nats
 from .stream import EventStream, NotTheNextMessage, message_id
+from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +100,7 @@ class Publisher:
                 log.exception("publishing failed; it starts over", boundary=self.boundary.name)
             if self._may_go_on():
                 self._wake.clear()
-                await self._wait_for_wake(pause)
+                await happens(self._wake, pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
         with contextlib.suppress(OrisunError):
             await self._store()
@@ -157,8 +158,7 @@ class Publisher:
                     await self._idle()
         finally:
             if ahead is not None:
-                ahead.cancel()
-                await asyncio.wait([ahead])
+                await end([ahead])
 
     async def _scan(self, after: Position) -> Scan:
         size = self._settings.polling_publisher_batch_size
@@ -200,8 +200,4 @@ class Publisher:
                 poll = min(poll * 2, self._settings.publisher_poll_interval)
                 poll_at = time.monotonic() + poll
             else:
-                await self._wait_for_wake(min(store_at, poll_at) - now)
-
-    async def _wait_for_wake(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+                await happens(self._wake, min(store_at, poll_at) - now)

@@ -8,7 +8,6 @@ nothing, so that one that can takes over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 
@@ -25,6 +24,7 @@ from .nats import NATS_ERRORS, Nats
 from .publisher import Publisher
 from .signals import Signals
 from .store import trim
+from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +73,7 @@ class Publishers:
     async def stop(self) -> None:
         """Finishes the batches and hands all boundaries over."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end([self._task])
         await self._give_up(list(self._running))
 
     def committed(self, boundary: str) -> None:
@@ -114,8 +113,7 @@ class Publishers:
                 log.debug("publishers could not be looked after", reason=str(problem))
             except Exception:
                 log.exception("publishers could not be looked after")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _INTERVAL)
+            await happens(self._look, _INTERVAL)
             self._look.clear()
 
     async def _balance(self) -> None:
@@ -191,8 +189,6 @@ class Publishers:
             publisher.stop()
         tasks = [task for _, task in ended]
         _, late = await asyncio.wait(tasks, timeout=_FINISH)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(late)
         await asyncio.gather(*(publisher.lease.release() for publisher, _ in ended))
         self._signals.send("")

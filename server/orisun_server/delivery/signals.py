@@ -15,6 +15,7 @@ import structlog
 
 from ..errors import OrisunError
 from ..storage.database import Database
+from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +60,9 @@ class Signals:
     async def stop(self) -> None:
         if self._waiting and self._tasks:
             with contextlib.suppress(TimeoutError, OrisunError):
-                await asyncio.wait_for(self._send_waiting(), 1)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+                async with asyncio.timeout(1):
+                    await self._send_waiting()
+        await end(self._tasks)
 
     async def _send_all(self) -> None:
         while True:
@@ -98,10 +98,7 @@ class Signals:
             with self._database.guard():
                 await connection.add_listener(CHANNEL, self._heard)
                 self._tell(None)
-                while not lost.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(lost.wait(), _CHECK_INTERVAL)
-                        return
+                while not await happens(lost, _CHECK_INTERVAL):
                     await connection.execute("SELECT 1", timeout=5)
         finally:
             connection.terminate()

@@ -119,8 +119,9 @@ class EventStream:
         """Appends events to the stream, in order; ``previous`` is the position of the event before them.
 
         Every message demands the sequence of the one before it, so that the acknowledgement of the last one speaks for
-        all: had one been lost or refused, each after it would have been refused too. Raises NotTheNextMessage then, and
-        any of NATS_ERRORS; some of the events may be in the stream after that.
+        all: had one been lost or refused, each after it would have been refused too (unless somebody else's message
+        took its place; subscriptions then see a hole). Raises NotTheNextMessage, and any of NATS_ERRORS; some of the
+        events may be in the stream after that.
         """
         client, subject, sequence = self._connection.client, self._subject, self._sequence
         last = len(events) - 1
