@@ -177,7 +177,8 @@ class Subscriber:
         """Waits for that many events."""
 
         def reached() -> bool:
-            assert not self.task.done(), self.failure
+            if self.task.done():
+                raise self.failure or self.task.exception() or AssertionError("the subscription ended")
             return len(self.events) >= count
 
         await eventually(reached, timeout, message=f"{count} events")
