@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 KIND = "publisher"
 
 _INTERVAL = 1.0
+
+#: A server that stops hands its boundaries over first and leaves the others its share a moment later.
+_SOON, _SOON_INTERVAL = 1.5, 0.1
 _TRIM_INTERVAL = 10.0
 
 #: Seconds without NATS after which another server may publish instead.
@@ -60,6 +63,7 @@ class Publishers:
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
         self._refused: set[str] = set()
         self._look = asyncio.Event()
+        self._soon_until = float("-inf")
         self._task: asyncio.Task[None] | None = None
         self._nats_left_at = time.monotonic()
         self._trim_at = 0.0
@@ -90,6 +94,7 @@ class Publishers:
 
     def _signalled(self, boundary: str | None) -> None:
         if not boundary:
+            self._soon_until = time.monotonic() + _SOON
             self._look.set()
         for name, (publisher, _) in self._running.items():
             if boundary in (None, name):
@@ -113,7 +118,8 @@ class Publishers:
                 log.debug("publishers could not be looked after", reason=str(problem))
             except Exception:
                 log.exception("publishers could not be looked after")
-            await happens(self._look, _INTERVAL)
+            soon = time.monotonic() < self._soon_until
+            await happens(self._look, _SOON_INTERVAL if soon else _INTERVAL)
             self._look.clear()
 
     async def _balance(self) -> None:
