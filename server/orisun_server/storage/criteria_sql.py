@@ -22,17 +22,15 @@ _PREFIX = f"{_MARK}{_TABLE}{_MARK}"
 #: More indexes than this for one criterion only cost planning.
 _MAX_INDEXES = 4
 
-#: A comparison that is never made and that the planner takes for dear: it counts a procost of 100 for every second
-#: element of the array. A generic plan lives on while its table grows from nothing to millions of rows, so no plan that
-#: reads more rows than it returns may look cheap, however few rows the planner knows of.
-_DEAR = "{} @@ ANY (array_fill(''::text, ARRAY[{}]))"
-#: For rows by the primary key (ids begin at 0). Dear for each row, so that reading the whole table in order to sort it
-#: costs more than a few rows in order. It names a column that no other index has, since an index-only scan of one would
-#: look cheaper still.
-_ROW = f"CASE WHEN {_PREFIX}global_id < 0 THEN {_DEAR.format(f'{_PREFIX}event_id', 20)} ELSE {{}} END"
-#: The value that an index's first key is compared with. As the bound of an index scan it is computed once; what reads
-#: the whole table, or collects matches in a bitmap in order to sort them, pays for it with each row.
-_KEY = f"CASE WHEN pg_backend_pid() < 0 AND {_DEAR.format(chr(39) * 2, 64)} THEN NULL ELSE {{}} END"
+#: What the first key of an index is compared with: the value ({}), said in a way that the planner takes for dear. As
+#: the bound of an index scan it is computed once; what reads the whole table, or collects rows in a bitmap in order to
+#: sort them, would pay for it with each row. So neither ever looks cheap, however few rows the planner knows of: a
+#: generic plan lives on while its table grows from nothing to millions of rows. The dear part is never computed: the
+#: planner counts a procost of 100 for every second element of the array. (pg_backend_pid also keeps parallel workers
+#: away, which start too slowly for any of this.)
+_DEAR = "CASE WHEN pg_backend_pid() < 0 AND '' @@ ANY (array_fill(''::text, ARRAY[64])) THEN NULL ELSE {} END"
+#: Every row, by the primary key.
+_ANY_ROW = f"{_PREFIX}global_id >= {_DEAR.format('0::bigint')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def access(criterion: Criterion, indexes: Sequence[IndexDefinition]) -> Access:
     for use in uses:
         for place, (field, number) in enumerate(zip(use.index.fields, use.tags, strict=False)):
             key, value = (use.index.key_sql(field, text) for text in (text_sql(field.key, _PREFIX), _parameter(number)))
-            parts[f"{key} = {value if place else _KEY.format(value)}"] = None
+            parts[f"{key} = {value if place else _DEAR.format(value)}"] = None
             if use.index.is_exact(field, criterion[number].value):
                 exact.add(number)
         if use.index.conditions:
@@ -87,9 +85,11 @@ def access(criterion: Criterion, indexes: Sequence[IndexDefinition]) -> Access:
     # multiply a guess for each of them.
     rest = " AND ".join(tags) or "true"
     if not uses:
-        parts[_ROW.format(rest)] = None
-    elif tags:
-        parts[f"CASE WHEN {_PREFIX}global_id < 0 THEN false ELSE {rest} END"] = None
+        parts[_ANY_ROW] = None
+    if tags or not uses:
+        # event_id stands here because no index but its own has it: an index-only scan of one that ends in global_id
+        # would look cheaper than the primary key
+        parts[f"CASE WHEN {_PREFIX}global_id < 0 THEN {_PREFIX}event_id = '' ELSE {rest} END"] = None
     return Access(tuple(tag.value for tag in criterion), bool(uses), " AND ".join(parts))
 
 

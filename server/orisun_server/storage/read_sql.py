@@ -1,7 +1,7 @@
 """The SQL of reads: pages of events after or before a position, within a number of rows and of bytes.
 
-Statements depend on shapes alone (keys, which indexes serve, direction), never on values or on how many criteria of one
-shape there are, so that a connection prepares each once.
+Statements depend on shapes alone (keys, which indexes serve, direction, orders of magnitude), never on values, so that
+a connection prepares each once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _TEXTS = COLUMNS.replace("data, metadata", "data::text AS data, metadata::text A
 
 _ALL = access((), ())
 _MAX_BIGINT = 2**63 - 1
+#: So many criteria of a shape are an array, of whose length the planner knows nothing; fewer are as many rows.
+_FEW = 10
 
 #: Bytes of jsonb for one byte of its text, at most. (An array of small numbers takes four.)
 _JSONB_OVERHEAD = 8
@@ -55,35 +57,38 @@ def rows(
     ``accesses``: one for each criterion, () for the whole boundary. ``bound``: only positions at or after it
     (ascending) or before it (descending). ``first``, ``last``: only these global_ids.
     """
-    accesses = sorted(accesses or [_ALL], key=lambda one: one.key)
-    limit = statement.add(count, "bigint")
+    accesses = accesses or [_ALL]
     if not all(one.indexed for one in accesses):
-        condition = " OR ".join(f"({_condition(statement, one)})" for one in accesses)
-        where = [f"({condition})"]
+        ordered = sorted(accesses, key=lambda one: one.key)
+        where = [f"({' OR '.join(f'({_condition(statement, one)})' for one in ordered)})", _ALL.condition([])]
         if bound is not None:
             where.append(f"global_id {'<' if descending else '>='} {bound_sql(statement, bound)}")
         for comparison, value in ((">=", first), ("<=", last)):
             if value is not None:
                 where.append(f"global_id {comparison} {statement.add(value, 'bigint')}")
-        order: tuple[str, ...] = ("global_id",)
-        return _select(COLUMNS, statement.table, where, order_by(order, descending=descending), limit), order
+        by = order_by(("global_id",), descending=descending)
+        return _limited(statement, _select(COLUMNS, statement.table, where), by, count), ("global_id",)
     order = ("transaction_id", "global_id")
     by = order_by(order, descending=descending)
     after = [] if bound is None else [_beyond(statement, bound, descending=descending)]
     if len(accesses) == 1:
         where = [_condition(statement, accesses[0]), *after]
-        return _select(COLUMNS, statement.table, where, by, limit), order
+        return _limited(statement, _select(COLUMNS, statement.table, where), by, count), order
     # One bounded probe for each criterion; an event that several criteria match is taken once.
     probes = []
-    for shape, members in _shapes(accesses).items():
+    for shape, members in _shapes(accesses):
         source, parameters = _values(statement, members)
-        probe = _select(", ".join(order), statement.table, [shape.condition(parameters), *after], by, limit)
+        select = _select(", ".join(order), statement.table, [shape.condition(parameters), *after])
+        probe = _limited(statement, select, by, count)
         probes.append(f"SELECT m.* FROM {source} CROSS JOIN LATERAL ({probe}) AS m")
-    union = " UNION ALL ".join(probes)
-    ids = f"SELECT DISTINCT {', '.join(order)} FROM ({union}) AS found ORDER BY {by} LIMIT {limit}"
+    found = f"SELECT DISTINCT {', '.join(order)} FROM ({' UNION ALL '.join(probes)}) AS found"
+    ids = _limited(statement, found, by, count)
     # LIMIT keeps this a probe of the primary key for each id, at any size of table.
-    row = f"SELECT {COLUMNS} FROM {statement.table} WHERE global_id = ids.global_id AND {_ALL.condition([])} LIMIT 1"
-    return f"SELECT e.* FROM ({ids}) AS ids CROSS JOIN LATERAL ({row}) AS e ORDER BY {_in('ids', by)}", order
+    row = _select(COLUMNS, statement.table, ["global_id = ids.global_id", _ALL.condition([])])
+    return (
+        f"SELECT e.* FROM ({ids}) AS ids CROSS JOIN LATERAL ({row} LIMIT 1) AS e ORDER BY {_in('ids', by)}",
+        order,
+    )
 
 
 def bounded(
@@ -95,12 +100,14 @@ def bounded(
     decompressed in vain.
     """
     limit = statement.add(max_bytes, "bigint")
-    window = f"OVER (ORDER BY {order_by(order, descending=descending)} ROWS UNBOUNDED PRECEDING)"
+    by = order_by(order, descending=descending)
+    window = f"OVER (ORDER BY {by} ROWS UNBOUNDED PRECEDING)"
 
     def cut(columns: str, size: str, source: str, factor: int) -> str:
         sizes = f"{size}(data) + {size}(metadata)"
-        before = f"SELECT *, sum({sizes}) {window} - ({sizes}) AS before FROM ({source}) AS read"
-        return f"SELECT {columns} FROM ({before}) AS measured WHERE before < {limit} * {factor}"
+        # the order is said again at each level, so that the planner knows it and sorts nothing
+        before = f"SELECT *, sum({sizes}) {window} - ({sizes}) AS before FROM ({source}) AS read ORDER BY {by}"
+        return f"SELECT {columns} FROM ({before}) AS measured WHERE before < {limit} * {factor} ORDER BY {by}"
 
     stored = cut(_TEXTS, "pg_column_size", select, _JSONB_OVERHEAD)
     return cut(COLUMNS, "octet_length", f"{stored} OFFSET 0", 1)
@@ -109,9 +116,8 @@ def bounded(
 def latest(statement: Statement, accesses: Sequence[Access]) -> str:
     """SELECT of the latest event of each criterion that has one: the criterion's number, and the event's columns."""
     probes = []
-    for shape, members in _shapes(sorted(accesses, key=lambda one: one.key)).items():
-        numbers = statement.add([number for number, one in enumerate(accesses) if one.key == shape.key], "int[]")
-        source, parameters = _values(statement, members, f"{numbers}, ")
+    for shape, members in _shapes(accesses):
+        source, parameters = _values(statement, members)
         probe = latest_sql(statement.table, shape, parameters, COLUMNS)
         probes.append(f"SELECT c.number, m.* FROM {source} CROSS JOIN LATERAL ({probe}) AS m")
     return " UNION ALL ".join(probes)
@@ -125,9 +131,10 @@ def head(table: str) -> str:
 def count(statement: Statement, after: Position) -> str:
     """One row: whether the event at ``after`` is there, the number of events after it, the last one's position."""
     commit, prepare = statement.add(after.commit, "bigint"), statement.add(after.prepare, "bigint")
-    known = f"SELECT 1 FROM {statement.table} WHERE global_id = {prepare} AND transaction_id = {commit}"
+    known = _select("transaction_id", statement.table, [f"global_id = {prepare}", _ALL.condition([])])
     return (
-        f"SELECT EXISTS ({known}), count(*), max(transaction_id), max(global_id) FROM {statement.table} "
+        f"SELECT {commit} IN (SELECT transaction_id FROM ({known} LIMIT 1) AS known), "
+        f"count(*), max(transaction_id), max(global_id) FROM {statement.table} "
         f"WHERE global_id > {prepare} AND {_ALL.condition([])}"
     )
 
@@ -137,7 +144,7 @@ def block(statement: Statement, after: Position, size: int) -> str:
     of the head, and ``at_head`` true, where there are fewer. The position is NULL in an empty boundary."""
     offset = statement.add(size - 1, "bigint")
     where = ["global_id >= f.first", _ALL.condition([])]
-    end = _select("transaction_id, global_id", statement.table, where, "global_id", f"1 OFFSET {offset}")
+    end = f"{_select('transaction_id, global_id', statement.table, where)} ORDER BY global_id LIMIT 1 OFFSET {offset}"
     return (
         "SELECT f.first, coalesce(e.transaction_id, h.transaction_id), coalesce(e.global_id, h.global_id), "
         "e.global_id IS NULL OR e.global_id = h.global_id "
@@ -174,8 +181,16 @@ def bound_sql(statement: Statement, position: Position) -> str:
     )
 
 
-def _select(columns: str, table: str, where: Sequence[str], order: str, limit: str) -> str:
-    return f"SELECT {columns} FROM {table} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {limit}"
+def _select(columns: str, table: str, where: Sequence[str]) -> str:
+    return f"SELECT {columns} FROM {table} WHERE {' AND '.join(where)}"
+
+
+def _limited(statement: Statement, select: str, order: str, count: int) -> str:
+    """The first ``count`` rows. A generic plan takes an unknown LIMIT for a tenth of the table, so that custom plans
+    look better and every execution is planned again; therefore the order of magnitude is part of the statement."""
+    most = 10 ** len(str(count - 1))
+    limited = f"{select} ORDER BY {order} LIMIT {most}"
+    return limited if count == most else f"SELECT * FROM ({limited}) AS most LIMIT {statement.add(count, 'bigint')}"
 
 
 def _condition(statement: Statement, one: Access) -> str:
@@ -187,21 +202,30 @@ def _beyond(statement: Statement, bound: Position, *, descending: bool) -> str:
     return f"(transaction_id, global_id) {'<' if descending else '>='} ({commit}, {prepare})"
 
 
-def _shapes(accesses: Sequence[Access]) -> dict[Access, list[Access]]:
-    """Those of one shape together, by the first of them."""
-    shapes: dict[str, list[Access]] = {}
-    for one in accesses:
-        shapes.setdefault(one.key, []).append(one)
-    return {members[0]: members for members in shapes.values()}
+def _shapes(accesses: Sequence[Access]) -> list[tuple[Access, list[tuple[int, Access]]]]:
+    """The shapes, in an order that does not depend on the accesses', and the members of each with their numbers."""
+    shapes: dict[str, list[tuple[int, Access]]] = {}
+    for number, one in enumerate(accesses):
+        shapes.setdefault(one.key, []).append((number, one))
+    return [(members[0][1], members) for _, members in sorted(shapes.items())]
 
 
-def _values(statement: Statement, members: Sequence[Access], first: str = "") -> tuple[str, list[str]]:
-    """A FROM item with one row for each member, and its columns; ``first`` is an array for a column ``number``."""
-    columns = zip(*(one.values for one in members), strict=True)
-    arrays = ", ".join(statement.add(list(column), "text[]") for column in columns)
-    names = [f"v{number}" for number in range(len(members[0].values))]
-    listed = ", ".join((["number"] if first else []) + names)
-    return f"unnest({(first + arrays).rstrip(', ')}) AS c({listed})", [f"c.{name}" for name in names]
+def _values(statement: Statement, members: Sequence[tuple[int, Access]]) -> tuple[str, list[str]]:
+    """A FROM item ``c`` with one row for each member: a column ``number`` and one for each value; and these."""
+    names = [f"v{number}" for number in range(len(members[0][1].values))]
+    listed = ", ".join(["number", *names])
+    if len(members) < _FEW:
+        rows = ", ".join(
+            f"({', '.join([statement.add(number, 'int'), *(statement.add(value, 'text') for value in one.values)])})"
+            for number, one in members
+        )
+        source = f"(VALUES {rows}) AS c({listed})"
+    else:
+        columns = zip(*(one.values for _, one in members), strict=True)
+        arrays = [statement.add([number for number, _ in members], "int[]")]
+        arrays += [statement.add(list(column), "text[]") for column in columns]
+        source = f"unnest({', '.join(arrays)}) AS c({listed})"
+    return source, [f"c.{name}" for name in names]
 
 
 def _in(table: str, columns: str) -> str:
