@@ -138,11 +138,20 @@ class Run:
 @click.option("--quick", is_flag=True, help="A smoke of about 3 minutes: small, and its figures mean nothing.")
 @click.option("--transport", type=click.Choice([*TRANSPORTS, "both"]), default="both", show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(SCENARIOS), help="Some scenarios; may be repeated.")
+@click.option("--rounds", type=click.IntRange(1), help="Interleaved rounds, instead of 3 (1 with --quick).")
+@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), help="Factor on durations, instead of 0.4 (0.06).")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Instead of benchmarks/README.md.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Also write all rows here.")
 @click.option("--keep", is_flag=True, help="Keep the directory of the run, with logs and data.")
 def main(
-    quick: bool, transport: str, only: tuple[str, ...], output: Path | None, as_json: Path | None, keep: bool
+    quick: bool,
+    transport: str,
+    only: tuple[str, ...],
+    rounds: int | None,
+    scale: float | None,
+    output: Path | None,
+    as_json: Path | None,
+    keep: bool,
 ) -> None:
     """Measure the store next to its floors.
 
@@ -155,7 +164,9 @@ def main(
     path.chmod(0o755)
     directory = Directory(path)
     transports = TRANSPORTS if transport == "both" else (transport,)
-    run = Run(QUICK if quick else FULL, transports, only or SCENARIOS, directory)
+    sizes = QUICK if quick else FULL
+    sizes = dataclasses.replace(sizes, rounds=rounds or sizes.rounds, scale=scale or sizes.scale)
+    run = Run(sizes, transports, only or SCENARIOS, directory)
     try:
         uvloop.run(_until_asked_to_stop(run))
     finally:
