@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,29 +101,28 @@ async def checkpoint_of(connection: asyncpg.Connection, names: BoundaryNames) ->
     return (Position(row[0], row[1]), row[2]) if row else (NOTHING, 0)
 
 
-async def publisher_of(connection: asyncpg.Connection, settings: Settings, boundary: str) -> str | None:
-    """Node id of the living server that publishes a boundary."""
-    schema = quote(settings.admin_schema)
-    row = await connection.fetchrow(
-        f"SELECT n.node_id FROM {schema}.orisun_lease AS l JOIN {schema}.orisun_node AS n USING (node_id)"
-        " WHERE l.kind = 'publisher' AND l.boundary = $1 AND n.expires_at > clock_timestamp()",
-        boundary,
-    )
-    return row and str(row[0])
-
-
-async def publisher_number(settings: Settings, endpoints: Sequence[Endpoint], boundary: str) -> int:
-    """Which of the servers publishes a boundary; waits until one does."""
+async def publishers(
+    settings: Settings, endpoints: Sequence[Endpoint], *, fair: bool = True, timeout: float = 20
+) -> dict[str, int]:
+    """Which of the servers publishes each boundary; waits until all are published, if ``fair`` by each its share."""
     ids = [await endpoint.node_id() for endpoint in endpoints]
+    share = math.ceil(len(settings.boundaries) / (len(ids) if fair else 1))
+    schema = quote(settings.admin_schema)
+    statement = (
+        f"SELECT l.boundary, n.node_id FROM {schema}.orisun_lease AS l JOIN {schema}.orisun_node AS n USING (node_id)"
+        " WHERE l.kind = 'publisher' AND n.expires_at > clock_timestamp()"
+    )
     async with connected(settings) as connection:
 
-        async def number() -> tuple[int] | None:
-            holder = await publisher_of(connection, settings, boundary)
-            return next(((n,) for n, node_id in enumerate(ids) if holder and holder.startswith(node_id)), None)
+        async def found() -> dict[str, int] | None:
+            rows = await connection.fetch(statement)
+            holders = {b: n for b, node in rows for n, own in enumerate(ids) if node.startswith(own)}
+            counts = Counter(holders.values())
+            return holders if len(holders) == len(settings.boundaries) and max(counts.values()) <= share else None
 
-        found = await eventually(number, message="a publisher")
-        assert found is not None
-        return found[0]
+        holders: dict[str, int] | None = await eventually(found, timeout, message="a fair share for each server")
+        assert holders is not None
+        return holders
 
 
 class Streamed(NamedTuple):
@@ -134,10 +135,12 @@ class Streamed(NamedTuple):
 
 
 class Stream:
-    """The stream of a boundary, read past all servers; ``async with``."""
+    """The stream of a boundary (the first of the settings), read past all servers; ``async with``."""
 
-    def __init__(self, url: str, boundary: str) -> None:
-        self._url, self._name = url, STREAM_PREFIX + boundary
+    def __init__(self, settings: Settings, number: int = 0) -> None:
+        assert settings.nats_url is not None
+        self._url = settings.nats_url.get_secret_value()
+        self._name = STREAM_PREFIX + settings.boundaries[number].name
 
     async def __aenter__(self) -> Stream:
         self._client = await nats.connect(self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
@@ -155,6 +158,10 @@ class Stream:
                 message = await self._jetstream.get_msg(self._name, info.state.last_seq)
                 return parse_position((message.headers or {})[POSITION])
         return NOTHING
+
+    async def is_beyond(self, position: Position) -> bool:
+        """Whether something after a position is published."""
+        return await self.head() > position
 
     async def reaches(self, position: Position, timeout: float = 20) -> None:
         """Waits until a position is published."""
