@@ -52,6 +52,8 @@ class Admin(IndexRpcs):
         name = convert.boundary_name(request.name)
         if not request.HasField("placement"):
             raise InvalidArgument("boundary placement is required")
+        if "\0" in request.description:
+            raise InvalidArgument("boundary description must not contain NUL characters")
         placement = request.placement
         record = await self._catalog.create(
             name, request.description, placement.backend, placement.namespace, request.existed_before_catalog
