@@ -50,6 +50,8 @@ class IndexRpcs:
     def _named(self, boundary: str, name: str) -> Boundary:
         if not boundary or not name:
             raise InvalidArgument("boundary and name are required")
+        if "\0" in name:
+            raise InvalidArgument("index name must not contain NUL characters")
         return self._boundary(boundary)
 
     def _boundary(self, name: str) -> Boundary:
