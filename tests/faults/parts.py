@@ -137,9 +137,9 @@ class Streamed(NamedTuple):
 class Stream:
     """The stream of a boundary (the first of the settings), read past all servers; ``async with``."""
 
-    def __init__(self, settings: Settings, number: int = 0) -> None:
+    def __init__(self, settings: Settings, number: int = 0, *, url: str = "") -> None:
         assert settings.nats_url is not None
-        self._url = settings.nats_url.get_secret_value()
+        self._url = url or settings.nats_url.get_secret_value()
         self._name = STREAM_PREFIX + settings.boundaries[number].name
 
     async def __aenter__(self) -> Stream:
@@ -158,6 +158,12 @@ class Stream:
                 message = await self._jetstream.get_msg(self._name, info.state.last_seq)
                 return parse_position((message.headers or {})[POSITION])
         return NOTHING
+
+    async def is_complete(self) -> bool:
+        """Whether three servers of a cluster have it, up to date."""
+        cluster = (await self._jetstream.stream_info(self._name)).cluster
+        replicas = (cluster.replicas or []) if cluster else []
+        return sum(bool(replica.current) for replica in replicas) == 2
 
     async def is_beyond(self, position: Position) -> bool:
         """Whether something after a position is published."""
