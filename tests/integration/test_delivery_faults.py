@@ -84,13 +84,13 @@ async def test_the_publishing_server_is_killed_or_stopped(make_settings: MakeSet
         handovers = other.logs.count(acquired)
         async with followed(other.connection, boundary) as received:
             async with written(other.connection, boundary) as stored:
-                await eventually(lambda: len(received) > 200)
+                await eventually(lambda: len(received) > 200, timeout=30)
                 await (owner.sigstop() if stopped else owner.kill())
                 await eventually(lambda: other.logs.count(acquired) > handovers, timeout=10)
                 if stopped:
                     await owner.sigcont()
                 count = len(received)
-                await eventually(lambda: len(received) > count + 300)
+                await eventually(lambda: len(received) > count + 300, timeout=30)
             await eventually(lambda: len(received) == len(stored))
             assert received == stored
             async with Node(settings, publishing=False) as node:
@@ -102,7 +102,8 @@ async def test_postgresql_is_killed_under_load(make_settings: MakeSettings, data
     postgres = EmbeddedPostgres(data_dir / "postgres", configuration={"shared_buffers": "32MB"})
     address = await postgres.start()
     values = {"pg_host": address.host, "pg_port": address.port, "pg_user": address.user, "pg_name": address.database}
-    settings = make_settings(**values, pg_password=SecretStr(""))
+    # a restart on a busy machine takes a while, and leases should outlive it
+    settings = make_settings(**values, pg_password=SecretStr(""), node_ttl=30)
     try:
         async with Node(settings) as node, Subscriber(node) as subscriber:
             writing = True

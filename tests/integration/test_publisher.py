@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from orisun_api import eventstore_pb2
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING
+from orisun_server.delivery.nats import NATS_ERRORS
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.store import level
 from orisun_server.delivery.stream import POSITION, PREVIOUS, parse_position
@@ -468,4 +469,11 @@ async def test_a_cluster_of_three_whose_leader_moves(make_settings: MakeSettings
         await subscriber.has(801, timeout=40)
         assert subscriber.events == await node.stored()
         await eventually(node.published, timeout=40)
+
+        async def answers() -> bool:
+            with contextlib.suppress(*NATS_ERRORS):
+                return bool((await streamed(node)).positions)
+            return False
+
+        await eventually(answers, timeout=40, message="a cluster with a leader again")
         await assert_streamed_once_and_in_order(node)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orisun_api import eventstore_pb2
 from orisun_server.core.event import Event
 from orisun_server.delivery.codec import decode_content, encode_event

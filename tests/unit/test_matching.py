@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orisun_server.core.criteria import query
 from orisun_server.core.matching import Matcher, _split, top_level, value_text
 
