@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two attempts to reach PostgreSQL, or to find the schema that another process migrates.
 _RETRY = 1.0
+#: Part of ORISUN_SHUTDOWN_GRACE that calls get to finish; the rest is for what stops after them.
+_CALLS_SHARE = 0.75
 #: Seconds between two looks at PostgreSQL's health, and how long an answer may take.
 _HEALTH_INTERVAL, _HEALTH_PATIENCE = 1.0, 3.0
 
@@ -122,6 +124,8 @@ class App:
         self._parts.push_async_callback(tails.stop)
         subscriptions = Subscriptions(leases, reader, tails)
         self._parts.push_async_callback(subscriptions.stop)
+        appender.on_commit(subscriptions.wake)
+        signals.on_signal(subscriptions.wake)
         pubsub = PubSub(nats)
         self._parts.push_async_callback(pubsub.stop)
 
@@ -150,7 +154,7 @@ class App:
         await self._parts.enter_async_context(_background(self._watch(database, catalog), "health"))
         self.health.set_storage(True)
         await server.start()
-        self._parts.push_async_callback(server.stop, settings.shutdown_grace)
+        self._parts.push_async_callback(server.stop, settings.shutdown_grace * _CALLS_SHARE)
         self.address = f"{settings.grpc_host}:{server.port}"
 
     async def _run(self, part: _Part) -> None:
@@ -242,17 +246,22 @@ async def run(settings: Settings, *, on_ready: Callable[[App], None] | None = No
         if on_ready is not None:
             on_ready(app)
         await stop
-        await app.stop()
+        stopping = asyncio.create_task(app.stop(), name="stop")
+        await asyncio.wait([stopping], timeout=settings.shutdown_grace)
+        if not stopping.done():
+            log.error("ORISUN_SHUTDOWN_GRACE is over and not everything has ended; PostgreSQL or NATS may hang")
+            exit_now(1)
+        await stopping
         log.info("stopped")
     finally:
         stop.cancel()
 
 
-def exit_now() -> None:
+def exit_now(code: int = 130) -> None:
     """Ends the process as SIGKILL would; PostgreSQL and leases are made for that."""
     import os
 
-    os._exit(130)
+    os._exit(code)
 
 
 @contextlib.asynccontextmanager
