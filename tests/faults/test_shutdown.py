@@ -1,0 +1,139 @@
+"""The end of a server under load: asked to, asked twice, and without being asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orisun_server.settings import Settings
+from tests.faults.checker import check_delivered
+from tests.faults.clients import Client, Code, Follower, store
+from tests.faults.parts import PostgresServer, family, gone
+from tests.harness import ServerProcess, eventually
+
+pytestmark = pytest.mark.fault
+
+MakeSettings = Callable[..., Settings]
+BOUNDARY = "orisun_test_1"
+
+
+@contextlib.asynccontextmanager
+async def laptop(data_dir: Path) -> AsyncIterator[tuple[Client, ServerProcess]]:
+    """A server with everything embedded, and its client."""
+    server = ServerProcess(
+        None,
+        {
+            "ORISUN_DATA_DIR": str(data_dir),
+            "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
+            "ORISUN_NATS_PORT": "0",
+            "ORISUN_SHUTDOWN_GRACE": "10s",
+        },
+    )
+    async with server, Client(BOUNDARY, server) as client:
+        yield client, server
+
+
+async def all_is_well(client: Client, *followers: Follower) -> None:
+    log = await client.log()
+    client.history.check(log)
+    assert len(client.history.attempts) == len(client.history.acknowledged)
+    for follower in followers:
+        await follower.has(len(log))
+        check_delivered(log, follower.events)
+
+
+async def test_sigterm_under_load_beside_another_server(make_settings: MakeSettings) -> None:
+    settings = make_settings(shutdown_grace=10.0)
+    async with (
+        store(settings) as (client, servers),
+        Follower(client) as one,
+        Follower(client) as two,
+        Follower(client, criteria=[{"n": "1"}]) as some,
+    ):
+        async with client.load(8, pause=0), client.load(4, pause=0, events=200) as load:
+            await load.more(1000)
+            began = time.monotonic()
+            assert await servers[0].stop() == 0
+            print(f"SIGTERM under load: ended after {time.monotonic() - began:.2f} s")
+            assert time.monotonic() - began < 10
+            await load.more(1000)
+        for follower in (one, two, some):
+            code, details = follower.endings[0]
+            assert code == Code.UNAVAILABLE
+            assert "shutting down" in details
+        # the outcome of each call was told, or the server never took it
+        assert Code.DEADLINE_EXCEEDED not in client.errors
+        await all_is_well(client, one, two)
+        assert json.loads(servers[0].logs.splitlines()[-1])["event"] == "stopped"
+        assert not any(json.loads(line)["level"] in ("error", "critical") for line in log_lines(servers[0]))
+
+
+def log_lines(server: ServerProcess) -> list[str]:
+    return [line for line in server.logs.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("ending", ["sigterm", "sigkill", "twice"])
+async def test_embedded_parts_end_with_their_server_under_load(data_dir: Path, ending: str) -> None:
+    """Nothing is left running, and the next start finds everything again."""
+    async with laptop(data_dir) as (client, server), Follower(client) as follower:
+        async with client.load(6) as load:
+            await load.more(100)
+            processes = family(server.pid)
+            assert {"postgres", "nats-server"} <= {process.name() for process in processes}
+            began = time.monotonic()
+            if ending == "sigterm":
+                assert await server.stop() == 0
+                assert not [process for process in processes if process.is_running()]
+                assert time.monotonic() - began < 10
+            elif ending == "sigkill":
+                await server.kill()
+            else:
+                # PostgreSQL does not answer, so the calls that were taken hold the end up
+                postgres = [process for process in processes if process.name() == "postgres"]
+                for process in postgres:
+                    process.suspend()
+                await server.signal(signal.SIGTERM)
+                await eventually(lambda: "second signal" in server.logs)
+                began = time.monotonic()
+                await server.signal(signal.SIGTERM)
+                assert await server.wait(5) != 0
+                assert time.monotonic() - began < 2
+                for process in postgres:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.resume()
+            await gone(processes)
+            print(f"{ending}: all ended after {time.monotonic() - began:.2f} s")
+            await server.start()
+            await load.more(100)
+        await all_is_well(client, follower)
+
+
+async def test_the_grace_is_kept_when_postgresql_hangs(
+    make_settings: MakeSettings, own_postgres: PostgresServer
+) -> None:
+    settings = make_settings(shutdown_grace=3.0, **own_postgres.overrides)
+    async with store(settings, 1) as (client, servers), Follower(client):
+        async with client.load(4, timeout=30) as load:
+            await load.more(50)
+            own_postgres.signal(signal.SIGSTOP)
+            try:
+                # calls are under way now, and do not end
+                await asyncio.sleep(0.2)
+                began = time.monotonic()
+                assert await servers[0].stop(60) == 1
+                took = time.monotonic() - began
+                print(f"SIGTERM while PostgreSQL hangs, with a grace of 3 s: ended after {took:.2f} s")
+                assert took < 5
+            finally:
+                own_postgres.signal(signal.SIGCONT)
+            await servers[0].start()
+            await load.more(50)
+        await all_is_well(client)
