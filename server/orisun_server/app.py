@@ -32,6 +32,7 @@ from .storage.indexes import Indexes
 from .storage.leases import Leases
 from .storage.migrate import Migrator
 from .storage.reads import Reader
+from .tasks import end
 from .transport import admin, eventstore
 from .transport.calls import Service
 from .transport.health import HealthState
@@ -272,8 +273,7 @@ async def _background(work: Awaitable[None], name: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end([task])
 
 
 def _nats_urls(settings: Settings) -> list[str]:

@@ -1,21 +1,33 @@
-"""Ending background tasks."""
+"""Ending tasks, and waiting with a limit, where asyncio of Python 3.11 would lose a cancellation.
+
+Its ``wait_for`` swallows a cancellation that arrives together with the result, and nats-py swallows some of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Any
 
-#: Seconds after which a cancellation is repeated.
-_PATIENCE = 0.5
+_AGAIN = 0.5
 
 
-async def end(*tasks: asyncio.Task[object] | asyncio.Future[object] | None) -> None:
-    """Cancels tasks and waits for their end; what they raise is theirs.
-
-    Cancels again when a task goes on: a cancellation that meets the end of an ``asyncio.wait_for`` is lost before
-    Python 3.12 (python/cpython#86296), also in libraries.
-    """
-    pending = {task for task in tasks if task is not None and not task.done()}
-    while pending:
+async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancels tasks until they have ended; what they raise is not of interest any more."""
+    ending = list(tasks)
+    while pending := [task for task in ending if not task.done()]:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_PATIENCE)
+        await asyncio.wait(pending, timeout=_AGAIN)
+    for task in ending:
+        if not task.cancelled():
+            task.exception()  # asyncio complains of those that nobody looked at
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event is set within that time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

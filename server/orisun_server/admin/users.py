@@ -8,7 +8,6 @@ within a second (contract.md, Authentication).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from ..core.users import Role, User
 from ..errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from ..storage.database import Database
 from ..storage.names import quote
+from ..tasks import end
 from .passwords import Passwords
 
 _POLL_INTERVAL = 0.5
@@ -53,9 +53,7 @@ class Users:
 
     async def stop(self) -> None:
         if self._poller is not None:
-            self._poller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+            await end([self._poller])
         self._passwords.close()
 
     def on_change(self, listener: Callable[[], None]) -> None:

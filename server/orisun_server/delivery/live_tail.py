@@ -18,10 +18,10 @@ from ..core.position import NOTHING, Position
 from ..errors import OrisunError
 from ..storage.catalog import Boundary
 from ..storage.reads import Reader
+from ..tasks import end, happens
 from .inbox import Inbox, Message
 from .nats import NATS_ERRORS, Connection, Nats
 from .stream import POINTER, POSITION, PREVIOUS, STREAM_PREFIX, parse_position
-from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 

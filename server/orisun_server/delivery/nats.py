@@ -19,7 +19,7 @@ from nats.errors import Error
 from nats.js import JetStreamContext
 
 from ..errors import Unavailable
-from .tasks import end
+from ..tasks import end
 
 log = structlog.get_logger(__name__)
 

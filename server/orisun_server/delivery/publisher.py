@@ -22,10 +22,10 @@ from ..storage.catalog import Boundary
 from ..storage.database import Database
 from ..storage.leases import Lease
 from ..storage.reads import Reader, Scan
+from ..tasks import end, happens
 from .checkpoint import Checkpoint, Checkpoints
 from .nats import NATS_ERRORS, Nats
 from .stream import EventStream, NotTheNextMessage, message_id
-from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 

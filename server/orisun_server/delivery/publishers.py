@@ -19,12 +19,12 @@ from ..storage.catalog import Boundary, Catalog
 from ..storage.database import Database
 from ..storage.leases import Lease, Leases
 from ..storage.reads import Reader
+from ..tasks import end, happens
 from .appetite import Appetite
 from .nats import NATS_ERRORS, Nats
 from .publisher import Publisher
 from .signals import Signals
 from .store import trim
-from .tasks import end, happens
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ import structlog
 
 from ..errors import OrisunError
 from ..storage.database import Database
-from .tasks import end, happens
+from ..tasks import end, happens
 
 log = structlog.get_logger(__name__)
 

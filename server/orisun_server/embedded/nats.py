@@ -25,6 +25,7 @@ import structlog
 from orisun_server.embedded.nats_cluster import cluster_configuration, report_leader
 from orisun_server.embedded.process import Child, EmbeddedError, Lock
 from orisun_server.settings import Settings
+from orisun_server.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -107,8 +108,7 @@ class EmbeddedNats:
     async def stop(self) -> None:
         """Ends it; what JetStream keeps is written."""
         if self._reporter is not None:
-            self._reporter.cancel()
-            await asyncio.wait([self._reporter])
+            await end([self._reporter])
         if self._child is not None:
             await self._child.stop()
         if self._lock is not None:

@@ -18,6 +18,7 @@ import structlog
 
 from orisun_server.embedded.account import Account
 from orisun_server.errors import OrisunError
+from orisun_server.tasks import end
 
 log = structlog.get_logger(__name__)
 
@@ -104,9 +105,7 @@ class Child:
     async def stop(self) -> None:
         """Ends the process and waits for it."""
         if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+            await end([self._watcher])
             self._watcher = None
         await self._end()
 
@@ -127,9 +126,7 @@ class Child:
                 f"{self._name} did not start: it {what}. The end of {self._log_file}:\n{tail(self._log_file)}"
             )
         finally:
-            for task in (ended, ready):
-                task.cancel()
-            await asyncio.gather(ended, ready, return_exceptions=True)
+            await end([ended, ready])
 
     async def _watch(self) -> None:
         delay = _FIRST_DELAY

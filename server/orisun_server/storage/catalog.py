@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from ..errors import AlreadyExists, BoundaryNotActive, FailedPrecondition, NotFound, SchemaMismatch
+from ..tasks import end
 from .boundaries import (
     BACKEND,
     Boundary,
@@ -164,8 +165,7 @@ class Catalog:
     async def stop(self) -> None:
         """Stop following; a boundary in the making is left to another server, or to the next start."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
 
     async def _seed(self) -> None:

@@ -19,6 +19,7 @@ import asyncpg
 import structlog
 
 from ..errors import FailedPrecondition, OrisunError, Unavailable
+from ..tasks import end
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -146,9 +147,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all pools; connections in use get five seconds to finish."""
-        for task in self._upkeep:
-            task.cancel()
-        await asyncio.gather(*self._upkeep, return_exceptions=True)
+        await end(self._upkeep)
         self._upkeep.clear()
         pools = [pool for name in ("write", "read", "admin") if (pool := self.__dict__.get(name)) is not None]
         try:

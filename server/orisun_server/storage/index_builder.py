@@ -16,6 +16,7 @@ import asyncpg
 import structlog
 
 from ..errors import OrisunError, Unavailable
+from ..tasks import end
 from .database import Database
 from .index_catalog import BUILDING, DROPPING, IndexCatalog, IndexRecord
 from .index_sql import create_prefix, drop_sql
@@ -85,10 +86,7 @@ class IndexBuilder:
 
     async def stop(self) -> None:
         """Stop; a build that runs is left to PostgreSQL, and to the server that finds it."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(list(self._tasks.values()))
 
     def _done(self, boundary: str, task: asyncio.Task[None]) -> None:
         del self._tasks[boundary]

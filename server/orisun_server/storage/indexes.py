@@ -13,6 +13,7 @@ import builtins
 import structlog
 
 from ..errors import AlreadyExists, NotFound
+from ..tasks import end
 from .catalog import Boundary
 from .database import Database
 from .index_builder import IndexBuilder
@@ -91,8 +92,7 @@ class Indexes:
     async def stop(self) -> None:
         """Stop following and building; what PostgreSQL builds it goes on building."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
         await self._builder.stop()
 

@@ -18,6 +18,7 @@ import asyncpg
 import structlog
 
 from ..errors import OrisunError, Unavailable
+from ..tasks import end
 from .database import Database
 from .lease_sql import LeaseSql
 
@@ -105,8 +106,7 @@ class Leases:
     async def stop(self) -> None:
         """Leave: every lease is free for others at once."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
         node_id, joined = self.node_id, self._joined
         self._lose_all()
