@@ -7,7 +7,6 @@ authentication, validation or storage; a subscription streams that many serializ
 from __future__ import annotations
 
 import asyncio
-import importlib
 import signal
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ from grpc_health.v1 import health_pb2
 
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.transport import native
 
 from .. import events
 
@@ -28,7 +28,8 @@ _OPTIONS = [
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
 ]
-_TAG_PAGE = 100
+#: As many as there are matches for a tag in the load generator's log.
+_TAG_SHARE = 1000
 
 
 def _serialized(count: int) -> list[bytes]:
@@ -58,7 +59,7 @@ class Floor:
 
     def __init__(self, count: int) -> None:
         self._events = _serialized(count)
-        self._by_tag = _page(self._events[:_TAG_PAGE])
+        self._by_tag = _page(self._events[: count // _TAG_SHARE])
         self._pages = {start: _page(self._events[start : start + 1000]) for start in range(0, count, 1000)}
         boundary = admin_pb2.BoundaryInfo(status=admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE)
         self._boundary = admin_pb2.GetBoundaryResponse(boundary=boundary).SerializeToString()
@@ -112,8 +113,8 @@ class Floor:
 
 async def serve(transport: str, port: int, count: int) -> None:
     """Until SIGTERM."""
-    module = importlib.import_module("pygrpc_native.aio") if transport == "native" else grpc.aio
-    server = module.server(options=_OPTIONS)
+    # as the store makes it: its way to wait for a client streams faster than the library's own
+    server: Any = native.server(_OPTIONS) if transport == "native" else grpc.aio.server(options=_OPTIONS)
     Floor(count).register(server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

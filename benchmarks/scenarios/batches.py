@@ -51,6 +51,6 @@ async def batches(bench: OverTheWire) -> None:
                 "events/s",
                 floor=median([one[case] for one in floors]),
                 bar=at_least(0.6) if size == 1000 else None,
-                memory=memory.get(case),
                 errors=errors[case],
+                **({"memory": memory[case]} if case in memory else {}),
             )
