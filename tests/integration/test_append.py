@@ -13,6 +13,7 @@ from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import ContextChanged, DuplicateEventId, InvalidArgument, ResourceExhausted, Unavailable
 from orisun_server.storage.catalog import Boundary
+from orisun_server.storage.criteria_sql import Plans
 from orisun_server.storage.database import Database
 from orisun_server.storage.flush import Flush
 from orisun_server.storage.group_commit import Appender
@@ -182,7 +183,7 @@ async def test_a_lost_connection_is_unavailable_and_the_repeat_makes_it_certain(
 async def test_other_isolation_levels_are_refused(boundary: Boundary, database: Database, appender: Appender) -> None:
     await appender.append(boundary, [event("a")], None)
     async with database.admin.acquire() as connection:
-        flush = Flush(boundary, ())
+        flush = Flush(boundary, Plans(()))
         flush.add(checked_events([event("b")], 1), None)
         transaction = connection.transaction(isolation="repeatable_read")
         await transaction.start()

@@ -8,7 +8,8 @@ a match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..core.criteria import Criterion
@@ -21,6 +22,8 @@ _TABLE = "t"
 _PREFIX = f"{_MARK}{_TABLE}{_MARK}"
 #: More indexes than this for one criterion only cost planning.
 _MAX_INDEXES = 4
+#: Shapes of criteria that are remembered; clients that make keys up must not fill the memory.
+_MAX_SHAPES = 1_000
 
 #: What the first key of an index is compared with: the value ({}), said in a way that the planner takes for dear. As
 #: the bound of an index scan it is computed once; what reads the whole table, or collects rows in a bitmap in order to
@@ -91,6 +94,37 @@ def access(criterion: Criterion, indexes: Sequence[IndexDefinition]) -> Access:
         # would look cheaper than the primary key
         parts[f"CASE WHEN {_PREFIX}global_id < 0 THEN {_PREFIX}event_id = '' ELSE {rest} END"] = None
     return Access(tuple(tag.value for tag in criterion), bool(uses), " AND ".join(parts))
+
+
+class Plans:
+    """``access`` for one set of READY indexes, remembered by a criterion's shape: its keys, and what of its values
+    decides which indexes serve it."""
+
+    def __init__(self, indexes: Sequence[IndexDefinition]) -> None:
+        self.indexes = indexes
+        self._checks: dict[str, list[Callable[[str], bool]]] = {}
+        self._known: dict[tuple[object, ...], tuple[bool, str]] = {}
+        for index in indexes:
+            for field in index.fields:
+                decides = functools.partial(index.is_exact, field) if field.is_text else field.converts
+                self._checks.setdefault(field.key, []).append(decides)
+            for condition in index.conditions:
+                self._checks.setdefault(condition.key, []).append(condition.holds)
+
+    def access(self, criterion: Criterion) -> Access:
+        """As the function of that name."""
+        shape = (
+            tuple(tag.key for tag in criterion),
+            *(check(tag.value) for tag in criterion for check in self._checks.get(tag.key, ())),
+        )
+        known = self._known.get(shape)
+        if known is None or any("\0" in tag.value for tag in criterion):
+            found = access(criterion, self.indexes)
+            if len(self._known) >= _MAX_SHAPES:
+                self._known.clear()
+            self._known[shape] = found.indexed, found.key
+            return found
+        return Access(tuple(tag.value for tag in criterion), *known)
 
 
 def latest_sql(

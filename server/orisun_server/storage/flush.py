@@ -13,8 +13,7 @@ from ..core.append import CheckedEvent, Context
 from ..core.criteria import EVENT_TYPE, Criterion
 from ..core.jsonb import text_of
 from .catalog import Boundary
-from .criteria_sql import Access, access, latest_sql
-from .index_sql import IndexDefinition
+from .criteria_sql import Access, Plans, latest_sql
 
 _WHOLE: Criterion = ()
 
@@ -22,8 +21,8 @@ _WHOLE: Criterion = ()
 class Flush:
     """Collects calls with ``add``; then ``statement`` and ``arguments`` say what to execute."""
 
-    def __init__(self, boundary: Boundary, indexes: Sequence[IndexDefinition]) -> None:
-        self._boundary, self._indexes = boundary, indexes
+    def __init__(self, boundary: Boundary, plans: Plans) -> None:
+        self._boundary, self._plans = boundary, plans
         self._calls: list[tuple[list[CheckedEvent], Context | None]] = []
 
     def add(self, events: list[CheckedEvent], context: Context | None) -> None:
@@ -49,7 +48,7 @@ class Flush:
         starts = [end - count + 1 for end, count in zip(last, counts, strict=True)]
         group = [checked.event for events, _ in calls for checked in events]
         ids, types, data, metadata = zip(*group, strict=True)
-        contexts = _Contexts(self._boundary, self._indexes)
+        contexts = _Contexts(self._boundary, self._plans)
         for number, (_, context) in enumerate(calls, start=1):
             if context is not None:
                 contexts.add(number, context)
@@ -95,8 +94,8 @@ class Flush:
 class _Contexts:
     """The distinct criteria of a group, numbered from 1 so that those of one shape stand together."""
 
-    def __init__(self, boundary: Boundary, indexes: Sequence[IndexDefinition]) -> None:
-        self._boundary, self._indexes = boundary, indexes
+    def __init__(self, boundary: Boundary, plans: Plans) -> None:
+        self._boundary, self._plans = boundary, plans
         self._shapes: dict[str, list[tuple[Criterion, Access | None]]] = {}
         self._known: set[Criterion] = set()
         self._by_call: list[tuple[int, Sequence[Criterion]]] = []
@@ -110,7 +109,7 @@ class _Contexts:
         for criterion in criteria:
             if criterion not in self._known:
                 self._known.add(criterion)
-                plan = access(criterion, self._indexes) if criterion else None
+                plan = self._plans.access(criterion) if criterion else None
                 self._shapes.setdefault(plan.key if plan else "", []).append((criterion, plan))
 
     def probes(self) -> tuple[list[str], list[int], list[int], list[str]]:

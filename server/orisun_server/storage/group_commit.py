@@ -20,6 +20,7 @@ from ..core.event import NewEvent
 from ..core.position import Position
 from ..errors import ContextChanged, DuplicateEventId, InvalidArgument, OrisunError, ResourceExhausted, Unavailable
 from .catalog import Boundary
+from .criteria_sql import Plans
 from .database import Database
 from .flush import Flush
 from .index_sql import IndexDefinition
@@ -141,6 +142,7 @@ class _Lane:
     ) -> None:
         self.boundary = boundary
         self._database, self._indexes, self._committed = database, indexes, committed
+        self._plans = Plans(())
         self._queue: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -201,7 +203,10 @@ class _Lane:
             self._fail(group, OrisunError("the events could not be stored; the server's log says more"))
 
     async def _flush(self, group: list[Call]) -> None:
-        flush = Flush(self.boundary, self._indexes.ready(self.boundary.name))
+        indexes = self._indexes.ready(self.boundary.name)
+        if indexes is not self._plans.indexes:
+            self._plans = Plans(indexes)
+        flush = Flush(self.boundary, self._plans)
         for call in group:
             flush.add(call.events, call.context)
         arguments = flush.arguments()

@@ -64,6 +64,10 @@ class IndexField:
     key: str
     value_type: ValueType = ValueType.TEXT
 
+    @property
+    def is_text(self) -> bool:
+        return self.value_type is ValueType.TEXT
+
     def converts(self, value: str) -> bool:
         """Whether the key expression of an event with this text is not NULL; the same answer as the SQL's."""
         match self.value_type:
