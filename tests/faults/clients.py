@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import secrets
@@ -27,6 +28,9 @@ Code = grpc.StatusCode
 #: There is no answer, or it was lost: repeat with the same ids. A client's patience ends with the second. The third is
 #: what grpcio says of calls that come while it stops (grpc/grpc issue 41785); nobody cancels anything here.
 UNANSWERED = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
+
+#: Another transport for the servers: ORISUN_TEST_TRANSPORT=native make test ARGS=tests/faults
+TRANSPORT = {"ORISUN_GRPC_TRANSPORT": os.environ.get("ORISUN_TEST_TRANSPORT", "grpcio")}
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -302,7 +306,7 @@ async def store(
     settings: Settings, servers: int = 2, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Client, list[ServerProcess]]]:
     """Servers of one store, and a client of its first boundary."""
-    processes = [ServerProcess(settings, environ) for _ in range(servers)]
+    processes = [ServerProcess(settings, {**TRANSPORT, **(environ or {})}) for _ in range(servers)]
     async with contextlib.AsyncExitStack() as stack:
         for process in processes:
             stack.push_async_callback(process.close)

@@ -14,7 +14,7 @@ import pytest
 from orisun_server.embedded.nats import _USER as USER
 from orisun_server.settings import Settings
 from tests.faults.checker import check_delivered
-from tests.faults.clients import Client, Follower, store
+from tests.faults.clients import TRANSPORT, Client, Follower, store
 from tests.faults.parts import Stream, publishers
 from tests.harness import ServerProcess, eventually, free_port
 
@@ -59,7 +59,7 @@ async def jetstream_cluster(settings: Settings, directory: Path) -> AsyncIterato
     ports = [free_port() for _ in range(3)]
     servers = []
     for number, port in enumerate(ports, 1):
-        environ = {
+        environ = TRANSPORT | {
             "ORISUN_NATS_URL": "",
             "ORISUN_NATS_PORT": str(free_port()),
             "ORISUN_NATS_SERVER_NAME": f"orisun-node-{number}",

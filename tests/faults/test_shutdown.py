@@ -15,7 +15,7 @@ import pytest
 
 from orisun_server.settings import Settings
 from tests.faults.checker import check_delivered
-from tests.faults.clients import Client, Code, Follower, store
+from tests.faults.clients import TRANSPORT, Client, Code, Follower, store
 from tests.faults.parts import PostgresServer, family, gone
 from tests.harness import ServerProcess, eventually
 
@@ -30,7 +30,8 @@ async def laptop(data_dir: Path) -> AsyncIterator[tuple[Client, ServerProcess]]:
     """A server with everything embedded, and its client."""
     server = ServerProcess(
         None,
-        {
+        TRANSPORT
+        | {
             "ORISUN_DATA_DIR": str(data_dir),
             "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
             "ORISUN_NATS_PORT": "0",
