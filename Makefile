@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run config test lint format proto lock clean docs/configuration.md
+.PHONY: help run bench config test lint format proto lock clean docs/configuration.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: $(STAMP) ## Run a store on localhost:5005 with embedded PostgreSQL and NATS (honours ORISUN_*)
 	@exec $(BIN)/orisun serve
+
+bench: $(STAMP) ## Measure the store beside its floors, 25 minutes (ARGS=--quick: a smoke of three); writes benchmarks/README.md
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 config: $(STAMP) ## Show the effective settings and where each came from
 	@$(BIN)/orisun config

@@ -30,7 +30,7 @@ _COLUMNS = ("", "transport", "measured", "floor", "ratio", "bar", "met", "memory
 def render(results: Results, machine: Mapping[str, str]) -> str:
     """The whole file."""
     parts = [_HEAD]
-    if not results.rows:
+    if not (results.rows or results.failures or results.skipped):
         parts.append("Not measured yet: run `make bench`.\n")
         return "\n".join(parts)
     parts.append(_machine(machine))
