@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from orisun_server.settings import Settings
-from tests.contract import examples
+from tests.contract import examples, fuzzing
+from tests.harness import ServerProcess
 
 
 @pytest.fixture(scope="session", params=["grpcio", "native"])
@@ -33,3 +34,17 @@ def grpcurl(directory: Path) -> Path:
     if program is None:
         pytest.skip("NOT TESTED with the real grpcurl: install it, or name it in ORISUN_TEST_GRPCURL")
     return program
+
+
+@pytest.fixture(scope="module")
+async def target(make_settings: Callable[..., Settings], transport: str) -> AsyncIterator[fuzzing.Target]:
+    """One server for all tests of a transport; whatever they do, it is well at the end and has told nothing."""
+    settings = make_settings(grpc_transport=transport, logging_level="DEBUG")
+    async with ServerProcess(settings) as process:
+        target = fuzzing.Target(process, settings.boundaries[0].name)
+        yield target
+        await target.is_well()
+        assert fuzzing.MARK not in process.logs
+        for word in ("Traceback", "incident", "unexpected error", "never retrieved"):
+            assert word not in process.logs, process.logs
+        await target.channel.close()
