@@ -59,6 +59,7 @@ class Run:
     def __init__(self, sizes: Sizes, transports: tuple[str, ...], only: tuple[str, ...], directory: Directory) -> None:
         self._sizes, self._transports, self._only, self._directory = sizes, transports, only, directory
         self.results, self.machine = Results(), dict[str, str]()
+        self.interrupted = False
         self._generator: Generator | None = None
         self._began = time.monotonic()
 
@@ -155,8 +156,8 @@ def main(
 ) -> None:
     """Measure the store next to its floors.
 
-    A run with --quick or --only prints its report unless --output says where to write it. The exit status is 1 when a
-    scenario could not be measured; a bar that is missed is shown, and fails nothing.
+    A run with --quick or --only, or one that is interrupted, prints its report unless --output names a file. The exit
+    status is 1 when a scenario could not be measured; a bar that is missed is shown, and fails nothing.
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     # PostgreSQL's own user has to reach it
@@ -179,7 +180,7 @@ def main(
     if as_json:
         rows = [dataclasses.asdict(row) | {"met": row.met} for row in run.results.rows]
         as_json.write_text(json.dumps({"machine": run.machine, "rows": rows}, indent=1, default=str))
-    if output is None and (quick or only):
+    if output is None and (quick or only or run.interrupted):
         click.echo(text)
     else:
         (output or README).write_text(text)
@@ -195,6 +196,7 @@ async def _until_asked_to_stop(run: Run) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
         return
+    run.interrupted = True
     run.results.failures.append(("the run", "was interrupted"))
 
 
