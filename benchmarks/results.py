@@ -24,7 +24,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "boundaries": (
         "Boundaries at the same time",
         "One caller on each. Floor: lone prepared inserts from as many connections. The ratio of the second row is to"
-        " a single boundary with a single caller, in the same rounds.",
+        " a single boundary with a single caller, in the same rounds; its bar is a quarter of linear.",
     ),
     "batches": (
         "Batches",
