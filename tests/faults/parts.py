@@ -159,6 +159,10 @@ class Stream:
                 return parse_position((message.headers or {})[POSITION])
         return NOTHING
 
+    async def delete(self) -> None:
+        """As an operator may do who frees space."""
+        await self._jetstream.delete_stream(self._name)
+
     async def is_complete(self) -> bool:
         """Whether three servers of a cluster have it, up to date."""
         cluster = (await self._jetstream.stream_info(self._name)).cluster

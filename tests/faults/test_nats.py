@@ -65,7 +65,7 @@ async def is_live(client: Client, follower: Follower, stream: Stream) -> None:
     assert sorted(delays)[7] < 0.3
 
 
-async def test_killed_wiped_and_hung_under_load(make_settings: MakeSettings, own_nats: NatsServer) -> None:
+async def test_killed_wiped_deleted_and_hung_under_load(make_settings: MakeSettings, own_nats: NatsServer) -> None:
     settings = make_settings(nats_url=SecretStr(own_nats.url))
     async with (
         store(settings) as (client, _),
@@ -75,15 +75,19 @@ async def test_killed_wiped_and_hung_under_load(make_settings: MakeSettings, own
     ):
         async with client.load() as load:
             await load.more(100)
-            for fault in ("killed", "wiped", "hung"):
+            for fault in ("killed", "wiped", "deleted", "hung"):
                 if fault == "hung":
                     own_nats.signal(signal.SIGSTOP)
+                elif fault == "deleted":
+                    async with Stream(settings) as stream:
+                        await stream.delete()
                 else:
                     await own_nats.kill()
-                # long enough for publishers to be given up
-                until = time.monotonic() + 3
-                while time.monotonic() < until:
-                    await load.more(20)
+                if fault != "deleted":
+                    # long enough for publishers to be given up
+                    until = time.monotonic() + 3
+                    while time.monotonic() < until:
+                        await load.more(20)
                 before = len(one.events)
                 await load.more(20)
                 await one.has(before + 20)
@@ -91,7 +95,7 @@ async def test_killed_wiped_and_hung_under_load(make_settings: MakeSettings, own
                     own_nats.wipe()
                 if fault == "hung":
                     own_nats.signal(signal.SIGCONT)
-                else:
+                elif fault != "deleted":
                     await own_nats.start()
                 await load.more(50)
                 async with Stream(settings) as stream:

@@ -69,6 +69,34 @@ async def test_killed_under_load(make_settings: MakeSettings, own_postgres: Post
         assert reads
 
 
+async def test_sessions_ended_under_load(settings: Settings) -> None:
+    """Any connection may be lost at any moment, also between a commit and its answer."""
+    async with (
+        store(settings) as (client, _),
+        Stream(settings) as stream,
+        Follower(client) as one,
+        Follower(client, first=1) as other,
+        connected(settings) as connection,
+    ):
+        ended = 0
+        async with client.load(8, pause=0) as load:
+            for _ in range(30):
+                await load.more(20)
+                ended += await connection.fetchval(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE application_name = 'orisun' AND datname = current_database() AND random() < 0.4"
+                )
+        assert ended > 30
+        assert set(client.errors) <= {Code.UNAVAILABLE}, client.errors
+        log = await client.log()
+        client.history.check(log)
+        assert len(client.history.attempts) == len(client.history.acknowledged)
+        for follower in (one, other):
+            await follower.has(len(log))
+            check_delivered(log, follower.events)
+        await stream.check(log)
+
+
 async def says(endpoint: Endpoint, status: str) -> bool:
     return await endpoint.health() == status
 
@@ -160,8 +188,7 @@ async def past(make_settings: MakeSettings) -> AsyncIterator[tuple[Settings, Pas
         await past.drop()
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
-@pytest.mark.parametrize("more", [0, 30], ids=["same length", "longer"])
+@pytest.mark.parametrize(("running", "more"), [(False, 30), (True, 0)], ids=["stopped, longer", "running, same length"])
 async def test_restored_to_an_earlier_point(past: tuple[Settings, Past], running: bool, more: int) -> None:
     """The stream outlives the restore. Servers are stopped for it, or run through it."""
     settings, database = past

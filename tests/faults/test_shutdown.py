@@ -25,10 +25,9 @@ MakeSettings = Callable[..., Settings]
 BOUNDARY = "orisun_test_1"
 
 
-@contextlib.asynccontextmanager
-async def laptop(data_dir: Path) -> AsyncIterator[tuple[Client, ServerProcess]]:
-    """A server with everything embedded, and its client."""
-    server = ServerProcess(
+def laptop_server(data_dir: Path) -> ServerProcess:
+    """A server with everything embedded."""
+    return ServerProcess(
         None,
         TRANSPORT
         | {
@@ -38,6 +37,12 @@ async def laptop(data_dir: Path) -> AsyncIterator[tuple[Client, ServerProcess]]:
             "ORISUN_SHUTDOWN_GRACE": "10s",
         },
     )
+
+
+@contextlib.asynccontextmanager
+async def laptop(data_dir: Path) -> AsyncIterator[tuple[Client, ServerProcess]]:
+    """Serving, and its client."""
+    server = laptop_server(data_dir)
     async with server, Client(BOUNDARY, server) as client:
         yield client, server
 
@@ -115,6 +120,27 @@ async def test_embedded_parts_end_with_their_server_under_load(data_dir: Path, e
             await server.start()
             await load.more(100)
         await all_is_well(client, follower)
+
+
+async def test_stopped_while_it_starts(data_dir: Path) -> None:
+    """At any moment between the first instruction and serving."""
+    for number in range(5):
+        server = laptop_server(data_dir)
+        try:
+            await server.spawn()
+            # a moment later each time; the first one initializes the directory
+            await asyncio.sleep(0.3 + number * 0.25)
+            processes = family(server.pid)
+            await server.signal(signal.SIGTERM)
+            code = await server.wait(20)
+            assert code in (0, -signal.SIGTERM), server.logs
+            assert "Traceback" not in server.logs
+            await gone(processes)
+        finally:
+            await server.close()
+    async with laptop(data_dir) as (client, _):
+        await client.save({"n": "1"})
+        await all_is_well(client)
 
 
 async def test_the_grace_is_kept_when_postgresql_hangs(
