@@ -62,7 +62,9 @@ class Settings(BaseModel):
     grpc_host: str = _var("", "Ours. Address to listen on; by default loopback when PostgreSQL is embedded, else all")
     grpc_port: Port = _var(5005, "Port of the gRPC API; 0 takes a free one")
     grpc_enable_reflection: bool = _var(True, "Serve gRPC reflection, which grpcurl uses")
-    grpc_transport: Literal["auto", "grpcio", "native"] = _var("grpcio", "Ours. The HTTP/2 implementation underneath")
+    grpc_transport: Literal["auto", "grpcio", "native"] = _var(
+        "auto", "Ours. The HTTP/2 implementation underneath; `auto` is native where installed and no TLS is asked for"
+    )
     grpc_max_request_bytes: Count = _var(64 * MIB, "Ours. Largest request; beyond it RESOURCE_EXHAUSTED")
     grpc_tls_enabled: bool = _var(False, "Serve TLS")
     grpc_tls_cert_file: Path = _var("/etc/orisun/tls/server.crt", "Certificate of the server, PEM")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -45,6 +45,19 @@ class Connection:
         """Most bytes of a message's headers and body together."""
         return self.client.max_payload
 
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Sends messages that ``frame`` made, in order, without waiting for an answer. Raises Unavailable.
+
+        nats-py's own ``publish`` takes 12 microseconds for a message with headers, most of what publishing an event
+        costs; so these go past it, into its buffer, by the two functions that it uses itself.
+        """
+        if not frames:
+            return
+        if self.lost.is_set() or not self.client.is_connected:
+            raise Unavailable("the connection to NATS was lost")
+        await self.client._send_command(b"".join(frames))
+        await self.client._flush_pending()
+
     async def answer(self, request: Awaitable[T]) -> T:
         """The result of a request, or Unavailable as soon as the connection is lost (nats-py waits for a timeout)."""
         task = asyncio.ensure_future(request)
@@ -58,6 +71,13 @@ class Connection:
             lost.cancel()
             if not task.done():
                 task.cancel()
+
+
+def frame(subject: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """A message as NATS's protocol writes it (HPUB, without a reply subject); headers are printable ASCII."""
+    head = "".join(["NATS/1.0\r\n", *(f"{key}: {value}\r\n" for key, value in headers.items()), "\r\n"])
+    size = len(head)
+    return f"HPUB {subject} {size} {size + len(body)}\r\n{head}".encode("ascii") + body + b"\r\n"
 
 
 class Nats:

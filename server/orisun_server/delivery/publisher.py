@@ -50,6 +50,10 @@ class HistoryChanged(OrisunError):
     """PostgreSQL does not hold the event any more that was published last."""
 
 
+#: Seconds from one small batch to the next, and while batches have many events: the price of a lone event's latency.
+_PACE, _BUSY_PACE, _BUSY = 0.003, 0.02, 50
+
+
 class Publisher:
     """Publishes a boundary for as long as its lease holds; ``run`` returns after ``stop`` or when the lease is lost."""
 
@@ -70,6 +74,7 @@ class Publisher:
         self._stored_at = 0.0
         self._last_event_id: str | None = None
         self._refusals = 0
+        self._batch, self._published_at = 0, 0.0
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -146,6 +151,7 @@ class Publisher:
         try:
             while self._may_go_on():
                 if ahead is None:
+                    await self._pace()
                     self._wake.clear()
                     found = await self._scan(self._at.position)
                 else:
@@ -160,6 +166,11 @@ class Publisher:
             if ahead is not None:
                 await end([ahead])
 
+    async def _pace(self) -> None:
+        """Leaves the processor to appends for a moment: what they add meanwhile shares the cost of one batch."""
+        pause = _BUSY_PACE if self._batch >= _BUSY else _PACE
+        await asyncio.sleep(max(0.0, self._published_at + pause - time.monotonic()))
+
     async def _scan(self, after: Position) -> Scan:
         size = self._settings.polling_publisher_batch_size
         return await self._reader.scan(self.boundary, WHOLE_BOUNDARY, after, size, BATCH_BYTES)
@@ -168,6 +179,7 @@ class Publisher:
         if not self.lease.valid:
             raise Fenced
         last = events[-1]
+        self._batch, self._published_at = len(events), time.monotonic()
         await stream.publish(events, self._at.position)
         self._at = Checkpoint(last.position, self._at.events + len(events))
         self._last_event_id = last.event_id

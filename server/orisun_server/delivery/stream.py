@@ -24,7 +24,7 @@ from ..core.position import Position
 from ..errors import OrisunError
 from ..settings import Settings
 from .codec import encode_event
-from .nats import Connection
+from .nats import Connection, frame
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,8 @@ _DUPLICATE_WINDOW = 10.0
 _HEADER_ROOM = 4096
 
 _ACK_TIMEOUT = 5.0
+#: Messages that are handed to the connection at once.
+_FRAMES = 100
 _NO_PEERS, _WRONG_LAST_SEQUENCE = 10005, 10071
 
 
@@ -123,9 +125,10 @@ class EventStream:
         took its place; subscriptions then see a hole). Raises NotTheNextMessage, and any of NATS_ERRORS; some of the
         events may be in the stream after that.
         """
-        client, subject, sequence = self._connection.client, self._subject, self._sequence
+        sequence = self._sequence
         last = len(events) - 1
         before = f"{previous.commit},{previous.prepare}"
+        frames: list[bytes] = []
         for number, event in enumerate(events):
             position = f"{event.commit},{event.prepare}"
             body = encode_event(event)
@@ -138,11 +141,14 @@ class EventStream:
             if len(body) > self._max_body:
                 headers[POINTER], body = "1", b""
             if number == last:
+                await self._connection.send(frames)
                 await self._publish_last(body, headers, sequence + len(events))
                 break
-            await client.publish(subject, body, headers=headers)
+            frames.append(frame(self._subject, headers, body))
             before = position
-            if number % 100 == 99:
+            if len(frames) == _FRAMES:
+                await self._connection.send(frames)
+                frames = []
                 await asyncio.sleep(0)  # appends and reads go on meanwhile
         self._sequence = sequence + len(events)
 

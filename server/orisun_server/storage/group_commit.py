@@ -24,6 +24,7 @@ from .criteria_sql import Plans
 from .database import Database
 from .flush import Flush
 from .index_sql import IndexDefinition
+from .kept import KeptConnections
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,7 @@ class Appender:
         queue_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._database, self._indexes = database, indexes
+        self._connections = KeptConnections(database.write)
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
         self._lanes: dict[str, _Lane] = {}
@@ -122,11 +124,14 @@ class Appender:
         """Refuses new calls and finishes those that were taken."""
         self._stopping = True
         await asyncio.gather(*(lane.drained() for lane in self._lanes.values()))
+        await self._connections.stop()
 
     def _lane(self, boundary: Boundary) -> _Lane:
         lane = self._lanes.get(boundary.name)
         if lane is None or lane.boundary != boundary:
-            lane = self._lanes[boundary.name] = _Lane(boundary, self._database, self._indexes, self._committed)
+            lane = self._lanes[boundary.name] = _Lane(
+                boundary, self._database, self._connections, self._indexes, self._committed
+            )
         return lane
 
     def _committed(self, boundary: str) -> None:
@@ -138,10 +143,16 @@ class _Lane:
     """The queue of one boundary and the task that flushes it, which lives while there is something to flush."""
 
     def __init__(
-        self, boundary: Boundary, database: Database, indexes: ReadyIndexes, committed: Callable[[str], None]
+        self,
+        boundary: Boundary,
+        database: Database,
+        connections: KeptConnections,
+        indexes: ReadyIndexes,
+        committed: Callable[[str], None],
     ) -> None:
         self.boundary = boundary
-        self._database, self._indexes, self._committed = database, indexes, committed
+        self._database, self._connections = database, connections
+        self._indexes, self._committed = indexes, committed
         self._plans = Plans(())
         self._queue: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -211,8 +222,13 @@ class _Lane:
             flush.add(call.events, call.context)
         arguments = flush.arguments()
         with self._database.guard():
-            async with self._database.write.acquire() as connection:
+            connection = await self._connections.take()
+            sound = False
+            try:
                 row = await connection.fetchrow(flush.statement, *arguments, timeout=FLUSH_TIMEOUT)
+                sound = True
+            finally:
+                self._connections.give_back(connection, sound=sound)
         base, status, commits, prepares = row
         if status is None:
             for call, last in zip(group, flush.last_of_call(), strict=True):

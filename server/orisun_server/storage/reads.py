@@ -7,6 +7,7 @@ statement finds an earlier event that was not there before.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from .criteria_sql import access
 from .database import Database
 from .indexes import Indexes
 from .read_sql import Statement
+from .shared import SharedReads
 
 #: Events that a scan without an index looks at in one call.
 SCAN_BLOCK = 5_000
@@ -49,6 +51,7 @@ class Reader:
 
     def __init__(self, database: Database, indexes: Indexes, *, max_bytes: int = 64 * 1024 * 1024) -> None:
         self._database, self._indexes, self._max_bytes = database, indexes, max_bytes
+        self._equal: SharedReads[list[asyncpg.Record]] = SharedReads()
         self._counts: dict[str, _Count] = {}
         self._counting: dict[str, asyncio.Lock] = {}
 
@@ -94,12 +97,18 @@ class Reader:
         found: list[Event | None] = [None] * len(criteria)
         if not criteria:
             return found, NOTHING
+        rows = await self._equal(
+            (boundary.name, tuple(criteria)), functools.partial(self._latest_rows, boundary, criteria)
+        )
+        for row in rows:
+            found[row[0]] = Event._make(row[1:])
+        return found, max((event.position for event in found if event), default=NOTHING)
+
+    async def _latest_rows(self, boundary: Boundary, criteria: Sequence[Criterion]) -> list[asyncpg.Record]:
         statement = Statement(boundary.names.q_events)
         ready = self._indexes.ready(boundary.name)
         sql = read_sql.latest(statement, [access(criterion, ready) for criterion in criteria])
-        for row in await self._fetch(sql, statement):
-            found[row[0]] = Event._make(row[1:])
-        return found, max((event.position for event in found if event), default=NOTHING)
+        return await self._fetch(sql, statement)
 
     async def head(self, boundary: Boundary) -> Position:
         """The position of the last event; NOTHING in an empty boundary."""
