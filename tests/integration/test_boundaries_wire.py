@@ -14,6 +14,7 @@ import pytest
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.settings import Settings
+from orisun_server.storage.database import Database
 from tests.harness import ADMIN, Connection, eventually
 from tests.integration.test_subscriptions_wire import Boundary
 
@@ -143,7 +144,13 @@ async def _has(boundary: Boundary, names: set[str]) -> bool:
     [("a", "b_c", "a_b", "c"), ("a", "b", "A", "b"), ("a", "B", "a_b", "b"), ("a", "b", "a_orisun_es_event", "b")],
 )
 async def test_names_that_run_into_each_other(
-    make_server: MakeServer, settings: Settings, one: str, one_index: str, other: str, other_index: str
+    make_server: MakeServer,
+    settings: Settings,
+    database: Database,
+    one: str,
+    one_index: str,
+    other: str,
+    other_index: str,
 ) -> None:
     server, schema, stem = await make_server(settings), settings.boundaries[0].schema, "r" + secrets.token_hex(4)
     first, second = await create(server, stem + one, schema), await create(server, stem + other, schema)
@@ -155,6 +162,8 @@ async def test_names_that_run_into_each_other(
     await server.events.DropIndex(drop, metadata=ADMIN)
     await eventually(lambda: _has(first, set()))
     assert await states(second) == {other_index: pb.INDEX_STATE_READY}
+    built = "SELECT count(*) FROM pg_indexes WHERE schemaname = $1 AND tablename = $2 AND indexdef LIKE '%other_key%'"
+    assert await database.admin.fetchval(built, schema, f"{second.name}_orisun_es_event") == 1
     assert len(await first.events([{"key": first.name}])) == len(await second.events([{"other_key": "1"}])) == 1
 
 
