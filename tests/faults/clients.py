@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -312,7 +312,20 @@ async def store(
             stack.push_async_callback(process.close)
         await asyncio.gather(*(process.start() for process in processes))
         client = await stack.enter_async_context(Client(settings.boundaries[0].name, *processes))
-        yield client, processes
+        with told(processes):
+            yield client, processes
+
+
+@contextlib.contextmanager
+def told(servers: Sequence[ServerProcess]) -> Iterator[None]:
+    """A failure inside shows what the servers had to say."""
+    try:
+        yield
+    except BaseException:
+        for server in servers:
+            lines = [line for line in server.logs.splitlines() if line.startswith("{")]
+            print(f"-- {server.address}", *lines[-40:], sep="\n")
+        raise
 
 
 def save_request(

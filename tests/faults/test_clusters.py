@@ -14,7 +14,7 @@ import pytest
 from orisun_server.embedded.nats import _USER as USER
 from orisun_server.settings import Settings
 from tests.faults.checker import check_delivered
-from tests.faults.clients import TRANSPORT, Client, Follower, store
+from tests.faults.clients import TRANSPORT, Client, Follower, store, told
 from tests.faults.parts import Stream, publishers
 from tests.harness import ServerProcess, eventually, free_port
 
@@ -77,7 +77,9 @@ async def jetstream_cluster(settings: Settings, directory: Path) -> AsyncIterato
         for server in servers:
             stack.push_async_callback(server.close)
         await asyncio.gather(*(server.start() for server in servers))
-        yield await stack.enter_async_context(Client(settings.boundaries[0].name, *servers)), servers
+        client = await stack.enter_async_context(Client(settings.boundaries[0].name, *servers))
+        with told(servers):
+            yield client, servers
 
 
 async def delivery_takes(client: Client, followers: list[Follower]) -> float:
