@@ -73,7 +73,7 @@ class Target:
                 )
                 call: Any = stream(iter([raw]) if method.client_streaming else raw, metadata=metadata, timeout=20)
                 try:
-                    async with asyncio.timeout(0.15):
+                    async with asyncio.timeout(0.06):
                         await call.read()
                 except TimeoutError:
                     pass
