@@ -26,7 +26,6 @@ from tests.harness import Connection, ServerProcess
 
 if TYPE_CHECKING:
     from orisun_server.storage.catalog import Boundary
-
     from orisun_server.storage.database import Database
 
 _numbers = itertools.count()
@@ -133,7 +132,6 @@ async def database(pg_settings: Settings) -> AsyncIterator[Database]:
 async def make_boundary(database: Database) -> Callable[..., Awaitable[Boundary]]:
     """Make a fresh boundary with its tables: ``await make_boundary("orders")``; the name gets a suffix of its own."""
     from orisun_server.storage.catalog import Boundary
-
     from orisun_server.storage.migrate import Migrator
     from orisun_server.storage.migrations import boundary_scope
     from orisun_server.storage.names import BoundaryNames

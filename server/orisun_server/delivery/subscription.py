@@ -33,6 +33,9 @@ PAGE_BYTES = 4 * 1024 * 1024
 _FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
 _LONGEST_NAME = 255
 
+#: Seconds that a name gets to become free, and between two looks; a refusal has to come within one second.
+_PATIENCE, _AGAIN = 0.5, 0.05
+
 
 class Subscriptions:
     """Opens subscriptions, one at a time for each name of a boundary, over all servers."""
@@ -55,7 +58,7 @@ class Subscriptions:
         _check_name(name)
         if self._stopping:
             raise Unavailable("the server is shutting down; subscribe to another one")
-        lease = await self._leases.acquire("subscriber", boundary.name, name)
+        lease = await self._hold(boundary, name)
         if lease is None:
             raise AlreadyExists(f'subscriber "{name}" of boundary "{boundary.name}" is connected already')
         inbox = Inbox()
@@ -78,6 +81,15 @@ class Subscriptions:
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
             await asyncio.shield(release)
+
+    async def _hold(self, boundary: Boundary, name: str) -> Lease | None:
+        """The name, if it is free or about to be: who cancels and subscribes again at once may arrive first."""
+        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        while (lease := await self._leases.acquire("subscriber", boundary.name, name)) is None:
+            if asyncio.get_running_loop().time() >= deadline:
+                return None
+            await asyncio.sleep(_AGAIN)
+        return lease
 
     def wake(self, boundary: str | None) -> None:
         """There are new events; subscriptions that poll for want of a live tail look now. None: in any boundary."""

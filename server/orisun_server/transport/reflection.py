@@ -31,7 +31,24 @@ class _Reflection:
 
     async def server_reflection_info(self, requests: AsyncIterator[Message], _: Caller) -> AsyncIterator[Message]:
         async for response in self._servicer.ServerReflectionInfo(_as_alpha(requests), None):
+            files = response.file_descriptor_response.file_descriptor_proto
+            files[:] = map(_with_json_names, files)
             yield response
+
+
+def _with_json_names(serialized: bytes) -> bytes:
+    """A file with the JSON name of every field: Python's descriptors keep only those that the .proto file writes, and
+    grpcurl would print snake case for the others."""
+    file = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+    messages = list(file.message_type)
+    while messages:
+        message = messages.pop()
+        messages.extend(message.nested_type)
+        for field in message.field:
+            if not field.HasField("json_name"):
+                first, *rest = field.name.split("_")
+                field.json_name = first + "".join(part[:1].upper() + part[1:] for part in rest)
+    return file.SerializeToString()
 
 
 async def _as_alpha(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
