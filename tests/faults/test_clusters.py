@@ -54,7 +54,9 @@ async def test_two_servers_share_the_boundaries(make_settings: MakeSettings) -> 
 
 
 @contextlib.asynccontextmanager
-async def jetstream_cluster(settings: Settings, directory: Path) -> AsyncIterator[tuple[Client, list[ServerProcess]]]:
+async def jetstream_cluster(
+    settings: Settings, directory: Path, started: int = 3
+) -> AsyncIterator[tuple[Client, list[ServerProcess]]]:
     """Three servers on one machine, as the documents' example of three nodes has them."""
     ports = [free_port() for _ in range(3)]
     servers = []
@@ -76,20 +78,20 @@ async def jetstream_cluster(settings: Settings, directory: Path) -> AsyncIterato
     async with contextlib.AsyncExitStack() as stack:
         for server in servers:
             stack.push_async_callback(server.close)
-        await asyncio.gather(*(server.start() for server in servers))
+        await asyncio.gather(*(server.start() for server in servers[:started]))
         client = await stack.enter_async_context(Client(settings.boundaries[0].name, *servers))
         with told(servers):
             yield client, servers
 
 
-async def delivery_takes(client: Client, followers: list[Follower]) -> float:
-    """Seconds until all followers have an event; they have all that was before."""
+async def is_live(client: Client, followers: list[Follower]) -> bool:
+    """Whether an event reaches everybody sooner than by polling."""
     counts = [len(follower.events) for follower in followers]
     began = time.monotonic()
     await client.save({"mark": "1"})
     for follower, count in zip(followers, counts, strict=True):
         await follower.has(count + 1)
-    return time.monotonic() - began
+    return time.monotonic() - began < 0.15
 
 
 async def test_three_servers_with_a_jetstream_cluster(make_settings: MakeSettings, data_dir: Path) -> None:
@@ -98,10 +100,7 @@ async def test_three_servers_with_a_jetstream_cluster(make_settings: MakeSetting
         client, servers = await stack.enter_async_context(jetstream_cluster(settings, data_dir))
         followers = [await stack.enter_async_context(Follower(client, first=n)) for n in range(3)]
 
-        async def is_live() -> bool:
-            return await delivery_takes(client, followers) < 0.15
-
-        await eventually(is_live, 60, message="live delivery on all servers")
+        await eventually(lambda: is_live(client, followers), 60, message="live delivery on all servers")
         for number in range(3):
             async with client.load(6) as load:
                 await load.more(50)
@@ -111,20 +110,45 @@ async def test_three_servers_with_a_jetstream_cluster(make_settings: MakeSetting
                 appended = time.monotonic() - killed
             await complete(client, followers)
             delivered = time.monotonic() - killed
-            await eventually(is_live, 30, message="live delivery on two nodes of three")
+            await eventually(lambda: is_live(client, followers), 30, message="live delivery on two nodes of three")
             print(
                 f"one of three killed: 100 events appended after {appended:.2f} s, delivered after {delivered:.2f} s,"
                 f" live again after {time.monotonic() - killed:.2f} s"
             )
             await servers[number].start()
-        await eventually(is_live, 30, message="live delivery on three nodes")
+        await eventually(lambda: is_live(client, followers), 30, message="live delivery on three nodes")
         await complete(client, followers)
-        secret = (data_dir / "node1" / "credentials").read_text().strip()
-        url = f"nats://{USER}:{secret}@127.0.0.1:{servers[0]._environ['ORISUN_NATS_PORT']}"
-        async with Stream(settings, url=url) as stream:
+        async with Stream(settings, url=nats_of(servers[0])) as stream:
             await stream.check(await client.log(), whole=False)
             await eventually(stream.is_complete, 30, message="three copies")
         assert "Traceback" not in "".join(server.logs for server in servers)
+
+
+def nats_of(server: ServerProcess) -> str:
+    """The URL of its embedded NATS."""
+    secret = (Path(server._environ["ORISUN_NATS_STORE_DIR"]) / "credentials").read_text().strip()
+    return f"nats://{USER}:{secret}@127.0.0.1:{server._environ['ORISUN_NATS_PORT']}"
+
+
+async def test_a_stream_gets_its_copies_when_the_cluster_is_complete(
+    make_settings: MakeSettings, data_dir: Path
+) -> None:
+    """While a cluster forms it has room for one copy, and a stream with one copy is gone with its server."""
+    settings = make_settings(node_ttl=2)
+    async with (
+        jetstream_cluster(settings, data_dir, started=2) as (client, servers),
+        Follower(client) as one,
+        Follower(client, first=1) as other,
+    ):
+        followers = [one, other]
+        await eventually(lambda: is_live(client, followers), 60, message="live delivery on two nodes of three")
+        async with Stream(settings, url=nats_of(servers[0])) as stream:
+            assert not await stream.is_complete()
+            await servers[2].start()
+            await eventually(stream.is_complete, 30, message="three copies")
+        await servers[0].kill()
+        await eventually(lambda: is_live(client, followers), 30, message="live delivery on two nodes of three")
+        await complete(client, followers)
 
 
 async def complete(client: Client, followers: list[Follower]) -> None:

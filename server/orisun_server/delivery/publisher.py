@@ -160,8 +160,9 @@ class Publisher:
                 ahead = None if found.at_head else asyncio.create_task(self._scan(found.covered))
                 if found.events:
                     await self._publish(stream, found.events)
+                await stream.complete()
                 if found.at_head:
-                    await self._idle()
+                    await self._idle(stream)
         finally:
             if ahead is not None:
                 await end([ahead])
@@ -194,7 +195,7 @@ class Publisher:
                 raise Fenced
             self._stored, self._stored_at = at, time.monotonic()
 
-    async def _idle(self) -> None:
+    async def _idle(self, stream: EventStream) -> None:
         """Waits until there may be something to publish: woken, or found by a poll."""
         poll = _FIRST_POLL
         poll_at = time.monotonic() + poll
@@ -209,6 +210,7 @@ class Publisher:
                     raise HistoryChanged
                 if head > self._at.position:
                     return
+                await stream.complete()
                 poll = min(poll * 2, self._settings.publisher_poll_interval)
                 poll_at = time.monotonic() + poll
             else:

@@ -10,6 +10,7 @@ Streams are disposable (design.md, 5): PostgreSQL holds the truth, and losing on
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -44,6 +45,9 @@ _DUPLICATE_WINDOW = 10.0
 
 #: Bytes of a message's headers, at most: a message id of 255 characters takes 3,060 in UTF-8, percent-encoded.
 _HEADER_ROOM = 4096
+
+#: Seconds after which a cluster is asked again for the copies of a stream that it had no room for.
+_ASK_AGAIN = 5.0
 
 _ACK_TIMEOUT = 5.0
 #: Messages that are handed to the connection at once.
@@ -86,6 +90,7 @@ class EventStream:
         self._connection, self._boundary, self._settings = connection, boundary, settings
         self.name, self._subject = STREAM_PREFIX + boundary, SUBJECT_PREFIX + boundary
         self._sequence = 0
+        self._lacks_copies, self._ask_again_at = False, 0.0
         self._max_body = connection.max_payload - _HEADER_ROOM
         if settings.nats_event_stream_max_bytes > 0:
             self._max_body = min(self._max_body, settings.nats_event_stream_max_bytes // 2)
@@ -104,6 +109,8 @@ class EventStream:
         elif _limits(info.config) != _limits(wanted):
             wanted.metadata = info.config.metadata
             info = await self._replicated(jetstream.update_stream, wanted)
+        else:
+            self._count_copies(info)
         self._sequence = info.state.last_seq
         if not info.state.messages:
             return None
@@ -112,6 +119,17 @@ class EventStream:
         except NotFoundError:  # it aged out in between
             return None
         return _last_message(info.state.last_seq, message.headers or {})
+
+    async def complete(self) -> None:
+        """Asks for copies that are missing, now and then; a cluster that forms has room for one only.
+
+        A stream with one copy is gone for as long as its server is.
+        """
+        if not self._lacks_copies or time.monotonic() < self._ask_again_at:
+            return
+        jetstream, wanted = self._connection.jetstream, self._config()
+        wanted.metadata = (await self._connection.answer(jetstream.stream_info(self.name))).config.metadata
+        await self._replicated(jetstream.update_stream, wanted)
 
     async def delete(self) -> None:
         """Deletes the stream and all that reads from it."""
@@ -171,13 +189,20 @@ class EventStream:
     async def _replicated(self, change: _Change, wanted: api.StreamConfig) -> api.StreamInfo:
         """Applies a configuration; with one copy while the cluster has no room for more."""
         try:
-            return await self._connection.answer(change(wanted))
+            info = await self._connection.answer(change(wanted))
         except APIError as problem:
             if problem.err_code != _NO_PEERS or wanted.num_replicas == 1:
                 raise
-            log.warning("too few NATS servers for the copies of a stream; it has one now", boundary=self._boundary)
+            if not self._lacks_copies:
+                log.warning("too few NATS servers for the copies of a stream; it has one now", boundary=self._boundary)
             wanted.num_replicas = 1
-            return await self._connection.answer(change(wanted))
+            info = await self._connection.answer(change(wanted))
+        self._count_copies(info)
+        return info
+
+    def _count_copies(self, info: api.StreamInfo) -> None:
+        self._lacks_copies = (info.config.num_replicas or 1) < self._settings.stream_replicas
+        self._ask_again_at = time.monotonic() + _ASK_AGAIN
 
     def _config(self) -> api.StreamConfig:
         settings = self._settings

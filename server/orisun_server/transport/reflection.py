@@ -31,8 +31,9 @@ class _Reflection:
 
     async def server_reflection_info(self, requests: AsyncIterator[Message], _: Caller) -> AsyncIterator[Message]:
         async for response in self._servicer.ServerReflectionInfo(_as_alpha(requests), None):
-            files = response.file_descriptor_response.file_descriptor_proto
-            files[:] = map(_with_json_names, files)
+            if response.HasField("file_descriptor_response"):
+                files = response.file_descriptor_response.file_descriptor_proto
+                files[:] = map(_with_json_names, files)
             yield response
 
 
