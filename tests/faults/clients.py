@@ -30,7 +30,7 @@ Code = grpc.StatusCode
 UNANSWERED = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 
 #: Another transport for the servers: ORISUN_TEST_TRANSPORT=native make test ARGS=tests/faults
-TRANSPORT = {"ORISUN_GRPC_TRANSPORT": os.environ.get("ORISUN_TEST_TRANSPORT", "grpcio")}
+TRANSPORT = {"ORISUN_GRPC_TRANSPORT": os.environ.get("ORISUN_TEST_TRANSPORT", "")}
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
