@@ -24,7 +24,7 @@ from .delivery.pubsub import PubSub
 from .delivery.signals import Signals
 from .delivery.subscription import Subscriptions
 from .embedded import Embedded
-from .errors import OrisunError, SchemaMismatch, Unavailable
+from .errors import SchemaMismatch, Unavailable
 from .settings import Settings
 from .storage.catalog import Catalog
 from .storage.database import Database
@@ -201,8 +201,8 @@ class App:
             try:
                 with database.guard():
                     async with asyncio.timeout(_HEALTH_PATIENCE):
-                        await database.read.fetchval("SELECT 1")
-            except OrisunError as problem:
+                        await database.admin.fetchval("SELECT 1")
+            except Exception as problem:  # the watch goes on, whatever happens
                 if self.health.storage_ok:
                     log.warning("PostgreSQL is not available", reason=str(problem))
                 self.health.set_storage(False, str(problem))

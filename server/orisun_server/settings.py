@@ -26,6 +26,9 @@ from orisun_server.setting_types import (
 MIB = 1024 * 1024
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - a container must be reachable; laptops get loopback
 
+#: What pydantic reads as true.
+_YES = frozenset({"true", "t", "yes", "y", "on", "1"})
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[int, Field(ge=-1)]
@@ -73,7 +76,9 @@ class Settings(BaseModel):
     grpc_tls_client_auth_required: bool = _var(False, "Refuse clients without a certificate of that authority")
 
     admin_port: Port = _var(8991, "Port of the admin web page (not there yet)")
-    admin_username: Text = _var("admin", "Name of the first administrator")
+    admin_username: Annotated[str, Field(min_length=3, pattern=r"^[^:]+$")] = _var(
+        "admin", "Name of the first administrator: at least 3 characters, without a colon"
+    )
     admin_password: SecretStr = _var("changeit", "Password of the first administrator; change it")
 
     pg_host: Text = _var("localhost", "Host of PostgreSQL, or the directory of its socket")
@@ -173,7 +178,7 @@ class Settings(BaseModel):
             given["boundaries"] = (*given["boundaries"], added)
         if not given.get("grpc_host"):
             given["grpc_host"] = ALL_ADDRESSES if CONNECTION_FIELDS & given.keys() else "127.0.0.1"
-        if "nats_server_name" not in given and str(given.get("nats_cluster_enabled")).lower() in ("true", "1"):
+        if "nats_server_name" not in given and str(given.get("nats_cluster_enabled")).lower() in _YES:
             given["nats_server_name"] = f"orisun-{platform.node() or 'node'}-{given.get('nats_port', 4224)}"
         return given
 

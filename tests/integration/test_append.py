@@ -132,6 +132,29 @@ async def test_one_bad_call_never_harms_its_group(appender: Appender, boundary: 
     assert sorted(answer.prepare for answer in answers if isinstance(answer, Position)) == list(range(7))
 
 
+async def test_a_value_that_cannot_be_matched_never_harms_its_group(appender: Appender, boundary: Boundary) -> None:
+    deep = NewEvent("deep", "Placed", '{"k": ' + "[" * 400 + "]" * 400 + "}", "{}")
+    huge = NewEvent("huge", "Placed", '{"k": 1e9999999999999999999999}', "{}")
+    events = [event(f"e{n}", k=str(n)) for n in range(20)]
+    answers = await asyncio.gather(
+        *(appender.append(boundary, [one], Context(NOTHING, about(k=str(n)))) for n, one in enumerate(events)),
+        appender.append(boundary, [deep], None),
+        appender.append(boundary, [huge], None),
+        *(appender.append(boundary, [event(f"l{n}")], Context(NOTHING, about(k=f"later {n}"))) for n in range(20)),
+        return_exceptions=True,
+    )
+    assert isinstance(answers.pop(21), InvalidArgument)
+    assert sorted(answer.prepare for answer in answers if isinstance(answer, Position)) == list(range(41))
+
+
+async def test_a_sequence_that_lies_behind_the_events_is_passed(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    await appender.append(boundary, [event("a"), event("b")], None)
+    await database.admin.execute("SELECT setval($1::text::regclass, 0, false)", boundary.names.q_sequence)
+    assert await appender.append(boundary, [event("c")], None) == Position(3, 2)
+
+
 async def test_beyond_the_queue_calls_are_refused_at_once(database: Database, boundary: Boundary) -> None:
     appender = Appender(database, NoIndexes(), queue_calls=10)
     answers = await asyncio.gather(

@@ -193,7 +193,9 @@ async def test_admin_rpcs_are_denied_by_role(server: Connection, settings: Setti
 
     _, credentials = await new_user(server, role)
     boundary = settings.boundaries[0].name
-    paths = [f"/orisun.Admin/{method.name}" for method in admin.DESCRIPTOR.methods]
+    # everyone may change the own password; another's is refused by its own message
+    names = [method.name for method in admin.DESCRIPTOR.methods if method.name != "ChangePassword"]
+    paths = [f"/orisun.Admin/{name}" for name in names]
     paths += [f"/orisun.EventStore/{name}" for name in ("CreateIndex", "DropIndex", "ListIndexes", "GetIndex")]
     request = eventstore_pb2.ListIndexesRequest(boundary=boundary).SerializeToString()
     for path in paths:

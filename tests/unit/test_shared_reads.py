@@ -50,3 +50,33 @@ async def test_a_caller_that_leaves_and_a_read_that_fails_harm_nobody_else() -> 
         return 1
 
     assert await reads("key", succeed) == 1
+
+
+async def test_a_read_that_nobody_waits_for_is_cancelled() -> None:
+    reads: SharedReads[int] = SharedReads()
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def read() -> int:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return 1
+
+    running = [asyncio.create_task(reads("key", read)) for _ in range(2)]
+    await begun.wait()
+    waiting = asyncio.create_task(reads("key", read))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    running[0].cancel()
+    await asyncio.wait([waiting, running[0]])
+    assert not ended.is_set()
+    running[1].cancel()
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+    async def succeed() -> int:
+        return 2
+
+    assert await reads("key", succeed) == 2

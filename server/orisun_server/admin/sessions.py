@@ -18,11 +18,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
+import structlog
+
 from ..core.users import Caller, Session, User
 from ..errors import Unauthenticated
 from ..storage.database import Database
 from ..storage.names import quote
 from .users import Users
+
+_log = structlog.get_logger(__name__)
 
 #: Seconds that a token is good for. Past half of it a call gets a fresh one instead of the echo.
 LIFETIME = 12 * 3600
@@ -64,6 +68,7 @@ class Sessions:
             self._key = await self._database.admin.fetchval(
                 f"SELECT value FROM {self._table} WHERE name = $1", _KEY_NAME
             )
+        _log.info("Auth user projector started")
 
     async def authenticate(self, authorization: str | None, token: str | None) -> Session:
         """The session of a call with these headers (``authorization``, ``x-auth-token``).

@@ -191,6 +191,7 @@ class Users:
                 failing = False
             except Exception as problem:  # the copy serves until PostgreSQL answers again
                 if not failing:
+                    _log.warning("Failed to start user projection (likely due to lock contention)")
                     _log.warning("users cannot be read; the last known ones are used", reason=type(problem).__name__)
                 failing = True
 

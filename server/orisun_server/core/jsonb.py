@@ -8,7 +8,7 @@ wins), shortest first and then bytewise, ``", "`` and ``": "`` between the parts
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import msgspec
 
@@ -45,7 +45,10 @@ def number(literal: str) -> str:
     """A JSON number as PostgreSQL's numeric prints it: ``1e3`` is 1000, ``1.50`` keeps its scale, zero has no sign."""
     if literal.isdigit():
         return literal
-    value = Decimal(literal)
+    try:
+        value = Decimal(literal)
+    except InvalidOperation:  # an exponent beyond all bounds; PostgreSQL refuses it
+        return literal
     if abs(value.adjusted()) > _MAX_EXPONENT:
         return literal
     return format(value if value else abs(value), "f")

@@ -66,6 +66,8 @@ class LiveTail:
                 pause = _FIRST_PAUSE
             except NATS_ERRORS as problem:
                 log.debug("no live tail", boundary=self.boundary.name, reason=type(problem).__name__)
+            except Exception as problem:  # subscriptions read PostgreSQL, and the next attempt follows
+                log.warning("the live tail failed", boundary=self.boundary.name, reason=type(problem).__name__)
             finally:
                 self.live = False
                 self._lose_all()

@@ -37,6 +37,7 @@ class Signals:
         self._enabled = enabled and not database.pooled
         self._listeners: list[Callable[[str | None], None]] = []
         self._waiting: set[str] = set()
+        self._heard_of = False
         self._something = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,12 +84,15 @@ class Signals:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
         while True:
+            self._heard_of = False
             try:
                 await self._listen_once()
             except OrisunError as problem:
                 log.debug("LISTEN was interrupted; polling goes on", reason=str(problem))
+            except Exception as problem:  # polling and the next attempt go on, whatever happens
+                log.warning("LISTEN failed; polling goes on", reason=type(problem).__name__)
+            pause = _FIRST_PAUSE if self._heard_of else min(pause * 2, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _listen_once(self) -> None:
         connection = await self._database.listen_connection()
@@ -97,6 +101,7 @@ class Signals:
             connection.add_termination_listener(lambda _: lost.set())
             with self._database.guard():
                 await connection.add_listener(CHANNEL, self._heard)
+                self._heard_of = True
                 self._tell(None)
                 while not await happens(lost, _CHECK_INTERVAL):
                     await connection.execute("SELECT 1", timeout=5)

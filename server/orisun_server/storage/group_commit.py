@@ -41,7 +41,11 @@ FLUSH_TIMEOUT = 60.0
 _APPENDED, _REPEATED, _CHANGED, _DUPLICATE = range(4)
 
 #: PostgreSQL's objections to one event's content, not to the statement: data, program limits.
-_CONTENT_ERRORS = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
+_CONTENT_ERRORS = (
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    RecursionError,  # too deep to be matched within its group; alone it needs no matching
+)
 
 
 class ReadyIndexes(Protocol):
@@ -204,9 +208,10 @@ class _Lane:
             if len(group) == 1:
                 group[0].fail(await self._diagnose(group[0], problem))
             else:
-                # One of them cannot be stored; alone, each fails or succeeds for itself.
-                for call in group:
-                    await self._commit([call])
+                # One of them cannot be stored: found by halves, so that the others go on sharing commits.
+                for half in (group[: len(group) // 2], group[len(group) // 2 :]):
+                    if staying := [call for call in half if not call.answer.done()]:
+                        await self._commit(staying)
         except Unavailable as problem:
             self._fail(group, Unavailable(f"{problem}; repeat the call unchanged, it is never stored twice"))
         except Exception:

@@ -94,14 +94,20 @@ class Reader:
 
     async def latest(self, boundary: Boundary, criteria: Sequence[Criterion]) -> tuple[list[Event | None], Position]:
         """The latest event of each criterion, in their order, and the greatest of the positions; one snapshot."""
-        found: list[Event | None] = [None] * len(criteria)
         if not criteria:
-            return found, NOTHING
+            return [], NOTHING
+        distinct = list(dict.fromkeys(criteria))
+        latest: dict[Criterion, Event] = {}
         rows = await self._equal(
-            (boundary.name, tuple(criteria)), functools.partial(self._latest_rows, boundary, criteria)
+            (boundary.name, tuple(distinct)), functools.partial(self._latest_rows, boundary, distinct)
         )
         for row in rows:
-            found[row[0]] = Event._make(row[1:])
+            latest[distinct[row[0]]] = Event._make(row[1:])
+        found = [latest.get(criterion) for criterion in criteria]
+        if len(found) > 1 and _is_over([event for event in found if event], self._max_bytes):
+            raise ResourceExhausted(
+                f"the latest events of {len(criteria)} criteria have more than {self._max_bytes} bytes; ask for fewer"
+            )
         return found, max((event.position for event in found if event), default=NOTHING)
 
     async def _latest_rows(self, boundary: Boundary, criteria: Sequence[Criterion]) -> list[asyncpg.Record]:

@@ -13,33 +13,53 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class SharedReads(Generic[T]):
-    """For each key one read runs and at most one waits; who comes while one runs joins the one that waits."""
+class _Read(Generic[T]):
+    """A read, and how many wait for it."""
 
     def __init__(self) -> None:
-        self._running: dict[Hashable, asyncio.Task[T]] = {}
-        self._waiting: dict[Hashable, asyncio.Task[T]] = {}
+        self.task: asyncio.Task[T] | None = None
+        self.callers = 0
+
+
+class SharedReads(Generic[T]):
+    """For each key one read runs and at most one waits; who comes while one runs joins the one that waits.
+
+    A read is cancelled when the last of its callers leaves.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, _Read[T]] = {}
+        self._waiting: dict[Hashable, _Read[T]] = {}
 
     async def __call__(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
         """The result of a read of that key that begins from now on."""
-        task = self._waiting.get(key)
+        shared = self._waiting.get(key)
+        if shared is None:
+            shared = self._waiting[key] = _Read()
+            shared.task = asyncio.create_task(self._read(key, shared, read, self._running.get(key)))
+        task = shared.task
         if task is None:
-            task = self._waiting[key] = asyncio.create_task(self._read(key, read, self._running.get(key)))
-            task.add_done_callback(_looked_at)
-        # a caller that leaves takes the read from nobody
-        return await asyncio.shield(task)
+            raise RuntimeError("a read without a task")
+        shared.callers += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            shared.callers -= 1
+            if not shared.callers and not task.done():
+                if self._waiting.get(key) is shared:
+                    del self._waiting[key]
+                task.cancel()
 
-    async def _read(self, key: Hashable, read: Callable[[], Awaitable[T]], before: asyncio.Task[T] | None) -> T:
-        if before is not None:
-            await asyncio.wait([before])
-        task = self._running[key] = self._waiting.pop(key)
+    async def _read(
+        self, key: Hashable, shared: _Read[T], read: Callable[[], Awaitable[T]], before: _Read[T] | None
+    ) -> T:
+        if before is not None and before.task is not None:
+            await asyncio.wait([before.task])
+        if self._waiting.get(key) is shared:
+            del self._waiting[key]
+        self._running[key] = shared
         try:
             return await read()
         finally:
-            if self._running.get(key) is task:
+            if self._running.get(key) is shared:
                 del self._running[key]
-
-
-def _looked_at(task: asyncio.Task[T]) -> None:
-    if not task.cancelled():
-        task.exception()

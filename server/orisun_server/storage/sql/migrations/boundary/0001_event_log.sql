@@ -108,8 +108,11 @@ BEGIN
         v_offset := v_offset + p_width[s] * p_rows[s];
     END LOOP;
 
-    -- Only this function touches the sequence, and only under the lock.
-    SELECT CASE WHEN q.is_called THEN q.last_value + 1 ELSE q.last_value END INTO v_next FROM {q_sequence} AS q;
+    -- Only this function touches the sequence, and only under the lock. It may lie behind the events where these came
+    -- without it (logical replication, a load of data alone).
+    SELECT greatest(CASE WHEN q.is_called THEN q.last_value + 1 ELSE q.last_value END,
+                    (SELECT max(e.global_id) + 1 FROM {q_events} AS e))
+    INTO v_next FROM {q_sequence} AS q;
 
     IF v_stored IS NULL AND v_matches = 0 AND (v_uses = 0 OR NOT EXISTS (
         SELECT 1 FROM unnest(p_use_call, p_use_criterion) AS x(call, criterion)
