@@ -52,6 +52,7 @@ class History:
     """All attempts on one boundary, and what holds between them and the log."""
 
     attempts: list[Attempt] = field(default_factory=list)
+    _answered: dict[object, tuple[list[float], list[Position]]] = field(default_factory=dict, repr=False)
 
     @property
     def acknowledged(self) -> dict[str, Position]:
@@ -68,6 +69,25 @@ class History:
         self._check_acknowledged(log)
         self._check_contexts(log)
         self._check_real_time()
+
+    def check_fresh(self, log: Sequence[Stored], sent: float, seen: Position, criteria: Sequence[Tags] = ()) -> None:
+        """A read that was sent then and found ``seen`` as the latest had all that was acknowledged before."""
+        key = tuple(tuple(sorted(one.items())) for one in criteria)
+        if key not in self._answered:
+            tags = {event.event_id: event.tags for event in log}
+            position = {event.event_id: event.position for event in log}
+            answered = sorted(
+                (attempt.answered, position[event_id])
+                for attempt in self.attempts
+                if attempt.position is not None
+                for event_id in attempt.ids
+                if matches(criteria, tags[event_id])
+            )
+            highest = list(itertools.accumulate((at for _, at in answered), max))
+            self._answered[key] = [time for time, _ in answered], highest
+        times, highest = self._answered[key]
+        before = bisect.bisect_left(times, sent)
+        assert not before or seen >= highest[before - 1], f"{seen} is older than {highest[before - 1]}"
 
     def _check_acknowledged(self, log: Sequence[Stored]) -> None:
         number = {event.event_id: index for index, event in enumerate(log)}

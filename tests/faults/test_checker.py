@@ -47,6 +47,16 @@ def test_histories_that_are_wrong(attempts: list[Attempt], log: list[Stored]) ->
         History(attempts).check(log)
 
 
+def test_reads_are_no_older_than_their_question() -> None:
+    history = History([FIRST, SECOND])
+    history.check_fresh(LOG, 0.5, NOTHING)
+    history.check_fresh(LOG, 1.5, Position(2, 1))
+    history.check_fresh(LOG, 1.5, Position(2, 0), [A])
+    for sent, seen, criteria in ((1.5, Position(2, 0), ()), (3.5, Position(2, 0), [A]), (3.5, NOTHING, [B])):
+        with pytest.raises(AssertionError):
+            history.check_fresh(LOG, sent, seen, criteria)
+
+
 def test_readers() -> None:
     checker.check_prefix(LOG, LOG[:2])
     checker.check_prefix(LOG, [LOG[0], LOG[2]], [A])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -53,34 +54,42 @@ class Readers:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.going = True
-        self.passes: list[tuple[list[Tags], list[Stored]]] = []
-        self.tails: list[list[Stored]] = []
-        self.snapshots: list[tuple[list[Tags], list[Position | None], Position]] = []
+        # each with the time at which it was asked for
+        self.passes: list[tuple[float, list[Tags], list[Stored]]] = []
+        self.tails: list[tuple[float, list[Stored]]] = []
+        self.snapshots: list[tuple[float, list[Tags], list[Position | None], Position]] = []
 
     async def page(self, number: int, count: int, criteria: list[Tags]) -> None:
         while self.going:
             await asyncio.sleep(0.02)
-            self.passes.append((criteria, await self._client.pages(count, criteria=criteria, first=number)))
+            sent = time.monotonic()
+            self.passes.append((sent, criteria, await self._client.pages(count, criteria=criteria, first=number)))
 
     async def tail(self, number: int) -> None:
         while self.going:
             await asyncio.sleep(0.02)
-            self.tails.append((await self._client.page(40, desc=True, first=number))[::-1])
+            sent = time.monotonic()
+            self.tails.append((sent, (await self._client.page(40, desc=True, first=number))[::-1]))
 
     async def latest(self, number: int) -> None:
         criteria: list[Tags] = [{"x": "0"}, {"y": "1"}, {"x": "2", "y": "3"}, {"by": "5"}]
         while self.going:
             await asyncio.sleep(0.02)
+            sent = time.monotonic()
             found, at = await self._client.latest(criteria, first=number)
-            self.snapshots.append((criteria, found, at))
+            self.snapshots.append((sent, criteria, found, at))
 
     def check(self, log: list[Stored]) -> None:
-        for criteria, seen in self.passes:
+        fresh = self._client.history.check_fresh
+        for sent, criteria, seen in self.passes:
             check_prefix(log, seen, criteria)
-        for seen in self.tails:
+            fresh(log, sent, seen[-1].position if seen else NOTHING, criteria)
+        for sent, seen in self.tails:
             check_run(log, seen)
-        for criteria, found, at in self.snapshots:
+            fresh(log, sent, seen[-1].position if seen else NOTHING)
+        for sent, criteria, found, at in self.snapshots:
             check_snapshot(log, criteria, found, at)
+            fresh(log, sent, at, criteria)
 
 
 async def test_overlapping_contexts(settings: Settings) -> None:
@@ -99,7 +108,7 @@ async def test_overlapping_contexts(settings: Settings) -> None:
                 readers.page(1, 10, [{"x": "0"}]),
                 readers.page(0, 10, [{"x": "0"}, {"y": "0"}]),
                 readers.tail(0),
-                readers.latest(1),
+                *(readers.latest(number % 2) for number in range(6)),
             )
         ]
         await asyncio.gather(*(write(client, number) for number in range(WRITERS)))
