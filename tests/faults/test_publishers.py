@@ -83,7 +83,7 @@ async def test_killed_at_any_moment(make_settings: MakeSettings) -> None:
         Follower(client, first=1) as other,
     ):
         async with client.load(6) as load:
-            for _ in range(4):
+            for _ in range(3):
                 holder = (await publishers(settings, client.endpoints, fair=False))[client.boundary]
                 await load.more(20)
                 await until_published(client, stream)

@@ -35,6 +35,7 @@ def laptop_server(data_dir: Path) -> ServerProcess:
             "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
             "ORISUN_NATS_PORT": "0",
             "ORISUN_SHUTDOWN_GRACE": "10s",
+            "ORISUN_NODE_TTL": "2s",
         },
     )
 
