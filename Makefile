@@ -49,8 +49,9 @@ docs/configuration.md: $(STAMP) ## Generate the tables of all variables from set
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
 	@mv $@.new $@
 
-lock: ## Resolve pyproject.toml into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --no-annotate -o requirements.lock
+lock: ## Resolve pyproject.toml into requirements.lock, and what the images hold of it (needs uv)
+	uv pip compile pyproject.toml --all-extras --group dev --group e2e --universal --generate-hashes --python-version 3.11 --no-annotate -o requirements.lock
+	uv pip compile pyproject.toml --extra server --extra native --extra embedded --extra operator --group build -c requirements.lock --universal --generate-hashes --python-version 3.11 --no-annotate -o requirements-image.lock
 
 clean: ## Remove the environment and caches (not ./data, which holds your events)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
