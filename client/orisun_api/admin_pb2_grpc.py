@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class AdminStub:
-    """Boundaries, users and counts. Which role may call what is told in docs/reference.md.
+    """Boundaries, users and counts. Which role may call what is told in docs/roles.md.
     """
 
     def __init__(self, channel):
@@ -96,10 +96,30 @@ class AdminStub:
                 request_serializer=orisun__api_dot_eventstore__pb2.DropIndexRequest.SerializeToString,
                 response_deserializer=orisun__api_dot_eventstore__pb2.DropIndexResponse.FromString,
                 _registered_method=True)
+        self.SetUserRoles = channel.unary_unary(
+                '/orisun.Admin/SetUserRoles',
+                request_serializer=orisun__api_dot_admin__pb2.SetUserRolesRequest.SerializeToString,
+                response_deserializer=orisun__api_dot_admin__pb2.SetUserRolesResponse.FromString,
+                _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/orisun.Admin/CreateToken',
+                request_serializer=orisun__api_dot_admin__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=orisun__api_dot_admin__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/orisun.Admin/ListTokens',
+                request_serializer=orisun__api_dot_admin__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=orisun__api_dot_admin__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/orisun.Admin/RevokeToken',
+                request_serializer=orisun__api_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=orisun__api_dot_admin__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
-    """Boundaries, users and counts. Which role may call what is told in docs/reference.md.
+    """Boundaries, users and counts. Which role may call what is told in docs/roles.md.
     """
 
     def CreateBoundary(self, request, context):
@@ -186,6 +206,36 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetUserRoles(self, request, context):
+        """What follows is ours: the reference server does not have it.
+
+        Replaces a user's roles; its open streams end, later calls have the new roles at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Issues an API token, to be sent as `authorization: Bearer <token>`. The token is told this once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Lists the API tokens that were not revoked, also those that have expired; never their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Revokes an API token: it is refused everywhere within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -249,6 +299,26 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=orisun__api_dot_eventstore__pb2.DropIndexRequest.FromString,
                     response_serializer=orisun__api_dot_eventstore__pb2.DropIndexResponse.SerializeToString,
             ),
+            'SetUserRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetUserRoles,
+                    request_deserializer=orisun__api_dot_admin__pb2.SetUserRolesRequest.FromString,
+                    response_serializer=orisun__api_dot_admin__pb2.SetUserRolesResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=orisun__api_dot_admin__pb2.CreateTokenRequest.FromString,
+                    response_serializer=orisun__api_dot_admin__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=orisun__api_dot_admin__pb2.ListTokensRequest.FromString,
+                    response_serializer=orisun__api_dot_admin__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=orisun__api_dot_admin__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=orisun__api_dot_admin__pb2.RevokeTokenResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'orisun.Admin', rpc_method_handlers)
@@ -258,7 +328,7 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """Boundaries, users and counts. Which role may call what is told in docs/reference.md.
+    """Boundaries, users and counts. Which role may call what is told in docs/roles.md.
     """
 
     @staticmethod
@@ -575,6 +645,114 @@ class Admin:
             '/orisun.Admin/DropIndex',
             orisun__api_dot_eventstore__pb2.DropIndexRequest.SerializeToString,
             orisun__api_dot_eventstore__pb2.DropIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetUserRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orisun.Admin/SetUserRoles',
+            orisun__api_dot_admin__pb2.SetUserRolesRequest.SerializeToString,
+            orisun__api_dot_admin__pb2.SetUserRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orisun.Admin/CreateToken',
+            orisun__api_dot_admin__pb2.CreateTokenRequest.SerializeToString,
+            orisun__api_dot_admin__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orisun.Admin/ListTokens',
+            orisun__api_dot_admin__pb2.ListTokensRequest.SerializeToString,
+            orisun__api_dot_admin__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orisun.Admin/RevokeToken',
+            orisun__api_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
+            orisun__api_dot_admin__pb2.RevokeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,
