@@ -154,5 +154,11 @@ class DuplicateEventId(AlreadyExists):
         return {"event_index": str(self.index), "event_id": self.event_id}
 
 
+class Deadlock(OrisunError):
+    """Transactions waited for each other in a circle, and this one was ended: roll back and run it again."""
+
+    status = Status.ABORTED
+
+
 class SchemaMismatch(FailedPrecondition):
     """The schema in PostgreSQL does not fit this server."""

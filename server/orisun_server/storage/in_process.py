@@ -1,0 +1,291 @@
+"""The event store as a library, on an application's own asyncpg connection and inside its transactions.
+
+An append is then one with the application's other writes: both are committed, or both are rolled back. It is the same
+append as the server's (one function in PostgreSQL, one lock of the boundary), so both may write side by side.
+
+What to know (docs/client/in-process.md): the boundary's lock is held until the transaction ends, so an open transaction
+holds up every other append to its boundary; transactions that append to several boundaries take them in one order by
+``lock``; and only read committed is possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import asyncpg
+
+from ..core.append import Context, checked_events
+from ..core.criteria import WHOLE_BOUNDARY, Criterion, Query, Tag, criterion, query
+from ..core.event import Event, NewEvent
+from ..core.position import NOTHING, Position
+from ..errors import (
+    BoundaryNotActive,
+    ContextChanged,
+    Deadlock,
+    DuplicateEventId,
+    FailedPrecondition,
+    InvalidArgument,
+    OrisunError,
+    Unavailable,
+)
+from .boundaries import Boundary
+from .criteria_sql import Plans
+from .database import Database
+from .flush import Flush
+from .index_catalog import READY, IndexCatalog
+from .index_sql import IndexDefinition
+from .names import quote
+from .reads import Reader
+
+__all__ = [
+    "NOTHING",
+    "WHOLE_BOUNDARY",
+    "Boundary",
+    "Context",
+    "Criterion",
+    "Event",
+    "InProcessStore",
+    "NewEvent",
+    "Position",
+    "Query",
+    "Tag",
+    "criterion",
+    "query",
+]
+
+#: What the servers LISTEN on; the same as delivery.signals.CHANNEL, which lies above this layer.
+CHANNEL = "orisun_events"
+
+_APPENDED, _REPEATED, _CHANGED, _DUPLICATE = range(4)
+
+
+class InProcessStore:
+    """Appends and reads on connections that the caller owns; it keeps no connection and starts no task.
+
+    ``admin_schema`` is where the catalog of boundaries lies (the schema of the admin boundary). Boundaries and READY
+    indexes are looked up there through the caller's connection and remembered for ``refresh`` seconds. One object
+    serves a whole process.
+    """
+
+    def __init__(self, admin_schema: str = "admin", *, max_events: int = 10_000, refresh: float = 1.0) -> None:
+        self._schema, self._max_events, self._refresh = admin_schema, max_events, refresh
+        self._known: dict[str, _Known] = {}
+
+    async def append(
+        self,
+        connection: asyncpg.Connection,
+        boundary: str,
+        events: Sequence[NewEvent],
+        context: Context | None = None,
+    ) -> Position:
+        """Append the events, all or none, in the connection's transaction (or, without one, in one of its own).
+
+        ``context`` is what the decision rests on: the query, and the position of the latest event of it that was seen
+        (``NOTHING`` where there was none). Returns the position of the last event. After a refusal the transaction
+        goes on as if nothing had been tried, except after ``Deadlock``: roll back and run the whole transaction again.
+
+        Raises:
+            InvalidArgument: An event breaks a rule (docs/guarantees.md).
+            ContextChanged: Events of the context came in between, with both positions.
+            DuplicateEventId: An event id is stored with other content. (Repeating a whole append is no error.)
+            FailedPrecondition: The boundary is not there or not migrated, or the transaction is not read committed.
+            Deadlock: PostgreSQL ended a circle of transactions that wait for each other.
+            Unavailable: The connection broke, or ``lock_timeout`` passed while another transaction held the boundary.
+        """
+        checked = checked_events(events, self._max_events)
+        known = await self._boundary(connection, boundary)
+        flush = Flush(known.boundary, known.plans)
+        flush.add(checked, context)
+        async with _savepoint(connection):
+            with _explained(boundary):
+                row = await connection.fetchrow(flush.statement, *flush.arguments())
+        base, status, commits, prepares = tuple(row)[:4]
+        if status is None:
+            return Position(base + len(checked), base + len(checked) - 1)
+        code, found = status[0], (commits[0], prepares[0])
+        if code in (_APPENDED, _REPEATED):
+            return Position(*found)
+        if code == _CHANGED and context is not None:
+            raise ContextChanged(context.expected, found)
+        raise DuplicateEventId(found[1], checked[found[1]].event.event_id)
+
+    async def lock(self, connection: asyncpg.Connection, *boundaries: str) -> None:
+        """Take the locks of all the boundaries that this transaction will append to, in an order that is the same for
+        everybody, so that no two transactions wait for each other. Held until the transaction ends.
+
+        Raises FailedPrecondition (no transaction is open, no such boundary), Deadlock, Unavailable.
+        """
+        if not connection.is_in_transaction():
+            raise FailedPrecondition("lock needs an open transaction: the locks would be gone at once")
+        keys = sorted({(await self._boundary(connection, name)).boundary.names.lock_key: name for name in boundaries})
+        for key in keys:
+            async with _savepoint(connection):
+                with _explained(", ".join(boundaries)):
+                    await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", key)
+
+    async def read(
+        self,
+        connection: asyncpg.Connection,
+        boundary: str,
+        query: Query = WHOLE_BOUNDARY,
+        *,
+        after: Position | None = None,
+        count: int = 1_000,
+        descending: bool = False,
+    ) -> list[Event]:
+        """Up to ``count`` events that match, in the order of positions, those of this transaction included.
+
+        Raises FailedPrecondition (no such boundary), ResourceExhausted (more than 64 MiB), Unavailable.
+        """
+        known = await self._boundary(connection, boundary)
+        reader = Reader(_Borrowed(connection), known)  # type: ignore[arg-type] # it needs no more of Indexes than ready
+        return await reader.page(known.boundary, query, count, after=after, descending=descending)
+
+    async def latest(
+        self, connection: asyncpg.Connection, boundary: str, criteria: Sequence[Criterion]
+    ) -> tuple[list[Event | None], Position]:
+        """The latest event of each criterion, in their order, and the greatest position: a context's expected one."""
+        known = await self._boundary(connection, boundary)
+        reader = Reader(_Borrowed(connection), known)  # type: ignore[arg-type]
+        return await reader.latest(known.boundary, criteria)
+
+    async def events(
+        self,
+        connection: asyncpg.Connection,
+        boundary: str,
+        query: Query = WHOLE_BOUNDARY,
+        *,
+        after: Position = NOTHING,
+        page: int = 1_000,
+    ) -> AsyncIterator[Event]:
+        """Every event that matches after a position, a page at a time."""
+        while events := await self.read(connection, boundary, query, after=after, count=page):
+            for event in events:
+                yield event
+            after = events[-1].position
+
+    async def wake(self, connection: asyncpg.Connection, *boundaries: str) -> None:
+        """Tell the servers of the cluster, after the commit, that there is something to deliver.
+
+        Without it they look once a second (ORISUN_PUBLISHER_POLL_INTERVAL). Refused inside a transaction: NOTIFY holds
+        an instance-wide lock until the commit.
+        """
+        if connection.is_in_transaction():
+            raise FailedPrecondition("wake comes after the commit: NOTIFY in a transaction holds up all others")
+        await connection.execute(
+            "SELECT pg_catalog.pg_notify($1, payload) FROM unnest($2::text[]) AS payload",
+            CHANNEL,
+            [f"{self._schema}:{boundary}" for boundary in boundaries],
+        )
+
+    async def _boundary(self, connection: asyncpg.Connection, name: str) -> _Known:
+        known = self._known.get(name)
+        now = time.monotonic()
+        if known is not None and now < known.until:
+            return known
+        async with _savepoint(connection):
+            schema = await self._schema_of(connection, name)
+            records = await IndexCatalog(_Borrowed(connection), self._schema).of(name)
+        ready = tuple(record.definition for record in records if record.state == READY)
+        if known is None or known.boundary.schema != schema or known.plans.indexes != ready:
+            known = _Known(Boundary.at(name, schema), Plans(ready))
+        known.until = now + self._refresh
+        self._known[name] = known
+        return known
+
+    async def _schema_of(self, connection: asyncpg.Connection, name: str) -> str:
+        try:
+            row = await connection.fetchrow(
+                f"SELECT namespace, status FROM {quote(self._schema)}.orisun_boundary WHERE name = $1", name
+            )
+        except asyncpg.UndefinedTableError:
+            raise FailedPrecondition(
+                f'schema "{self._schema}" has no catalog of boundaries: name the schema of the admin boundary'
+                " (InProcessStore(admin_schema=...)), and migrate it: `orisun migrate apply`, or the files of"
+                " `orisun migrations generate`"
+            ) from None
+        if row is None or row["status"] != "ACTIVE":
+            raise BoundaryNotActive(name)
+        return str(row["namespace"])
+
+
+class _Known:
+    """What is remembered of a boundary; also what a Reader asks for its indexes."""
+
+    def __init__(self, boundary: Boundary, plans: Plans) -> None:
+        self.boundary, self.plans, self.until = boundary, plans, 0.0
+
+    def ready(self, _boundary: str) -> tuple[IndexDefinition, ...]:
+        return tuple(self.plans.indexes)
+
+
+class _Borrowed(Database):
+    """The caller's connection in the place of the pools."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        super().__init__({}, "the application's connection", pooled=False, cached=False)
+        self.write = self.read = self.admin = connection
+
+
+@contextlib.asynccontextmanager
+async def _savepoint(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Inside a transaction a savepoint, so that what fails here does not take the caller's work with it."""
+    if not connection.is_in_transaction():
+        yield
+        return
+    # as SQL, because the caller may have begun the transaction by SQL
+    try:
+        await connection.execute("SAVEPOINT orisun_in_process")
+    except asyncpg.InFailedSQLTransactionError:
+        raise FailedPrecondition("the transaction has failed already: roll it back, then begin another") from None
+    try:
+        yield
+    except BaseException:
+        # a lost connection has nothing to roll back, and its own error says more
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await connection.execute("ROLLBACK TO SAVEPOINT orisun_in_process")
+        raise
+    await connection.execute("RELEASE SAVEPOINT orisun_in_process")
+
+
+@contextlib.contextmanager
+def _explained(boundary: str) -> Iterator[None]:
+    """PostgreSQL's refusals as this package's errors; neither statement nor data is quoted."""
+    try:
+        yield
+    except asyncpg.InvalidTransactionStateError as error:
+        raise FailedPrecondition(
+            f"{error}: begin the transaction with isolation='read_committed'; under another level its snapshot may be"
+            " older than the lock, and the check of the context would miss events"
+        ) from None
+    except asyncpg.DeadlockDetectedError:
+        raise Deadlock(
+            f'boundary "{boundary}": another transaction holds it and waits for what this one holds: roll back and run'
+            " the transaction again; to avoid it, take the boundaries first, by lock(connection, ...)"
+        ) from None
+    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError):
+        raise Unavailable(
+            f'boundary "{boundary}" is held by another open transaction for longer than lock_timeout or'
+            " statement_timeout allows; roll back and try again"
+        ) from None
+    except asyncpg.UndefinedFunctionError:
+        raise FailedPrecondition(
+            f'boundary "{boundary}" is not migrated: run `orisun migrate apply`, or the files of'
+            " `orisun migrations generate`"
+        ) from None
+    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+        raise InvalidArgument(
+            f"invalid event JSON: PostgreSQL cannot store an event of this append (SQLSTATE {error.sqlstate})"
+        ) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise FailedPrecondition(f'boundary "{boundary}": PostgreSQL\'s user lacks a privilege ({error})') from None
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
+        raise Unavailable(f"the connection to PostgreSQL broke: {type(error).__name__}") from error
+    except asyncpg.InterfaceError as error:
+        if "clos" not in str(error):
+            raise
+        raise Unavailable("the connection to PostgreSQL is closed") from error
+    except asyncpg.PostgresError as error:
+        raise OrisunError(f'boundary "{boundary}": PostgreSQL refused the append (SQLSTATE {error.sqlstate})') from None

@@ -1,0 +1,270 @@
+"""The store on an application's own connection: inside its transactions, beside a server's appends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import asyncpg
+import pytest
+
+from orisun_server.delivery import signals
+from orisun_server.errors import (
+    BoundaryNotActive,
+    ContextChanged,
+    Deadlock,
+    DuplicateEventId,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+)
+from orisun_server.settings import Settings
+from orisun_server.storage import in_process
+from orisun_server.storage.in_process import NOTHING, Context, InProcessStore, NewEvent, Position, query
+from tests.harness import eventually
+from tests.integration.stores import Store
+
+Connect = Callable[[], Awaitable[asyncpg.Connection]]
+
+
+def placed(**data: object) -> NewEvent:
+    return NewEvent(secrets.token_hex(12), "Placed", json.dumps(data), "{}")
+
+
+@pytest.fixture
+async def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings("orders", "payments")
+
+
+@pytest.fixture
+async def server_store(settings: Settings) -> AsyncIterator[Store]:
+    async with Store(settings) as store:
+        yield store
+
+
+@pytest.fixture
+def names(server_store: Store, settings: Settings) -> tuple[str, str]:
+    """The boundaries orders and payments."""
+    return settings.boundaries[0].name, settings.boundaries[1].name
+
+
+@pytest.fixture
+def store(server_store: Store, settings: Settings) -> InProcessStore:
+    return InProcessStore(settings.admin_schema)
+
+
+@pytest.fixture
+async def connect(pg_dsn: str) -> AsyncIterator[Connect]:
+    """Make connections of the application."""
+    made: list[asyncpg.Connection] = []
+
+    async def connect() -> asyncpg.Connection:
+        made.append(await asyncpg.connect(pg_dsn))
+        return made[-1]
+
+    yield connect
+    for connection in made:
+        connection.terminate()
+
+
+async def test_events_share_the_fate_of_the_application_s_writes(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    orders, _ = names
+    connection = await connect()
+    await connection.execute("CREATE TEMPORARY TABLE shop_order (id text)")
+    async with connection.transaction():
+        await connection.execute("INSERT INTO shop_order VALUES ('o1')")
+        assert await store.append(connection, orders, [placed(order="o1"), placed(order="o1")]) == (2, 1)
+        assert len(await store.read(connection, orders)) == 2, "a transaction reads its own events"
+        assert await store.read(await connect(), orders) == [], "nobody else does, before the commit"
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the transaction is what ends with it
+        async with connection.transaction():
+            await connection.execute("INSERT INTO shop_order VALUES ('o2')")
+            await store.append(connection, orders, [placed(order="o2")])
+            raise ZeroDivisionError
+    assert await connection.fetchval("SELECT count(*) FROM shop_order") == 1
+    found = await store.read(await connect(), orders)
+    assert [json.loads(event.data)["order"] for event in found] == ["o1", "o1"]
+
+
+async def test_positions_go_on_growing_after_a_rollback_and_beside_a_server(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, server_store: Store
+) -> None:
+    orders, _ = names
+    connection = await connect()
+    positions = [await store.append(connection, orders, [placed(n=0)])]
+    transaction = connection.transaction()
+    await transaction.start()
+    await store.append(connection, orders, [placed(n=1)])
+    waiting = asyncio.create_task(server_store.appender.append(server_store.catalog.get(orders), [placed(n=2)], None))
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    assert not done, "an open transaction holds its boundary"
+    await transaction.rollback()
+    positions.append(await waiting)
+    positions.append(await store.append(connection, orders, [placed(n=3)]))
+    assert positions == sorted(set(positions))
+    assert [event.position for event in [e async for e in store.events(connection, orders, page=2)]] == positions
+
+
+async def test_a_changed_context_is_refused_and_the_transaction_goes_on(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    orders, _ = names
+    connection = await connect()
+    of_o1 = query([[("order", "o1")]])
+    first = await store.append(connection, orders, [placed(order="o1")], Context(NOTHING, of_o1))
+    async with connection.transaction():
+        with pytest.raises(ContextChanged) as caught:
+            await store.append(connection, orders, [placed(order="o1")], Context(NOTHING, of_o1))
+        assert caught.value.actual == first
+        _, seen = await store.latest(connection, orders, list(of_o1))
+        assert seen == first
+        await store.append(connection, orders, [placed(order="o1")], Context(seen, of_o1))
+    assert len(await store.read(connection, orders, of_o1)) == 2
+
+
+async def test_a_repeat_is_the_first_and_an_id_taken_is_told(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    orders, _ = names
+    connection = await connect()
+    event = placed(order="o1")
+    async with connection.transaction():
+        first = await store.append(connection, orders, [event])
+        assert await store.append(connection, orders, [event]) == first
+        with pytest.raises(DuplicateEventId, match="event 0"):
+            await store.append(connection, orders, [event._replace(data='{"order": "other"}')])
+    assert len(await store.read(connection, orders)) == 1
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_other_isolation_levels_are_refused(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, isolation: str
+) -> None:
+    connection = await connect()
+    async with connection.transaction(isolation=isolation):
+        with pytest.raises(FailedPrecondition, match="isolation='read_committed'"):
+            await store.append(connection, names[0], [placed(n=1)])
+        assert await connection.fetchval("SELECT 1") == 1, "the caller's transaction is not lost"
+
+
+async def test_what_cannot_be_stored_leaves_the_transaction_alone(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    orders, _ = names
+    connection = await connect()
+    # begun by SQL, as some frameworks do
+    await connection.execute("BEGIN")
+    with pytest.raises(InvalidArgument, match="event 0 data"):
+        await store.append(connection, orders, [placed()._replace(data="[1]")])
+    with pytest.raises(InvalidArgument, match="cannot store") as caught:
+        await store.append(connection, orders, [placed()._replace(data='{"secret": 1e999999}')])
+    assert "999999" not in str(caught.value)
+    await store.append(connection, orders, [placed(n=1)])
+    with pytest.raises(BoundaryNotActive):
+        await store.append(connection, "nobody", [placed(n=1)])
+    await connection.execute("COMMIT")
+    assert len(await store.read(connection, orders)) == 1
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await connection.execute("BEGIN; SELECT * FROM no_such_table")
+    with pytest.raises(FailedPrecondition, match="has failed already"):
+        await store.append(connection, orders, [placed(n=1)])
+
+
+async def test_opposite_orders_end_in_a_clear_error_and_lock_avoids_them(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    orders, payments = names
+    one, two = await connect(), await connect()
+    for connection in (one, two):
+        await connection.execute("SET deadlock_timeout = '50ms'")
+
+    async def transfer(connection: asyncpg.Connection, *boundaries: str, before: asyncio.Barrier | None) -> None:
+        async with connection.transaction():
+            if before is None:
+                await store.lock(connection, *boundaries)
+            for number, boundary in enumerate(boundaries):
+                await store.append(connection, boundary, [placed(n=number)])
+                if before and not number:
+                    await before.wait()
+
+    barrier = asyncio.Barrier(2)
+    outcomes = await asyncio.gather(
+        transfer(one, orders, payments, before=barrier),
+        transfer(two, payments, orders, before=barrier),
+        return_exceptions=True,
+    )
+    (failed,) = [outcome for outcome in outcomes if outcome is not None]
+    assert isinstance(failed, Deadlock)
+    assert "lock(connection, ...)" in str(failed)
+    await asyncio.gather(
+        *(transfer(one, orders, payments, before=None) for _ in range(1)),
+        *(transfer(two, payments, orders, before=None) for _ in range(1)),
+    )
+    assert len(await store.read(one, orders)) == len(await store.read(one, payments)) == 3
+    with pytest.raises(FailedPrecondition, match="open transaction"):
+        await store.lock(one, orders)
+
+
+async def test_lock_timeout_bounds_the_wait(store: InProcessStore, names: tuple[str, str], connect: Connect) -> None:
+    holder, other = await connect(), await connect()
+    await other.execute("SET lock_timeout = '50ms'")
+    async with holder.transaction():
+        await store.append(holder, names[0], [placed(n=1)])
+        async with other.transaction():
+            with pytest.raises(Unavailable, match="lock_timeout"):
+                await store.append(other, names[0], [placed(n=2)])
+            assert await store.append(other, names[1], [placed(n=2)]) == (1, 0)
+
+
+async def test_concurrent_transactions_lose_and_repeat_nothing(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, server_store: Store
+) -> None:
+    orders, _ = names
+    counter = query([[("counter", "c")]])
+
+    async def count_up(connection: asyncpg.Connection) -> None:
+        for _ in range(8):
+            while True:
+                async with connection.transaction():
+                    found, seen = await store.latest(connection, orders, list(counter))
+                    value = json.loads(found[0].data)["value"] if found[0] else 0
+                    try:
+                        event = placed(counter="c", value=value + 1)
+                        await store.append(connection, orders, [event], Context(seen, counter))
+                        break
+                    except ContextChanged:
+                        continue
+
+    connections = [await connect() for _ in range(4)]
+    await asyncio.gather(*(count_up(connection) for connection in connections))
+    values = [json.loads(event.data)["value"] for event in await store.read(connections[0], orders)]
+    assert values == list(range(1, 33))
+
+
+async def test_a_server_delivers_what_the_application_stored(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, server_store: Store, settings: Settings
+) -> None:
+    assert in_process.CHANNEL == signals.CHANNEL
+    connection, listener = await connect(), await connect()
+    heard: list[object] = []
+    await listener.add_listener(signals.CHANNEL, lambda *arguments: heard.append(arguments[-1]))
+    await store.append(connection, names[0], [placed(n=1)])
+    await store.wake(connection, names[0])
+    await eventually(lambda: f"{settings.admin_schema}:{names[0]}" in heard)
+    async with connection.transaction():
+        with pytest.raises(FailedPrecondition, match="after the commit"):
+            await store.wake(connection, names[0])
+
+
+async def test_no_catalog_says_what_to_do(connect: Connect) -> None:
+    with pytest.raises(FailedPrecondition, match="orisun migrations generate"):
+        await InProcessStore("no_such_schema").append(await connect(), "orders", [placed(n=1)])
+
+
+async def test_positions_are_those_of_the_wire(store: InProcessStore, names: tuple[str, str], connect: Connect) -> None:
+    connection = await connect()
+    assert await store.append(connection, names[0], [placed(n=n) for n in range(3)]) == Position(3, 2)
