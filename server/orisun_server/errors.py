@@ -44,6 +44,11 @@ class OrisunError(Exception):
         """Metadata of the ``google.rpc.ErrorInfo`` detail."""
         return {}
 
+    @property
+    def public(self) -> str:
+        """What clients are told; logs get ``str(error)``."""
+        return str(self)
+
 
 class InvalidArgument(OrisunError):
     """The request is not valid."""
@@ -103,6 +108,14 @@ class Unavailable(OrisunError):
     """The server cannot answer now; try again."""
 
     status = Status.UNAVAILABLE
+
+
+class StorageUnavailable(Unavailable):
+    """PostgreSQL cannot be reached now. The message names its address and is for logs; clients are not told it."""
+
+    @property
+    def public(self) -> str:
+        return "PostgreSQL is not available now; try again"
 
 
 class BoundaryNotActive(FailedPrecondition):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import structlog
 
-from ..errors import FailedPrecondition, OrisunError, Unavailable
+from ..errors import FailedPrecondition, OrisunError, StorageUnavailable
 from ..tasks import end
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Database:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn failures that pass (connection lost, restart, no resources, no primary) into ``errors.Unavailable``."""
+        """Turn failures that pass (connection lost, restart, no resources, no primary) into ``StorageUnavailable``."""
         with _translated(self.target):
             yield
 
@@ -243,16 +243,16 @@ def _translated(target: str) -> Iterator[None]:
     except OrisunError:
         raise
     except _PASSING as error:
-        raise Unavailable(f"PostgreSQL at {target} is not available: {_reason(error)}") from error
+        raise StorageUnavailable(f"PostgreSQL at {target} is not available: {_reason(error)}") from error
     except _POOLER as error:
-        raise Unavailable(
+        raise StorageUnavailable(
             f"PostgreSQL at {target} stands behind a pooler that keeps no prepared statements;"
             " set ORISUN_PG_STATEMENT_CACHE=off"
         ) from error
     except asyncpg.InterfaceError as error:
         if "clos" not in str(error) and "released" not in str(error):
             raise
-        raise Unavailable(f"PostgreSQL at {target} is not available: {_reason(error)}") from error
+        raise StorageUnavailable(f"PostgreSQL at {target} is not available: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -213,7 +213,7 @@ class _Lane:
                     if staying := [call for call in half if not call.answer.done()]:
                         await self._commit(staying)
         except Unavailable as problem:
-            self._fail(group, Unavailable(f"{problem}; repeat the call unchanged, it is never stored twice"))
+            self._fail(group, Unavailable(f"{problem.public}; repeat the call unchanged, it is never stored twice"))
         except Exception:
             log.exception("append failed", boundary=self.boundary.name, calls=len(group))
             self._fail(group, OrisunError("the events could not be stored; the server's log says more"))

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable
 import asyncpg
 import structlog
 
-from ..errors import OrisunError, Unavailable
+from ..errors import OrisunError, StorageUnavailable, Unavailable
 from ..tasks import end
 from .database import Database
 from .lease_sql import LeaseSql
@@ -99,7 +99,7 @@ class Leases:
         except BaseException as error:
             self._drop_connection()
             if isinstance(error, TimeoutError):
-                raise Unavailable(f"PostgreSQL at {self._database.target} did not answer in time") from error
+                raise StorageUnavailable(f"PostgreSQL at {self._database.target} did not answer in time") from error
             raise
         self._task = asyncio.create_task(self._run(), name="leases-heartbeat")
 

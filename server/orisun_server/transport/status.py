@@ -37,7 +37,7 @@ def abort_of(error: Exception, rpc: str) -> Abort:
     that id and nothing else."""
     if not isinstance(error, OrisunError):
         return _incident(error, rpc)
-    message = _short(str(error))
+    message = _short(error.public)
     return Abort(_CODES[error.status.value], message, _details(error.status, message, error.reason, dict(error.info)))
 
 
