@@ -29,7 +29,7 @@ COPY operator operator
 ARG VERSION
 # The build backend leaves again with all that only it needs; PostgreSQL 18, headers and other people's tests are unused.
 RUN set -eu; \
-    if [ -n "${VERSION:-}" ]; then sed -i "s/^version = \".*\"/version = \"${VERSION}\"/" pyproject.toml; fi; \
+    case "${VERSION:-}" in [0-9]*) sed -i "s/^version = \".*\"/version = \"${VERSION}\"/" pyproject.toml ;; esac; \
     pip() { python3 -m pip --python /opt/orisun/bin/python --disable-pip-version-check "$@"; }; \
     pip install --quiet --no-deps --no-build-isolation --no-index .; \
     pip uninstall --quiet --yes hatchling trove-classifiers pathspec pluggy; \

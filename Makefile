@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench config test lint format proto lock clean docs/configuration.md
+.PHONY: help run bench config test lint format proto lock images clean docs/configuration.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ format: $(STAMP) ## Format the code
 proto: $(STAMP) ## Generate client/orisun_api from proto/
 	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client \
 		proto/orisun_api/eventstore.proto proto/orisun_api/admin.proto
+
+images: ## Build the container images orisun:VERSION and orisun-nats:VERSION (honours IMAGE, VERSION, DOCKER)
+	@scripts/images.sh $(VERSION)
 
 docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
