@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _AT_ONCE = 3
 _TRIES = 10
 
-_LEDGER = """
+LEDGER = """
 CREATE TABLE IF NOT EXISTS {schema}.orisun_migration (
     scope         text NOT NULL,
     schema_name   text NOT NULL,
@@ -242,7 +242,7 @@ class Migrator:
         if not there:
             if await self._missing_schemas([self.admin.schema]):
                 await self._create_schema(self.admin)
-            await self._create(self.admin, self.admin.render(_LEDGER))
+            await self._create(self.admin, self.admin.render(LEDGER))
 
     async def _create(self, scope: Scope, statement: str) -> None:
         for attempt in range(_TRIES):
