@@ -1,0 +1,113 @@
+"""Conditions of a status, as Kubernetes has them (meta/v1 Condition): Ready, Reconciling, Stalled and those of a kind.
+
+The names follow the kstatus convention, which Argo CD, Flux and ``kubectl wait`` read.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Truth = Literal["True", "False", "Unknown"]
+
+READY, RECONCILING, STALLED = "Ready", "Reconciling", "Stalled"
+#: meta/v1 allows 32768; a status should stay readable.
+_LONGEST_MESSAGE = 2000
+
+
+def timestamp(moment: datetime.datetime | None = None) -> str:
+    """A moment (now by default) as Kubernetes writes it: UTC, whole seconds."""
+    moment = moment or datetime.datetime.now(datetime.UTC)
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def set_condition(  # noqa: PLR0917 - the fields of a condition, in their usual order
+    status: dict[str, Any],
+    type: str,
+    value: Truth | bool,
+    reason: str,
+    message: str,
+    generation: int,
+    *,
+    now: datetime.datetime | None = None,
+) -> bool:
+    """Set the condition of that type in ``status["conditions"]``; the answer is whether its truth changed.
+
+    ``lastTransitionTime`` stays as long as the truth does, so that a repeated reconcile writes nothing. ``reason`` is
+    one CamelCase word; ``message`` says to a person what to do; ``generation`` is the spec's that was looked at.
+    """
+    truth: Truth = value if isinstance(value, str) else ("True" if value else "False")
+    conditions: list[dict[str, Any]] = status.setdefault("conditions", [])
+    before = get_condition(status, type)
+    changed = before is None or before.get("status") != truth
+    condition = {
+        "type": type,
+        "status": truth,
+        "reason": reason,
+        "message": message[:_LONGEST_MESSAGE],
+        "observedGeneration": generation,
+        "lastTransitionTime": timestamp(now) if before is None or changed else before["lastTransitionTime"],
+    }
+    if before is None:
+        conditions.append(condition)
+    else:
+        conditions[conditions.index(before)] = condition
+    return changed
+
+
+def get_condition(status: Mapping[str, Any], type: str) -> dict[str, Any] | None:
+    """The condition of that type, or None."""
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == type:
+            found: dict[str, Any] = condition
+            return found
+    return None
+
+
+def is_true(status: Mapping[str, Any], type: str) -> bool:
+    """Whether the condition of that type is there and True."""
+    return (get_condition(status, type) or {}).get("status") == "True"
+
+
+def remove_condition(status: dict[str, Any], type: str) -> None:
+    """Take the condition away, where it says nothing any more (Drifted without drift, say)."""
+    status["conditions"] = [c for c in status.get("conditions") or [] if c.get("type") != type]
+
+
+def summarize(
+    status: dict[str, Any],
+    generation: int,
+    *,
+    ready: bool,
+    reconciling: bool,
+    stalled: bool,
+    reason: str,
+    message: str,
+    now: datetime.datetime | None = None,
+) -> None:
+    """Set Ready, Reconciling and Stalled together and ``observedGeneration``.
+
+    Ready is True and the others False when all is done; Stalled means that a person has to do something (the message
+    says what); Reconciling that waiting is enough.
+    """
+    set_condition(status, READY, ready, reason, message, generation, now=now)
+    set_condition(
+        status,
+        RECONCILING,
+        reconciling,
+        reason if reconciling else "Settled",
+        message if reconciling else "nothing is under way",
+        generation,
+        now=now,
+    )
+    set_condition(
+        status,
+        STALLED,
+        stalled,
+        reason if stalled else "NotStalled",
+        message if stalled else "nothing stands in the way",
+        generation,
+        now=now,
+    )
+    status["observedGeneration"] = generation

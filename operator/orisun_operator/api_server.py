@@ -1,0 +1,157 @@
+"""One connection pool to one Kubernetes API server: paths of kinds by discovery, requests, errors in its own words."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from .api import FIELD_MANAGER
+
+Object = dict[str, Any]
+#: Seconds that one request may take.
+_PATIENCE = 30.0
+#: Seconds until a kind that was not there is looked for again (its CRD may come later).
+_ABSENT = 30.0
+
+
+class Ref(NamedTuple):
+    """Which object: ``namespace`` is "" for one of the whole cluster."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+    @classmethod
+    def of(cls, obj: Mapping[str, Any]) -> Ref:
+        """The reference of an object that is at hand."""
+        metadata = obj["metadata"]
+        return cls(obj["apiVersion"], obj["kind"], metadata.get("namespace", ""), metadata["name"])
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class KubeError(Exception):
+    """The API server refused, or did not answer (``status`` 0)."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        #: HTTP status; 0 when there was no answer.
+        self.status = status
+        #: One CamelCase word of the API server: AlreadyExists, Conflict, Forbidden, Invalid ...
+        self.reason = reason
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether trying again later is enough."""
+        return self.status in (0, 409, 429) or self.status >= 500
+
+
+class KindMissing(KubeError):
+    """The API server does not know this kind: its CRD is not installed."""
+
+
+class ApiServer:
+    """Make it with ``connect``."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._resources: dict[str, dict[str, tuple[str, bool]]] = {}
+        self._absent: dict[str, float] = {}
+        #: Requests so far, by HTTP method.
+        self.requests: Counter[str] = Counter()
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | str | None = None) -> ApiServer:
+        """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config."""
+        configuration = Configuration()
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            file = str(kubeconfig) if kubeconfig is not None else None
+            await config.load_kube_config(config_file=file, client_configuration=configuration)
+        client = ApiClient(configuration)
+        client.user_agent = FIELD_MANAGER
+        return cls(client)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def path(self, ref: Ref, subresource: str = "") -> str:
+        group = "/api/v1" if ref.api_version == "v1" else f"/apis/{ref.api_version}"
+        plural, namespaced = await self._resource(group, ref)
+        parts = [group]
+        if namespaced and ref.namespace:
+            parts += ["namespaces", quote(ref.namespace, safe="")]
+        parts += [part for part in (plural, quote(ref.name, safe=""), subresource) if part]
+        return "/".join(parts)
+
+    async def _resource(self, group: str, ref: Ref) -> tuple[str, bool]:
+        """The plural of a kind and whether it lives in namespaces, by discovery."""
+        known = self._resources.get(group, {}).get(ref.kind)
+        if known is not None:
+            return known
+        missing = KindMissing(404, "KindMissing", f"the API server has no {ref.kind} of {ref.api_version}")
+        key = f"{group}/{ref.kind}"
+        if time.monotonic() < self._absent.get(key, 0.0):
+            raise missing
+        try:
+            resources = (await self.request("GET", group))["resources"]
+        except KubeError as error:
+            if error.status != 404:
+                raise
+            resources = []
+        self._resources[group] = {r["kind"]: (r["name"], r["namespaced"]) for r in resources if "/" not in r["name"]}
+        if ref.kind not in self._resources[group]:
+            self._absent[key] = time.monotonic() + _ABSENT
+            raise missing
+        return self._resources[group][ref.kind]
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | Sequence[Any] | None = None,
+        content: str = "application/json",
+    ) -> Object:
+        self.requests[method] += 1
+        request = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.call_api(*request, _request_timeout=_PATIENCE)
+            text = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            why = str(error) or type(error).__name__
+            raise KubeError(0, "Unreachable", f"the API server does not answer: {why}") from error
+        answer: Object = _parsed(text)
+        if not 200 <= response.status <= 299:
+            message = str(answer.get("message") or f"{method} {path} was answered with {response.status}")
+            raise KubeError(response.status, str(answer.get("reason") or ""), message)
+        return answer
+
+
+def _parsed(text: bytes) -> Object:
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

@@ -1,0 +1,250 @@
+"""The Kubernetes API, as the operator uses it: read, apply, delete, status, events. One writer, no needless writes.
+
+Objects are plain dicts, as in YAML. Failures are ``KubeError`` with the API server's own words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import drift
+from .api import FIELD_MANAGER
+from .api_server import ApiServer, KindMissing, KubeError, Object, Ref
+from .events import Events
+
+__all__ = ["Applied", "KindMissing", "Kube", "KubeError", "NotOurs", "Object", "Ref"]
+
+_Names = list[str]
+_PAGE = 500
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What ``apply`` did: the object as it is now, and whether anything was written."""
+
+    obj: Object
+    changed: bool
+    created: bool = False
+    #: Fields that somebody else had changed since the last apply of the same state, or ("deleted",); paths only.
+    repaired: tuple[str, ...] = ()
+
+
+class NotOurs(KubeError):
+    """An object of that name exists and belongs to somebody else."""
+
+
+class Kube:
+    """Make it with ``connect``."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+        self._events = Events(self)
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | str | None = None) -> Kube:
+        """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config."""
+        return cls(await ApiServer.connect(kubeconfig))
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Requests so far, by HTTP method: for metrics, and for tests that nothing was written."""
+        return self._server.requests
+
+    @property
+    def writes(self) -> int:
+        """Requests so far that could have written something."""
+        return sum(count for verb, count in self.requests.items() if verb != "GET")
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def get(self, ref: Ref) -> Object | None:
+        """The object, None when it (or its kind) does not exist."""
+        try:
+            return await self._server.request("GET", await self._server.path(ref))
+        except KindMissing:
+            return None
+        except KubeError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | str | None = None,
+    ) -> list[Object]:
+        """Every object of a kind, in one namespace or (None) in all; ``labels`` selects. Raises KindMissing."""
+        selector = labels if isinstance(labels, str) else ",".join(f"{k}={v}" for k, v in (labels or {}).items())
+        path = await self._server.path(Ref(api_version, kind, namespace or "", ""))
+        found: list[Object] = []
+        more = ""
+        while True:
+            query = {"limit": str(_PAGE), "labelSelector": selector, "continue": more}
+            page = await self._server.request("GET", path, query={key: value for key, value in query.items() if value})
+            # items of a list carry neither
+            found += [{"apiVersion": api_version, "kind": kind, **item} for item in page["items"]]
+            more = page["metadata"].get("continue") or ""
+            if not more:
+                return found
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def apply(self, obj: Mapping[str, Any]) -> Applied:
+        """Bring the object to this state by server-side apply; nothing is sent when it is there already.
+
+        What others set in its spec or data is taken away; their labels and annotations stay.
+
+        Raises:
+            NotOurs: It exists and is not owned by the owner that ``obj`` names.
+            KubeError: The API server refused.
+        """
+        desired = drift.stamped(obj)
+        ref = Ref.of(desired)
+        live = await self.get(ref)
+        if live is None:
+            return Applied(await self._apply(ref, desired), changed=True, created=True)
+        _check_owner(ref, desired, live)
+        foreign = drift.foreign_fields(live)
+        known = drift.was_applied(desired, live)
+        if known and not foreign and drift.contains(desired, live):
+            return Applied(live, changed=False)
+        repaired: tuple[str, ...] = ()
+        if known:
+            others = [path for fields in foreign.values() for path in drift.field_paths(fields)]
+            repaired = tuple(dict.fromkeys([*drift.drifted_paths(desired, live), *others]))
+        if foreign:
+            await self._adopt(ref, live)
+        after = await self._apply(ref, desired)
+        changed = after["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
+        return Applied(after, changed=changed, repaired=repaired if changed else ())
+
+    async def create(self, obj: Mapping[str, Any]) -> Object | None:
+        """Create the object as it is; None when there is one of that name. For what must never be overwritten."""
+        ref = Ref.of(obj)
+        collection = ref._replace(name="")
+        try:
+            return await self._server.request(
+                "POST", await self._server.path(collection), body=obj, query={"fieldManager": FIELD_MANAGER}
+            )
+        except KubeError as error:
+            if error.reason == "AlreadyExists":
+                return None
+            raise
+
+    async def patch(self, ref: Ref, patch: Mapping[str, Any], *, subresource: str = "") -> Object:
+        """JSON merge patch (RFC 7396)."""
+        return await self._server.request(
+            "PATCH",
+            await self._server.path(ref, subresource),
+            body=patch,
+            content="application/merge-patch+json",
+            query={"fieldManager": FIELD_MANAGER},
+        )
+
+    async def delete(
+        self,
+        ref: Ref,
+        *,
+        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
+        precondition_uid: str | None = None,
+    ) -> bool:
+        """Delete the object; False when there was none, or not the one with that uid."""
+        body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        if precondition_uid is not None:
+            body["preconditions"] = {"uid": precondition_uid}
+        try:
+            await self._server.request("DELETE", await self._server.path(ref), body=body)
+        except KubeError as error:
+            if error.status == 404 or (error.status == 409 and precondition_uid is not None):
+                return False
+            raise
+        return True
+
+    async def patch_status(self, obj: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """Make ``status`` the whole status of the object, as it was read, where it differs. A deleted one is let go."""
+        before = obj.get("status") or {}
+        changes = {key: value for key, value in status.items() if before.get(key) != value}
+        changes |= {key: None for key in before if key not in status}
+        if not changes:
+            return
+        try:
+            await self.patch(Ref.of(obj), {"status": changes}, subresource="status")
+        except KubeError as error:
+            if error.status != 404:
+                raise
+
+    async def event(
+        self, obj: Mapping[str, Any], type: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
+        """Record an Event about the object; one that repeats counts up and is sent at most every few minutes."""
+        await self._events.record(obj, type, reason, message)
+
+    async def set_finalizer(self, obj: Mapping[str, Any], name: str) -> None:
+        """Add the finalizer unless it is there."""
+        await self._change_finalizers(obj, lambda names: names if name in names else [*names, name])
+
+    async def remove_finalizer(self, obj: Mapping[str, Any], name: str) -> None:
+        """Take the finalizer away; nothing happens when the object is gone."""
+        await self._change_finalizers(obj, lambda names: [other for other in names if other != name])
+
+    async def _change_finalizers(self, obj: Mapping[str, Any], change: Callable[[_Names], _Names]) -> None:
+        ref, current = Ref.of(obj), dict(obj)
+        for attempt in range(_TRIES):
+            metadata = current["metadata"]
+            names: _Names = [*(metadata.get("finalizers") or ())]
+            wanted = change(names)
+            if wanted == names:
+                return
+            # with the version, so that a finalizer of somebody else is never lost
+            patch = {"metadata": {"finalizers": wanted, "resourceVersion": metadata["resourceVersion"]}}
+            try:
+                await self.patch(ref, patch)
+                return
+            except KubeError as error:
+                if error.status == 404:
+                    return
+                if error.status != 409 or attempt == _TRIES - 1:
+                    raise
+            fresh = await self.get(ref)
+            if fresh is None or fresh["metadata"]["uid"] != metadata["uid"]:
+                return
+            current = fresh
+
+    async def _apply(self, ref: Ref, desired: Object) -> Object:
+        return await self._server.request(
+            "PATCH",
+            await self._server.path(ref),
+            body=desired,
+            content="application/apply-patch+yaml",
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+        )
+
+    async def _adopt(self, ref: Ref, live: Object) -> None:
+        patch = [
+            {"op": "replace", "path": "/metadata/managedFields", "value": drift.adopted(live)},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": live["metadata"]["resourceVersion"]},
+        ]
+        await self._server.request(
+            "PATCH", await self._server.path(ref), body=patch, content="application/json-patch+json"
+        )
+
+
+def _check_owner(ref: Ref, desired: Mapping[str, Any], live: Mapping[str, Any]) -> None:
+    owners = {owner["uid"] for owner in desired["metadata"].get("ownerReferences") or ()}
+    there = {owner["uid"] for owner in live["metadata"].get("ownerReferences") or ()}
+    if owners and not owners & there:
+        raise NotOurs(
+            409,
+            "NameTaken",
+            f"{ref} exists already and is not this resource's: delete or rename it, or use another name",
+        )
