@@ -17,6 +17,7 @@ from ..core.criteria import WHOLE_BOUNDARY
 from ..core.event import Event
 from ..core.position import NOTHING, Position
 from ..errors import OrisunError
+from ..observation import Watch
 from ..settings import Settings
 from ..storage.catalog import Boundary
 from ..storage.database import Database
@@ -66,8 +67,9 @@ class Publisher:
         nats: Nats,
         database: Database,
         settings: Settings,
+        watch: Watch | None = None,
     ) -> None:
-        self.boundary, self.lease = boundary, lease
+        self.boundary, self.lease, self._watch = boundary, lease, watch or Watch()
         self._reader, self._nats, self._settings = reader, nats, settings
         self._checkpoints = Checkpoints(database, boundary, lease.epoch)
         self._at = self._stored = Checkpoint(NOTHING, 0)
@@ -77,6 +79,11 @@ class Publisher:
         self._batch, self._published_at = 0, 0.0
         self._wake = asyncio.Event()
         self._stopping = False
+
+    @property
+    def position(self) -> Position:
+        """The last published event's."""
+        return self._at.position
 
     def wake(self) -> None:
         """Look for new events now."""
@@ -181,7 +188,8 @@ class Publisher:
             raise Fenced
         last = events[-1]
         self._batch, self._published_at = len(events), time.monotonic()
-        await stream.publish(events, self._at.position)
+        with self._watch.publish(self.boundary.name, [event.prepare for event in events]) as watched:
+            await stream.publish(events, self._at.position, watched.origins)
         self._at = Checkpoint(last.position, self._at.events + len(events))
         self._last_event_id = last.event_id
         self._refusals = 0

@@ -23,6 +23,7 @@ from nats.js.errors import APIError, NotFoundError
 from ..core.event import Event
 from ..core.position import Position
 from ..errors import OrisunError
+from ..observation.tracing import TRACEPARENT
 from ..settings import Settings
 from .codec import encode_event
 from .nats import Connection, frame
@@ -55,6 +56,7 @@ _FRAMES = 100
 _NO_PEERS, _WRONG_LAST_SEQUENCE = 10005, 10071
 
 
+_NONE: Mapping[int, str] = {}
 _Change = Callable[[api.StreamConfig], Awaitable[api.StreamInfo]]
 
 
@@ -135,8 +137,10 @@ class EventStream:
         """Deletes the stream and all that reads from it."""
         await self._connection.answer(self._connection.jetstream.delete_stream(self.name))
 
-    async def publish(self, events: Sequence[Event], previous: Position) -> None:
+    async def publish(self, events: Sequence[Event], previous: Position, origins: Mapping[int, str] = _NONE) -> None:
         """Appends events to the stream, in order; ``previous`` is the position of the event before them.
+
+        ``origins`` are the ``traceparent`` headers of some of them, by prepare position.
 
         Every message demands the sequence of the one before it, so that the acknowledgement of the last one speaks for
         all: had one been lost or refused, each after it would have been refused too (unless somebody else's message
@@ -156,6 +160,8 @@ class EventStream:
                 _MESSAGE_ID: message_id(event.prepare, event.event_id),
                 _EXPECTED: str(sequence + number),
             }
+            if event.prepare in origins:
+                headers[TRACEPARENT] = origins[event.prepare]
             if len(body) > self._max_body:
                 headers[POINTER], body = "1", b""
             if number == last:

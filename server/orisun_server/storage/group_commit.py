@@ -16,9 +16,20 @@ import asyncpg
 import structlog
 
 from ..core.append import CheckedEvent, Context, checked_events
+from ..core.criteria import Criterion
 from ..core.event import NewEvent
 from ..core.position import Position
-from ..errors import ContextChanged, DuplicateEventId, InvalidArgument, OrisunError, ResourceExhausted, Unavailable
+from ..errors import (
+    BoundaryNotActive,
+    ContextChanged,
+    DuplicateEventId,
+    InvalidArgument,
+    OrisunError,
+    ResourceExhausted,
+    Unavailable,
+)
+from ..observation import Watch
+from ..observation.tracing import current_span
 from .catalog import Boundary
 from .criteria_sql import Plans
 from .database import Database
@@ -46,6 +57,13 @@ _CONTENT_ERRORS = (
     asyncpg.ProgramLimitExceededError,
     RecursionError,  # too deep to be matched within its group; alone it needs no matching
 )
+#: The boundary is being removed, or was: its tables refuse events (managed.CLOSED) or are gone.
+_GONE_ERRORS = (
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedTableError,
+    asyncpg.InvalidSchemaNameError,
+)
 
 
 class ReadyIndexes(Protocol):
@@ -58,10 +76,11 @@ class ReadyIndexes(Protocol):
 class Call:
     """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
 
-    __slots__ = ("answer", "context", "events", "size")
+    __slots__ = ("answer", "context", "events", "size", "span")
 
     def __init__(self, events: list[CheckedEvent], context: Context | None, answer: asyncio.Future[Position]) -> None:
         self.events, self.context, self.answer = events, context, answer
+        self.span = current_span()
         self.size = _CALL_OVERHEAD + sum(
             len(event.data) + len(event.metadata) + len(event.event_id) + len(event.event_type) for event, _ in events
         )
@@ -86,8 +105,10 @@ class Appender:
         max_events: int = 10_000,
         queue_calls: int = 20_000,
         queue_bytes: int = 256 * 1024 * 1024,
+        watch: Watch | None = None,
     ) -> None:
         self._database, self._indexes = database, indexes
+        self._watch = watch or Watch()
         self._connections = KeptConnections(database.write)
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
@@ -124,6 +145,11 @@ class Appender:
             self._calls -= 1
             self._bytes -= call.size
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Calls that have no answer yet, and their bytes."""
+        return self._calls, self._bytes
+
     async def stop(self) -> None:
         """Refuses new calls and finishes those that were taken."""
         self._stopping = True
@@ -134,7 +160,7 @@ class Appender:
         lane = self._lanes.get(boundary.name)
         if lane is None or lane.boundary != boundary:
             lane = self._lanes[boundary.name] = _Lane(
-                boundary, self._database, self._connections, self._indexes, self._committed
+                boundary, self._database, self._connections, self._indexes, self._committed, watch=self._watch
             )
         return lane
 
@@ -153,8 +179,10 @@ class _Lane:
         connections: KeptConnections,
         indexes: ReadyIndexes,
         committed: Callable[[str], None],
+        *,
+        watch: Watch,
     ) -> None:
-        self.boundary = boundary
+        self.boundary, self._watch = boundary, watch
         self._database, self._connections = database, connections
         self._indexes, self._committed = indexes, committed
         self._plans = Plans(())
@@ -203,7 +231,8 @@ class _Lane:
 
     async def _commit(self, group: list[Call]) -> None:
         try:
-            await self._flush(group)
+            with self._watch.flush(self.boundary.name, group, self._is_indexed):
+                await self._flush(group)
         except _CONTENT_ERRORS as problem:
             if len(group) == 1:
                 group[0].fail(await self._diagnose(group[0], problem))
@@ -212,6 +241,8 @@ class _Lane:
                 for half in (group[: len(group) // 2], group[len(group) // 2 :]):
                     if staying := [call for call in half if not call.answer.done()]:
                         await self._commit(staying)
+        except _GONE_ERRORS:
+            self._fail(group, BoundaryNotActive(self.boundary.name))
         except Unavailable as problem:
             self._fail(group, Unavailable(f"{problem.public}; repeat the call unchanged, it is never stored twice"))
         except Exception:
@@ -262,6 +293,9 @@ class _Lane:
         except Unavailable as failure:
             return failure
         return InvalidArgument(f"invalid event JSON: PostgreSQL cannot store an event of this call: {_reason(problem)}")
+
+    def _is_indexed(self, criterion: Criterion) -> bool:
+        return self._plans.access(criterion).indexed
 
     @staticmethod
     def _fail(group: list[Call], error: Exception) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import asyncpg
@@ -16,10 +17,11 @@ import asyncpg
 from ..core.criteria import Criterion, Query
 from ..core.event import Event
 from ..core.position import NOTHING, Position
-from ..errors import ResourceExhausted
+from ..errors import FailedPrecondition, ResourceExhausted
+from ..observation import Watch
 from . import read_sql
 from .catalog import Boundary
-from .criteria_sql import access
+from .criteria_sql import Access, access
 from .database import Database
 from .indexes import Indexes
 from .read_sql import Statement
@@ -49,8 +51,16 @@ class _Count(NamedTuple):
 class Reader:
     """Reads events; ``max_bytes`` bounds the data and metadata of a page. Raises Unavailable when PostgreSQL is."""
 
-    def __init__(self, database: Database, indexes: Indexes, *, max_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        database: Database,
+        indexes: Indexes,
+        *,
+        max_bytes: int = 64 * 1024 * 1024,
+        watch: Watch | None = None,
+    ) -> None:
         self._database, self._indexes, self._max_bytes = database, indexes, max_bytes
+        self._watch = watch or Watch()
         self._equal: SharedReads[list[asyncpg.Record]] = SharedReads()
         self._counts: dict[str, _Count] = {}
         self._counting: dict[str, asyncio.Lock] = {}
@@ -85,7 +95,9 @@ class Reader:
         accesses = [access(criterion, ready) for criterion in query]
         select, order = read_sql.rows(statement, accesses, count=count, descending=descending, bound=bound)
         sql = read_sql.bounded(statement, select, order, max_bytes=self._max_bytes + 1, descending=descending)
+        started = perf_counter()
         events = await self._events(sql, statement)
+        self._seen(boundary, "page", query, accesses, started)
         if count > 1 and _is_over(events, self._max_bytes):
             raise ResourceExhausted(
                 f"a page of {count} events has more than {self._max_bytes} bytes; ask for fewer at a time"
@@ -113,8 +125,12 @@ class Reader:
     async def _latest_rows(self, boundary: Boundary, criteria: Sequence[Criterion]) -> list[asyncpg.Record]:
         statement = Statement(boundary.names.q_events)
         ready = self._indexes.ready(boundary.name)
-        sql = read_sql.latest(statement, [access(criterion, ready) for criterion in criteria])
-        return await self._fetch(sql, statement)
+        accesses = [access(criterion, ready) for criterion in criteria]
+        sql = read_sql.latest(statement, accesses)
+        started = perf_counter()
+        rows = await self._fetch(sql, statement)
+        self._seen(boundary, "latest", criteria, accesses, started)
+        return rows
 
     async def head(self, boundary: Boundary) -> Position:
         """The position of the last event; NOTHING in an empty boundary."""
@@ -145,7 +161,9 @@ class Reader:
                 return Scan([], after, at_head=True)
             end, bound, last = Position(commit, prepare), None, prepare
         select, order = read_sql.rows(statement, accesses, count=limit, bound=bound, first=first, last=last)
+        started = perf_counter()
         events = await self._events(read_sql.bounded(statement, select, order, max_bytes=max_bytes), statement)
+        self._seen(boundary, "scan", query, accesses, started)
         if len(events) >= limit or _is_over(events, max_bytes - 1):
             return Scan(events, events[-1].position, at_head=False)
         return Scan(events, max(end, events[-1].position) if events else end, at_head)
@@ -169,13 +187,23 @@ class Reader:
         ((found, events, commit, prepare),) = await self._fetch(read_sql.count(statement, after), statement)
         return found, events, None if prepare is None else Position(commit, prepare)
 
+    def _seen(
+        self, boundary: Boundary, kind: str, criteria: Sequence[Criterion], accesses: Sequence[Access], started: float
+    ) -> None:
+        indexed = (access.indexed for access in accesses)
+        self._watch.read(boundary.name, kind, zip(criteria, indexed, strict=True), started)
+
     async def _events(self, sql: str, statement: Statement) -> list[Event]:
         return list(map(Event._make, await self._fetch(sql, statement)))
 
     async def _fetch(self, sql: str, statement: Statement) -> list[asyncpg.Record]:
-        with self._database.guard():
-            rows: list[asyncpg.Record] = await self._database.read.fetch(sql, *statement.arguments)
-            return rows
+        try:
+            with self._database.guard():
+                rows: list[asyncpg.Record] = await self._database.read.fetch(sql, *statement.arguments)
+                return rows
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
+            # removed a moment ago; the catalog's next poll tells this server
+            raise FailedPrecondition("the boundary is not active any more: its events were removed") from error
 
 
 def _is_over(events: Sequence[Event], max_bytes: int) -> bool:

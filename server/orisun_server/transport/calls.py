@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ..core.users import Caller, Session
 from ..errors import InvalidArgument, OrisunError, Unauthenticated, Unavailable
+from ..observation import Watch
+from ..observation.watch import WatchedCall
 from .roles import check_boundary, check_role
 from .status import abort_of
 from .wire import problem_of
@@ -79,7 +81,8 @@ class _Stream:
 class Calls:
     """Makes handlers of services, and ends calls when the server stops or a user is gone."""
 
-    def __init__(self, authenticator: Authenticator, admin_boundary: str) -> None:
+    def __init__(self, authenticator: Authenticator, admin_boundary: str, watch: Watch | None = None) -> None:
+        self._watch = watch or Watch()
         self._authenticator = authenticator
         self._admin_boundary = admin_boundary
         self._streams: set[_Stream] = set()
@@ -115,7 +118,7 @@ class Calls:
     def _unary(
         self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool
     ) -> Callable[..., Any]:
-        async def handle(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        async def handle(raw: bytes, context: grpc.aio.ServicerContext[Any, Any], watched: WatchedCall) -> bytes:
             try:
                 caller = await self._admit(rpc, context) if authenticated else _NOBODY
                 return _bytes(await function(self._parse(message, raw, caller), caller))
@@ -123,14 +126,16 @@ class Calls:
                 raise
             except Exception as unexpected:  # every error becomes a status here
                 error = unexpected
-            return await context.abort(*abort_of(error, rpc))
+            abort = abort_of(error, rpc)
+            watched.failed(abort.code.name)
+            return await context.abort(*abort)
 
-        return handle
+        return self._watched(rpc, handle)
 
     def _stream(
         self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool, many: bool
     ) -> Callable[..., Any]:
-        async def handle(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def handle(raw: Any, context: grpc.aio.ServicerContext[Any, Any], watched: WatchedCall) -> None:
             error: Exception
             stream = _Stream(_NOBODY, _current_task())
             self._streams.add(stream)
@@ -153,9 +158,20 @@ class Calls:
                 error = unexpected
             finally:
                 self._streams.discard(stream)
-            await context.abort(*abort_of(error, rpc))
+            abort = abort_of(error, rpc)
+            watched.failed(abort.code.name)
+            await context.abort(*abort)
 
-        return handle
+        return self._watched(rpc, handle)
+
+    def _watched(self, rpc: str, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        watch = self._watch
+
+        async def watched(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with watch.call(rpc, context) as call:
+                return await handle(raw, context, call)
+
+        return watched
 
     async def _admit(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
         if self._draining:

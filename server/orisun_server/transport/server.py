@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from ..errors import OrisunError
+from ..observation import Watch
 from . import health, native, reflection
 from .calls import Authenticator, Calls, Service
 from .tls import Certificates, TlsFiles
@@ -39,11 +40,12 @@ class GrpcServer:
         services: Sequence[Service],
         authenticator: Authenticator,
         state: health.HealthState,
+        watch: Watch | None = None,
     ) -> None:
         """``state`` is what grpc.health.v1 answers; health and reflection are added to ``services`` here."""
         self._settings = settings
         self._state = state
-        self.calls = Calls(authenticator, settings.admin_boundary)
+        self.calls = Calls(authenticator, settings.admin_boundary, watch)
         self._services = [*services, Service(health.DESCRIPTOR, health.Health(state), authenticated=False)]
         if settings.grpc_enable_reflection:
             self._services += reflection.services([service.name for service in self._services])

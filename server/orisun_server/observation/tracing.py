@@ -1,0 +1,156 @@
+"""Spans: one for a traced call, one for the flush that stored its events, one for the batch that published them.
+
+Off (``tracer`` None) it costs the look at one attribute. A call whose client sent a sampled ``traceparent`` is traced;
+of the others a few a second are, so that the cost has a bound whatever the load. Spans come from OpenTelemetry's SDK,
+which is imported only when a collector answers (telemetry/otlp.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+
+#: Links of one flush or batch.
+_MOST_LINKS = 32
+#: Events whose origin is remembered until they are published, and of one call.
+_MOST_REMEMBERED, _MOST_OF_CALL = 10_000, 100
+
+#: The span of the call that runs in this context.
+_current: ContextVar[Span | None] = ContextVar("orisun_span", default=None)
+
+
+def current_span() -> Span | None:
+    """The span of the call that runs now, None when it is not traced."""
+    return _current.get()
+
+
+class Tracing:
+    """Makes spans while there is a ``tracer``."""
+
+    def __init__(self, traces_per_second: float = 10.0) -> None:
+        self.tracer: Tracer | None = None
+        self._rate = traces_per_second
+        self._credit, self._credit_at = max(traces_per_second, 0.0), time.monotonic()
+        self._origins: OrderedDict[tuple[str, int], str] = OrderedDict()
+
+    @property
+    def active(self) -> bool:
+        return self.tracer is not None
+
+    def begin_call(self, rpc: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Span | None:
+        """The span of a call, or None when it is not traced. ``end_call`` ends it."""
+        if self.tracer is None:
+            return None
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation import get_current_span
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = {key: str(value) for key, value in metadata or () if key in (TRACEPARENT, TRACESTATE)}
+        context = None
+        if carrier:
+            context = TraceContextTextMapPropagator().extract(carrier)
+            parent = get_current_span(context).get_span_context()
+            if parent.is_valid and not parent.trace_flags.sampled:
+                return None
+            if not parent.is_valid:
+                context = None
+        if context is None and not self._may_begin():
+            return None
+        service, _, method = rpc.rpartition("/")
+        return self.tracer.start_span(
+            rpc,
+            context=context,
+            kind=SpanKind.SERVER,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        )
+
+    @staticmethod
+    def end_call(span: Span, status: str) -> None:
+        """``status`` is the name of the gRPC status."""
+        from opentelemetry.trace import Status, StatusCode
+
+        span.set_attribute("rpc.grpc.status", status)
+        if status in ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"):
+            span.set_status(Status(StatusCode.ERROR, status))
+        span.end()
+
+    def begin(self, name: str, parents: list[Span], attributes: Mapping[str, Any]) -> Span | None:
+        """A span below the first of the parents that links to the others; None when there are none."""
+        if self.tracer is None or not parents:
+            return None
+        from opentelemetry.trace import Link, set_span_in_context
+
+        links = [Link(parent.get_span_context()) for parent in parents[1 : _MOST_LINKS + 1]]
+        return self.tracer.start_span(
+            name, context=set_span_in_context(parents[0]), links=links, attributes=dict(attributes)
+        )
+
+    def remember(self, boundary: str, last: int, events: int, span: Span) -> None:
+        """Events up to the one with prepare position ``last`` come from this call."""
+        traceparent = traceparent_of(span)
+        for prepare in range(last - min(events, _MOST_OF_CALL) + 1, last + 1):
+            self._origins[boundary, prepare] = traceparent
+        while len(self._origins) > _MOST_REMEMBERED:
+            self._origins.popitem(last=False)
+
+    def origins(self, boundary: str, prepares: Iterable[int]) -> dict[int, str]:
+        """The ``traceparent`` of the calls that events came from, as far as they were traced by this server."""
+        if not self._origins:
+            return {}
+        found = ((prepare, self._origins.pop((boundary, prepare), None)) for prepare in prepares)
+        return {prepare: traceparent for prepare, traceparent in found if traceparent is not None}
+
+    def begin_publish(self, boundary: str, events: int, origins: Iterable[str]) -> Span | None:
+        """The span of a batch, below the first of the calls whose events it publishes, linked to the others."""
+        if self.tracer is None:
+            return None
+        from opentelemetry.trace import Link, SpanKind
+        from opentelemetry.trace.propagation import get_current_span
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        extract = TraceContextTextMapPropagator().extract
+        contexts = [extract({TRACEPARENT: origin}) for origin in dict.fromkeys(origins)][: _MOST_LINKS + 1]
+        if not contexts:
+            return None
+        return self.tracer.start_span(
+            "orisun publish",
+            context=contexts[0],
+            kind=SpanKind.PRODUCER,
+            links=[Link(get_current_span(context).get_span_context()) for context in contexts[1:]],
+            attributes={
+                "messaging.system": "nats",
+                "messaging.operation.name": "publish",
+                "messaging.batch.message_count": events,
+                "orisun.boundary": boundary,
+            },
+        )
+
+    def _may_begin(self) -> bool:
+        """Whether one more trace may begin now: ``traces_per_second`` on average, as many at once at most."""
+        now = time.monotonic()
+        most = max(self._rate, 1.0) if self._rate > 0 else 0.0
+        self._credit = min(most, self._credit + (now - self._credit_at) * self._rate)
+        self._credit_at = now
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True
+
+
+def traceparent_of(span: Span) -> str:
+    """The span as W3C Trace Context's header writes it."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def enter(span: Span | None) -> None:
+    """From now on, in this task, calls are of this span."""
+    _current.set(span)

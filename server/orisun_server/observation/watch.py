@@ -1,0 +1,193 @@
+"""The one object that the parts of a server tell what they do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..core.append import Context
+from ..core.criteria import Criterion
+from ..core.position import Position
+from ..errors import ContextChanged
+from .metrics import Metrics
+from .queries import QueryLog
+from .tracing import Tracing, enter
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+#: Calls of a flush whose criteria are looked at for a missing index; a sample is enough.
+_SAMPLE = 2
+
+
+class FlushedCall(Protocol):
+    """What of a waiting SaveEvents is looked at."""
+
+    @property
+    def events(self) -> Sequence[object]: ...
+    @property
+    def context(self) -> Context | None: ...
+    @property
+    def answer(self) -> asyncio.Future[Position]: ...
+    @property
+    def span(self) -> Span | None: ...
+
+
+class Watch:
+    """Counts, remembers slow queries, makes spans."""
+
+    def __init__(
+        self, metrics: Metrics | None = None, queries: QueryLog | None = None, tracing: Tracing | None = None
+    ) -> None:
+        self.metrics, self.queries, self.tracing = metrics or Metrics(), queries or QueryLog(), tracing or Tracing()
+
+    def call(self, rpc: str, context: Any) -> WatchedCall:
+        """``with`` around an rpc; ``context`` is gRPC's, asked for its metadata only while something is traced."""
+        return WatchedCall(self, rpc, context)
+
+    def flush(
+        self, boundary: str, calls: Sequence[FlushedCall], is_indexed: Callable[[Criterion], bool]
+    ) -> WatchedFlush:
+        """``with`` around a flush of these calls, which are answered within it."""
+        return WatchedFlush(self, boundary, calls, is_indexed)
+
+    def publish(self, boundary: str, prepares: Sequence[int]) -> WatchedPublish:
+        """``with`` around the publishing of the events at these positions."""
+        return WatchedPublish(self, boundary, prepares)
+
+    def read(self, boundary: str, kind: str, criteria: Iterable[tuple[Criterion, bool]], started: float) -> None:
+        """A read of these criteria, each with whether an index served it, began at that ``perf_counter``."""
+        seconds = perf_counter() - started
+        self.metrics.boundaries[boundary].reads[kind].observe(seconds)
+        self.queries.note(boundary, kind, criteria, seconds)
+
+
+class WatchedCall:
+    """One rpc; ``failed`` tells its status where that is not OK."""
+
+    __slots__ = ("_context", "_rpc", "_span", "_started", "_status", "_watch")
+
+    def __init__(self, watch: Watch, rpc: str, context: Any) -> None:
+        self._watch, self._rpc, self._context = watch, rpc, context
+        self._status = "OK"
+        self._span: Span | None = None
+
+    def failed(self, status: str) -> None:
+        self._status = status
+
+    def __enter__(self) -> WatchedCall:
+        watch = self._watch
+        watch.metrics.calls_now[self._rpc] += 1
+        if watch.tracing.tracer is not None:
+            self._span = watch.tracing.begin_call(self._rpc, self._context.invocation_metadata())
+            enter(self._span)
+        self._started = perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        metrics = self._watch.metrics
+        if kind is not None and self._status == "OK":
+            self._status = "CANCELLED"
+        metrics.call_seconds[self._rpc].observe(perf_counter() - self._started)
+        metrics.calls[self._rpc, self._status] += 1
+        metrics.calls_now[self._rpc] -= 1
+        if self._span is not None:
+            self._watch.tracing.end_call(self._span, self._status)
+
+
+class WatchedFlush:
+    """One flush of group commit."""
+
+    __slots__ = ("_boundary", "_calls", "_is_indexed", "_span", "_started", "_watch")
+
+    def __init__(
+        self, watch: Watch, boundary: str, calls: Sequence[FlushedCall], is_indexed: Callable[[Criterion], bool]
+    ) -> None:
+        self._watch, self._boundary, self._calls, self._is_indexed = watch, boundary, calls, is_indexed
+        self._span: Span | None = None
+
+    def __enter__(self) -> None:
+        tracing = self._watch.tracing
+        if tracing.tracer is not None:
+            parents = [call.span for call in self._calls if call.span is not None]
+            self._span = tracing.begin(
+                "orisun flush",
+                parents,
+                {"db.system.name": "postgresql", "orisun.boundary": self._boundary, "orisun.calls": len(self._calls)},
+            )
+        self._started = perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        seconds = perf_counter() - self._started
+        counts = self._watch.metrics.boundaries[self._boundary]
+        counts.commit_seconds.observe(seconds)
+        counts.flush_calls.observe(len(self._calls))
+        events = 0
+        for call in self._calls:
+            answer = call.answer
+            if not answer.done() or answer.cancelled():
+                continue
+            problem = answer.exception()
+            if problem is None:
+                counts.appends += 1
+                events += len(call.events)
+            elif isinstance(problem, ContextChanged):
+                counts.conflicts += 1
+            else:
+                counts.failures += 1
+        if kind is not None:
+            counts.failures += sum(not call.answer.done() for call in self._calls)
+        counts.events += events
+        counts.flush_events.observe(events)
+        self._note(seconds)
+        if self._span is not None:
+            self._trace(events)
+
+    def _note(self, seconds: float) -> None:
+        for call in self._calls[:_SAMPLE]:
+            if call.context is not None and call.context.query:
+                found = [(criterion, self._is_indexed(criterion)) for criterion in call.context.query[:_SAMPLE]]
+                self._watch.queries.note(self._boundary, "append", found, seconds)
+
+    def _trace(self, events: int) -> None:
+        if self._span is None:
+            return
+        tracing = self._watch.tracing
+        for call in self._calls:
+            answer = call.answer
+            if call.span is not None and answer.done() and not answer.cancelled() and answer.exception() is None:
+                tracing.remember(self._boundary, answer.result().prepare, len(call.events), call.span)
+        self._span.set_attribute("orisun.events", events)
+        self._span.end()
+
+
+class WatchedPublish:
+    """One batch of a publisher; ``origins`` are the ``traceparent`` headers of its events, by prepare position."""
+
+    __slots__ = ("_boundary", "_events", "_span", "_started", "_watch", "origins")
+
+    def __init__(self, watch: Watch, boundary: str, prepares: Sequence[int]) -> None:
+        self._watch, self._boundary, self._events = watch, boundary, len(prepares)
+        self._span: Span | None = None
+        tracing = watch.tracing
+        self.origins = tracing.origins(boundary, prepares) if tracing.tracer is not None else {}
+
+    def __enter__(self) -> WatchedPublish:
+        if self.origins:
+            self._span = self._watch.tracing.begin_publish(self._boundary, self._events, self.origins.values())
+        self._started = perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        counts = self._watch.metrics.boundaries[self._boundary]
+        if kind is None:
+            counts.publish_seconds.observe(perf_counter() - self._started)
+            counts.publish_events.observe(self._events)
+            counts.published += self._events
+        if self._span is not None:
+            if kind is not None:
+                self._span.set_attribute("error.type", kind.__qualname__)
+            self._span.end()
