@@ -14,6 +14,7 @@ import uuid
 import structlog
 
 from ..errors import OrisunError
+from ..observation import Watch
 from ..settings import Settings
 from ..storage.catalog import Boundary, Catalog
 from ..storage.database import Database
@@ -56,8 +57,9 @@ class Publishers:
         reader: Reader,
         nats: Nats,
         signals: Signals,
+        watch: Watch | None = None,
     ) -> None:
-        self._settings, self._database, self._reader = settings, database, reader
+        self._settings, self._database, self._reader, self._watch = settings, database, reader, watch
         self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
         self._appetite = Appetite(nats, settings.admin_schema, uuid.uuid4().hex)
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
@@ -91,6 +93,10 @@ class Publishers:
     def published_here(self) -> list[str]:
         """The boundaries that this server publishes."""
         return sorted(self._running)
+
+    def epochs(self) -> dict[str, int]:
+        """The epoch of the lease of each boundary that this server publishes."""
+        return {name: publisher.lease.epoch for name, (publisher, _) in sorted(self._running.items())}
 
     def _signalled(self, boundary: str | None) -> None:
         if not boundary:
@@ -163,6 +169,7 @@ class Publishers:
             nats=self._nats,
             database=self._database,
             settings=self._settings,
+            watch=self._watch,
         )
         self._running[boundary.name] = (
             publisher,

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..core.criteria import Query
 from ..core.matching import Matcher
 from ..core.position import NOTHING, Position, is_beginning
 from ..errors import AlreadyExists, InvalidArgument, OutOfRange, Unavailable
+from ..observation import Watch
 from ..storage.catalog import Boundary
 from ..storage.leases import Lease, Leases
 from ..storage.reads import Reader, Scan
@@ -37,11 +39,28 @@ _LONGEST_NAME = 255
 _PATIENCE, _AGAIN = 0.5, 0.05
 
 
+class Connected(NamedTuple):
+    """A subscription that is open on this server."""
+
+    boundary: str
+    name: str
+    #: Up to here every match has been handed to the client.
+    position: Position
+    #: What it asks for; () is the whole boundary.
+    query: Query
+    #: Seconds since 1970.
+    since: float
+    #: Whether it is fed by the live tail now, not from PostgreSQL.
+    live: bool
+
+
 class Subscriptions:
     """Opens subscriptions, one at a time for each name of a boundary, over all servers."""
 
-    def __init__(self, leases: Leases, reader: Reader, tails: LiveTails) -> None:
+    def __init__(self, leases: Leases, reader: Reader, tails: LiveTails, watch: Watch | None = None) -> None:
         self._leases, self._reader, self._tails = leases, reader, tails
+        self._watch = watch or Watch()
+        self._open: dict[_Subscription, tuple[str, float]] = {}
         self._inboxes: set[Inbox] = set()
         self._releases: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -66,14 +85,18 @@ class Subscriptions:
         watch = asyncio.create_task(_watch(lease, inbox), name="subscription-lease")
         tail = self._tails.attach(boundary, inbox)
         subscription = _Subscription(boundary, query, after, reader=self._reader, tail=tail, inbox=inbox)
+        self._open[subscription] = (name, time.time())
+        counts = self._watch.metrics.boundaries[boundary.name]
         try:
             async with contextlib.aclosing(subscription.pages()) as pages:
                 async for page in pages:
+                    counts.delivered += len(page)
                     for event in page:
                         inbox.check()
                         yield event
         finally:
             self._inboxes.discard(inbox)
+            del self._open[subscription]
             self._tails.detach(tail, inbox)
             watch.cancel()
             # a cancelled call frees the name too
@@ -90,6 +113,10 @@ class Subscriptions:
                 return None
             await asyncio.sleep(_AGAIN)
         return lease
+
+    def connected(self) -> list[Connected]:
+        """The subscriptions of this server, by boundary and name."""
+        return sorted(subscription.connected(*told) for subscription, told in self._open.items())
 
     def wake(self, boundary: str | None) -> None:
         """There are new events; subscriptions that poll for want of a live tail look now. None: in any boundary."""
@@ -125,6 +152,11 @@ class _Subscription:
         self._matcher = Matcher(query)
         self._covered = NOTHING if after is None or is_beginning(after) else after
         self._ahead: asyncio.Task[Scan] | None = None
+
+    def connected(self, name: str, since: float) -> Connected:
+        """What there is to tell of it."""
+        live = self._tail.live and self._inbox.intact
+        return Connected(self._boundary.name, name, self._covered, self._query, since, live)
 
     async def pages(self) -> AsyncGenerator[list[bytes]]:
         """The events to deliver, in order, in pages of any size."""
