@@ -88,6 +88,8 @@ def pg_settings(postgres: PostgresAddress) -> Settings:
         pg_sslmode="disable",
         grpc_host="127.0.0.1",
         grpc_port=0,
+        admin_port=0,
+        otel_enabled=False,
     )
 
 

@@ -113,6 +113,7 @@ class ServerProcess:
     def __init__(self, settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         variables = environment(settings) if settings is not None else {}
+        variables = {"ORISUN_ADMIN_PORT": "0", "ORISUN_OTEL_ENABLED": "false"} | variables
         variables |= {"ORISUN_GRPC_HOST": "127.0.0.1", "ORISUN_GRPC_PORT": str(self.port), **(environ or {})}
         self.port = int(variables["ORISUN_GRPC_PORT"])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORISUN_")}

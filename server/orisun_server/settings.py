@@ -75,7 +75,9 @@ class Settings(BaseModel):
     grpc_tls_ca_file: Path = _var("/etc/orisun/tls/ca.crt", "Authority that client certificates are checked against")
     grpc_tls_client_auth_required: bool = _var(False, "Refuse clients without a certificate of that authority")
 
-    admin_port: Port = _var(8991, "Port of the admin web page (not there yet)")
+    admin_enabled: bool = _var(True, "Ours. Serve the admin page, `/metrics`, `/healthz` and `/readyz`")
+    admin_port: Port = _var(8991, "Port of the admin page, on ORISUN_GRPC_HOST; a free one when the default is taken")
+    admin_metrics_public: bool = _var(True, "Ours. Serve `/metrics` to everybody; else to ADMIN and OPERATIONS only")
     admin_username: Annotated[str, Field(min_length=3, pattern=r"^[^:]+$")] = _var(
         "admin", "Name of the first administrator: at least 3 characters, without a colon"
     )
@@ -157,11 +159,16 @@ class Settings(BaseModel):
     logging_format: Literal["auto", "json", "console"] = _var(
         "auto", "Ours. `auto` writes for people on a terminal and JSON else"
     )
-    otel_enabled: bool = _var(True, "OpenTelemetry (accepted, not there yet)")
-    otel_endpoint: str = _var("localhost:4317", "OTLP endpoint (accepted, not there yet)")
-    otel_service_name: str = _var("orisun", "Name of the service in traces (accepted, not there yet)")
-    pprof_enabled: bool = _var(False, "Go's profiler: accepted and ignored")
-    pprof_port: Port = _var(6060, "Go's profiler: accepted and ignored")
+    slow_query_threshold: Duration = _var("500ms", "Ours. Reads and context checks that take longer are logged")
+    otel_enabled: bool = _var(True, "OpenTelemetry: traces and metrics over OTLP, as soon as the endpoint answers")
+    otel_endpoint: str = _var("localhost:4317", "OTLP endpoint (gRPC): `host:port`, or a URL; `https://` for TLS")
+    otel_service_name: str = _var("orisun", "Name of the service in traces and metrics")
+    otel_traces_per_second: Annotated[int, Field(ge=0)] = _var(
+        10, "Ours. Traces that the server begins by itself; calls that bring a sampled `traceparent` always are traced"
+    )
+    otel_metrics_interval: Annotated[Duration, Field(gt=0)] = _var("60s", "Ours. Pause between two exports of metrics")
+    pprof_enabled: bool = _var(False, "Serve CPU and heap profiles, for ADMIN only")
+    pprof_port: Port = _var(6060, "Port of the profiles, on ORISUN_GRPC_HOST")
 
     @model_validator(mode="before")
     @classmethod
