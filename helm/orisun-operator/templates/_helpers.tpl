@@ -1,0 +1,102 @@
+{{- define "orisun-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The name of everything that is in the cluster once a release: at most 50 characters, so that suffixes fit. */}}
+{{- define "orisun-operator.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Of what the whole Kubernetes cluster shares: two releases of one name in two namespaces are two. */}}
+{{- define "orisun-operator.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "orisun-operator.fullname" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "orisun-operator.selector" -}}
+app.kubernetes.io/name: {{ include "orisun-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "orisun-operator.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "orisun-operator.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: orisun
+{{- end }}
+
+{{- define "orisun-operator.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "orisun-operator.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "orisun-operator.image" -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+
+{{/* What the operator may do in a namespace that it looks after. */}}
+{{- define "orisun-operator.rules" -}}
+- apiGroups: [orisun.io]
+  resources: [orisunclusters, boundaries, eventindexes]
+  verbs: [get, list, watch, patch, update]
+- apiGroups: [orisun.io]
+  resources: [orisunclusters/status, boundaries/status, eventindexes/status]
+  verbs: [get, patch, update]
+# owner references that block the deletion of their owner want this where OwnerReferencesPermissionEnforcement is on
+- apiGroups: [orisun.io]
+  resources: [orisunclusters/finalizers, boundaries/finalizers, eventindexes/finalizers]
+  verbs: [update]
+# what a cluster is made of; Secrets also because specs refer to them
+- apiGroups: [""]
+  resources: [services, configmaps, secrets, serviceaccounts, persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, update, delete]
+# a rollout replaces its pods one at a time
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch, delete]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [get, create, patch]
+# whether the namespace is going away
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
+# optional neighbours
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [get, list, watch, create, patch, update, delete]
+- apiGroups: [postgresql.cnpg.io]
+  resources: [clusters]
+  verbs: [get, list, watch]
+{{- end }}
