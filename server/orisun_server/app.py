@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import platform
+import secrets
 import signal
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Protocol
@@ -59,7 +60,8 @@ class App:
         #: With the addresses of what was embedded; known after ``start``.
         self.effective = settings
         self.health = HealthState()
-        self.node_id = uuid.uuid4().hex
+        # begins with the machine's name, which in a cluster is the pod's
+        self.node_id = f"{platform.node() or 'node'}-{secrets.token_hex(4)}"
         self.address = ""
         self._parts = AsyncExitStack()
 
@@ -128,6 +130,7 @@ class App:
         self._parts.push_async_callback(subscriptions.stop)
         appender.on_commit(subscriptions.wake)
         signals.on_signal(subscriptions.wake)
+        catalog.on_change(lambda: subscriptions.keep({boundary.name for boundary in catalog.active()}))
         pubsub = PubSub(nats)
         self._parts.push_async_callback(pubsub.stop)
 

@@ -11,7 +11,9 @@ import asyncio
 import time
 import uuid
 
+import asyncpg
 import structlog
+from nats.js.errors import NotFoundError
 
 from ..errors import OrisunError
 from ..observation import Watch
@@ -26,6 +28,7 @@ from .nats import NATS_ERRORS, Nats
 from .publisher import Publisher
 from .signals import Signals
 from .store import trim
+from .stream import EventStream
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +143,7 @@ class Publishers:
             await self._give_up(list(self._running))
             return
         await self._appetite.listen()
-        await self._give_up([name for name in self._running if name not in boundaries])
+        await self._give_up([name for name in self._running if name not in boundaries], forever=True)
         if self._appetite.others_want:
             await self._give_up(list(self._running)[share:])
         self._refused &= boundaries.keys()
@@ -182,8 +185,9 @@ class Publishers:
         lost.add_done_callback(lambda _: publisher.stop())
         try:
             await publisher.run()
-        except OrisunError:
-            log.exception("a publisher failed", boundary=publisher.boundary.name)
+        except (OrisunError, asyncpg.PostgresError) as problem:
+            # the tables of a boundary that was removed are gone
+            log.warning("a publisher ended", boundary=publisher.boundary.name, reason=type(problem).__name__)
         finally:
             lost.cancel()
             self._look.set()
@@ -193,8 +197,11 @@ class Publishers:
             log.info(f"Failed to acquire lock for boundary: {name}")
         self._refused |= names
 
-    async def _give_up(self, names: list[str]) -> None:
-        """Lets publishers finish, then frees their leases and tells the others."""
+    async def _give_up(self, names: list[str], *, forever: bool = False) -> None:
+        """Lets publishers finish, then frees their leases and tells the others.
+
+        ``forever``: the boundaries are not active any more, so their streams go too; one that comes back is made anew.
+        """
         ended = [self._running.pop(name) for name in names]
         if not ended:
             return
@@ -203,5 +210,17 @@ class Publishers:
         tasks = [task for _, task in ended]
         _, late = await asyncio.wait(tasks, timeout=_FINISH)
         await end(late)
+        if forever:
+            await asyncio.gather(*(self._delete_stream(publisher.boundary.name) for publisher, _ in ended))
         await asyncio.gather(*(publisher.lease.release() for publisher, _ in ended))
         self._signals.send("")
+
+    async def _delete_stream(self, boundary: str) -> None:
+        try:
+            await EventStream(self._nats.connection, boundary, self._settings).delete()
+            log.info("stream deleted", boundary=boundary)
+        except NotFoundError:
+            pass
+        except NATS_ERRORS as problem:
+            # it holds nothing any more once its events have aged
+            log.warning("stream is left behind", boundary=boundary, reason=str(problem))

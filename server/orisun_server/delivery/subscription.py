@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from ..core.criteria import Query
 from ..core.matching import Matcher
 from ..core.position import NOTHING, Position, is_beginning
-from ..errors import AlreadyExists, InvalidArgument, OutOfRange, Unavailable
+from ..errors import AlreadyExists, BoundaryNotActive, InvalidArgument, OutOfRange, Unavailable
 from ..observation import Watch
 from ..storage.catalog import Boundary
 from ..storage.leases import Lease, Leases
@@ -61,7 +61,7 @@ class Subscriptions:
         self._leases, self._reader, self._tails = leases, reader, tails
         self._watch = watch or Watch()
         self._open: dict[_Subscription, tuple[str, float]] = {}
-        self._inboxes: set[Inbox] = set()
+        self._inboxes: dict[Inbox, str] = {}
         self._releases: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -81,7 +81,7 @@ class Subscriptions:
         if lease is None:
             raise AlreadyExists(f'subscriber "{name}" of boundary "{boundary.name}" is connected already')
         inbox = Inbox()
-        self._inboxes.add(inbox)
+        self._inboxes[inbox] = boundary.name
         watch = asyncio.create_task(_watch(lease, inbox), name="subscription-lease")
         tail = self._tails.attach(boundary, inbox)
         subscription = _Subscription(boundary, query, after, reader=self._reader, tail=tail, inbox=inbox)
@@ -95,7 +95,7 @@ class Subscriptions:
                         inbox.check()
                         yield event
         finally:
-            self._inboxes.discard(inbox)
+            self._inboxes.pop(inbox, None)
             del self._open[subscription]
             self._tails.detach(tail, inbox)
             watch.cancel()
@@ -124,6 +124,12 @@ class Subscriptions:
             if not tail.live:
                 for inbox in tail.inboxes:
                     inbox.poke()
+
+    def keep(self, active: Collection[str]) -> None:
+        """Ends the subscriptions of all boundaries but these with BoundaryNotActive."""
+        for inbox, boundary in self._inboxes.items():
+            if boundary not in active:
+                inbox.fail(BoundaryNotActive(boundary))
 
     async def stop(self) -> None:
         """Ends all subscriptions with Unavailable."""

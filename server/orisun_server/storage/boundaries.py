@@ -57,6 +57,8 @@ class BoundaryRecord:
     definition_position: Position
     status_position: Position
     created_at: datetime
+    #: The resource that manages it in a cluster, "" for none.
+    managed_by: str = ""
 
 
 def record_of(row: Mapping[str, Any]) -> BoundaryRecord:
@@ -72,6 +74,7 @@ def record_of(row: Mapping[str, Any]) -> BoundaryRecord:
         definition_position=_position(row["definition_version"]),
         status_position=_position(row["status_version"]),
         created_at=row["created_at"],
+        managed_by=row["managed_by"],
     )
 
 
@@ -107,20 +110,20 @@ LEFT JOIN {schema}.orisun_boundary AS b ON v.version <> $1
 WHERE v.topic = 'boundary' ORDER BY b.name COLLATE "C"
 """
 
-# Whoever writes grows the version first: its row is the lock that keeps writers from waiting in a circle.
-_GROWN = "UPDATE {schema}.orisun_version SET version = version + 1 WHERE topic = 'boundary'"
+#: Whoever writes grows the version first: its row is the lock that keeps writers from waiting in a circle.
+GROWN = "UPDATE {schema}.orisun_version SET version = version + 1 WHERE topic = 'boundary'"
 
 _AGAIN = """
 ON CONFLICT (name) DO UPDATE SET
     description = excluded.description, backend = excluded.backend, namespace = excluded.namespace,
     status = 'PROVISIONING', existed_before_catalog = excluded.existed_before_catalog, last_error = '',
     definition_version = excluded.definition_version, status_version = excluded.status_version
-WHERE b.status = 'FAILED'
+WHERE b.status = 'FAILED' AND b.managed_by = ''
 """
 
-# $1 name, $2 description, $3 backend, $4 schema, $5 existed; no row when there is one that has not failed
+# $1 name, $2 description, $3 backend, $4 schema, $5 existed; no row when there is one that has not failed or is managed
 _CREATE = f"""
-WITH v AS ({_GROWN} RETURNING version)
+WITH v AS ({GROWN} RETURNING version)
 INSERT INTO {{schema}}.orisun_boundary AS b (name, description, backend, namespace, status, existed_before_catalog,
                                              definition_version, status_version)
 SELECT $1, $2, $3, $4, 'PROVISIONING', $5::boolean, v.version, v.version FROM v
@@ -132,9 +135,9 @@ _SEED = f"""
 WITH wanted AS MATERIALIZED (
     SELECT w.* FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) AS w (name, description, schema, existed)
     LEFT JOIN {{schema}}.orisun_boundary AS b ON b.name = w.name
-    WHERE b.name IS NULL OR b.status = 'FAILED' AND b.namespace = w.schema
+    WHERE b.name IS NULL OR b.status = 'FAILED' AND b.namespace = w.schema AND b.managed_by = ''
 ),
-v AS ({_GROWN} AND EXISTS (SELECT FROM wanted) RETURNING version)
+v AS ({GROWN} AND EXISTS (SELECT FROM wanted) RETURNING version)
 INSERT INTO {{schema}}.orisun_boundary AS b (name, description, backend, namespace, status, existed_before_catalog,
                                              definition_version, status_version)
 SELECT w.name, w.description, $5, w.schema, 'PROVISIONING', w.existed, v.version, v.version FROM v, wanted AS w
@@ -144,7 +147,7 @@ SELECT w.name, w.description, $5, w.schema, 'PROVISIONING', w.existed, v.version
 # $1 names, $2 statuses, $3 errors, $4 definition versions, $5 epochs, item by item; $6 kind of lease, $7 node. Changes
 # what is still the boundary that was provisioned, and under a lease that still holds.
 _SETTLE = f"""
-WITH v AS ({_GROWN} RETURNING version)
+WITH v AS ({GROWN} RETURNING version)
 UPDATE {{schema}}.orisun_boundary AS b
 SET status = r.status, last_error = r.error, status_version = v.version
 FROM v, unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])

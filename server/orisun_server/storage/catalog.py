@@ -113,6 +113,7 @@ class Catalog:
         Raises:
             InvalidArgument: The name, the backend or the namespace (schema) cannot be.
             AlreadyExists: There is one of that name that has not failed.
+            FailedPrecondition: A resource in a cluster manages the one of that name, and it has failed or is another.
             Unavailable: PostgreSQL cannot be reached.
         """
         check_name(name)
@@ -122,6 +123,7 @@ class Catalog:
                 self._sql.create, name, description, BACKEND, schema, existed_before_catalog
             )
         if row is None:
+            await self._refuse_change(name, description, schema)
             raise AlreadyExists(f'boundary "{name}" already exists')
         log.info("boundary added", boundary=name, schema=schema)
         self._wake.set()
@@ -129,6 +131,19 @@ class Catalog:
             async with asyncio.timeout(_CREATE_PATIENCE):
                 await self._settled([name], record_of(row).definition_position.commit)
         return await self.find(name)
+
+    async def _refuse_change(self, name: str, description: str, schema: str) -> None:
+        """Raise FailedPrecondition if asking for this would change a boundary that a resource manages."""
+        await self._refresh()
+        found = self._records.get(name)
+        if found is None or not found.managed_by:
+            return
+        failed = found.status is BoundaryStatus.FAILED
+        if failed or (found.description, found.namespace) != (description, schema):
+            raise FailedPrecondition(
+                f'boundary "{name}" is managed by {found.managed_by}: change that resource instead'
+                + (f" (it failed: {found.last_error})" if failed else "")
+            )
 
     # -- life ------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ LEFT JOIN (pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid =
            JOIN pg_catalog.pg_index AS x ON x.indexrelid = c.oid)
        ON n.nspname = $1::text::name AND c.relname = $2::text::name
 """
-_CANCEL = """
+#: $1 how the statement of a build begins; ends it.
+CANCEL = """
 SELECT count(pg_cancel_backend(a.pid)) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.datname = current_database() AND a.state = 'active' AND starts_with(a.query, $1)
 """
@@ -144,7 +145,7 @@ class IndexBuilder:
             await self._catalog.failed(record, reason)
 
     async def _drop(self, connection: asyncpg.Connection, lease: Lease, record: IndexRecord) -> None:
-        await connection.execute(_CANCEL, create_prefix(record.pg_name))
+        await connection.execute(CANCEL, create_prefix(record.pg_name))
         # waits for a build that could not be cancelled
         await self._execute(connection, lease, drop_sql(record.names, record.pg_name))
         await self._catalog.forget(record)
@@ -188,7 +189,7 @@ class IndexBuilder:
                 if not lease.valid:
                     raise Unavailable("the lease was lost")
                 if building is not None and not self._wants(building):
-                    await self._database.admin.execute(_CANCEL, create_prefix(building.pg_name))
+                    await self._database.admin.execute(CANCEL, create_prefix(building.pg_name))
             await statement
         finally:
             if not statement.done():

@@ -17,6 +17,9 @@ from .names import BoundaryNames, quote
 BUILDING, READY, DROPPING = "BUILDING", "READY", "DROPPING"
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}", re.ASCII)
+#: Begins the name of an index that is built to take the place of another; in no name that users give.
+_BESIDE = "~"
+_VISIBLE = f"left(i.name, 1) <> '{_BESIDE}'"
 _MAX_FIELDS = 16
 _MAX_CONDITIONS = 16
 _MAX_KEY = 255
@@ -35,6 +38,8 @@ class IndexRecord:
     state: str
     #: What went wrong with the last attempt to build it, "" for nothing.
     last_error: str = ""
+    #: The resource that manages it in a cluster, "" for none.
+    managed_by: str = ""
 
     @property
     def names(self) -> BoundaryNames:
@@ -71,29 +76,69 @@ class IndexCatalog:
         return await self._records("b.status = 'ACTIVE'")
 
     async def of(self, boundary: str) -> list[IndexRecord]:
-        """The indexes of a boundary that are not being dropped, by name."""
-        return await self._records("i.boundary = $1 AND i.state <> 'DROPPING'", boundary)
+        """The indexes of a boundary that are neither being dropped nor built to take another's place, by name."""
+        return await self._records(f"i.boundary = $1 AND i.state <> 'DROPPING' AND {_VISIBLE}", boundary)
 
     async def find(self, boundary: str, name: str) -> IndexRecord | None:
         found = await self._records("i.boundary = $1 AND i.name = $2 AND i.state <> 'DROPPING'", boundary, name)
         return found[0] if found else None
 
-    async def add(self, names: BoundaryNames, definition: IndexDefinition) -> bool:
-        """Whether it was added; False when there is one of that name."""
+    async def managed(self, boundary: str | None = None) -> list[IndexRecord]:
+        """The indexes that resources manage, also of boundaries that are not active; of one boundary, or of all."""
+        return await self._records("i.managed_by <> '' AND i.boundary = coalesce($1, i.boundary)", boundary)
+
+    async def unmanaged(self) -> list[IndexRecord]:
+        """The indexes that no resource manages, but for those that are being dropped."""
+        return await self._records(f"i.managed_by = '' AND i.state <> 'DROPPING' AND {_VISIBLE}")
+
+    async def add(
+        self, names: BoundaryNames, definition: IndexDefinition, *, managed_by: str = "", beside: bool = False
+    ) -> bool:
+        """Whether it was added; False when there is one of that name.
+
+        ``beside`` another of that name it is built under a name that users do not see, until ``swap``.
+        """
         fields = [{"key": field.key, "type": field.value_type.name} for field in definition.fields]
         conditions = [{"key": c.key, "operator": c.operator, "value": c.value} for c in definition.conditions]
         with self._database.guard():
             return bool(
                 await self._database.admin.fetchval(
-                    f"INSERT INTO {self._table} (boundary, name, fields, conditions, combinator, pg_name, state) "
-                    "VALUES ($1, $2, $3::text::jsonb, $4::text::jsonb, $5, $6, 'BUILDING') "
+                    f"INSERT INTO {self._table} "
+                    "(boundary, name, fields, conditions, combinator, pg_name, state, managed_by) "
+                    "VALUES ($1, $2, $3::text::jsonb, $4::text::jsonb, $5, $6, 'BUILDING', $7) "
                     "ON CONFLICT DO NOTHING RETURNING true",
                     names.boundary,
-                    definition.name,
+                    beside_name(definition.name) if beside else definition.name,
                     json.dumps(fields),
                     json.dumps(conditions),
                     definition.combinator,
                     definition.pg_name(names, secrets.token_hex(4)),
+                    managed_by,
+                )
+            )
+
+    async def manage(self, record: IndexRecord, managed_by: str) -> bool:
+        """Hand an index over to a resource, or to none (""); whether it was still managed as ``record`` says."""
+        return await self._update(
+            "managed_by = $3 WHERE i.managed_by = $4 AND i.state <> 'DROPPING'", record, managed_by, record.managed_by
+        )
+
+    async def swap(self, boundary: str, name: str) -> bool:
+        """Put the index that was built beside another in its place once it is READY; the other is dropped.
+
+        The old one's name is free before it is taken: the update of the new one starts from what the other gave back.
+        """
+        with self._database.guard():
+            return bool(
+                await self._database.admin.fetchval(
+                    f"WITH built AS (SELECT FROM {self._table} WHERE boundary = $1 AND name = $3 AND state = 'READY'), "
+                    f"retired AS (UPDATE {self._table} SET state = 'DROPPING', name = '+' || pg_name, managed_by = '' "
+                    "WHERE boundary = $1 AND name = $2 AND EXISTS (SELECT FROM built) RETURNING 1) "
+                    f"UPDATE {self._table} AS i SET name = $2 FROM (SELECT count(*) FROM retired) AS r "
+                    "WHERE i.boundary = $1 AND i.name = $3 AND i.state = 'READY' RETURNING true",
+                    boundary,
+                    name,
+                    beside_name(name),
                 )
             )
 
@@ -101,7 +146,7 @@ class IndexCatalog:
         """Mark an index as to be dropped, and free its name at once: ``+`` is in no name that users give."""
         with self._database.guard():
             await self._database.admin.execute(
-                f"UPDATE {self._table} SET state = 'DROPPING', name = '+' || pg_name "
+                f"UPDATE {self._table} SET state = 'DROPPING', name = '+' || pg_name, managed_by = '' "
                 "WHERE boundary = $1 AND name = $2 AND state <> 'DROPPING'",
                 boundary,
                 name,
@@ -154,11 +199,17 @@ class IndexCatalog:
         with self._database.guard():
             rows = await self._database.admin.fetch(
                 "SELECT i.boundary, b.namespace, i.name, i.fields::text, i.conditions::text, i.combinator, i.pg_name, "
-                f"i.state, i.last_error FROM {self._table} AS i JOIN {self._boundaries} AS b ON b.name = i.boundary "
+                "i.state, i.last_error, i.managed_by "
+                f"FROM {self._table} AS i JOIN {self._boundaries} AS b ON b.name = i.boundary "
                 f"WHERE {where} ORDER BY i.boundary, i.name",
                 *arguments,
             )
         return [_record(row) for row in rows]
+
+
+def beside_name(name: str) -> str:
+    """The name that the catalog has for an index that is built beside the one of that name."""
+    return _BESIDE + name
 
 
 def check(definition: IndexDefinition) -> None:
@@ -194,11 +245,11 @@ def _check_texts(what: str, texts: Sequence[str], longest: int) -> None:
 
 
 def _record(row: Any) -> IndexRecord:
-    boundary, schema, name, fields, conditions, combinator, pg_name, state, last_error = row
+    boundary, schema, name, fields, conditions, combinator, pg_name, state, last_error, managed_by = row
     definition = IndexDefinition(
         name,
         tuple(IndexField(field["key"], ValueType[field["type"]]) for field in json.loads(fields)),
         tuple(IndexCondition(c["key"], c["operator"], c["value"]) for c in json.loads(conditions)),
         combinator,
     )
-    return IndexRecord(boundary, schema, definition, pg_name, state, last_error)
+    return IndexRecord(boundary, schema, definition, pg_name, state, last_error, managed_by)

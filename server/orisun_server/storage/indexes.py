@@ -12,7 +12,7 @@ import builtins
 
 import structlog
 
-from ..errors import AlreadyExists, NotFound
+from ..errors import AlreadyExists, FailedPrecondition, NotFound
 from ..tasks import end
 from .catalog import Boundary
 from .database import Database
@@ -52,6 +52,7 @@ class Indexes:
         Raises:
             InvalidArgument: The definition cannot be.
             AlreadyExists: The boundary has an index of that name and another shape.
+            FailedPrecondition: So it has, and a resource in a cluster manages it.
             Unavailable: PostgreSQL cannot be reached.
         """
         check(definition)
@@ -60,18 +61,20 @@ class Indexes:
             if found is not None and found.definition == definition:
                 return
             if found is not None:
+                _refuse_if_managed(found)
                 raise AlreadyExists(f'index "{definition.name}" already exists with other fields or conditions')
-        await self._refresh()
-        self._look()
+        await self.look()
 
     async def drop(self, boundary: Boundary, name: str) -> None:
         """Drop an index, also one that is being built; its name is free at once. Of nothing: nothing.
 
-        Raises Unavailable.
+        Raises FailedPrecondition when a resource in a cluster manages it, Unavailable.
         """
+        found = await self._catalog.find(boundary.name, name)
+        if found is not None:
+            _refuse_if_managed(found)
         await self._catalog.retire(boundary.name, name)
-        await self._refresh()
-        self._look()
+        await self.look()
 
     async def list(self, boundary: Boundary) -> builtins.list[IndexRecord]:
         """The boundary's indexes as the catalog has them now, by name. Raises Unavailable."""
@@ -83,6 +86,11 @@ class Indexes:
         if found is None:
             raise NotFound(f'index "{name}" not found')
         return found
+
+    async def look(self) -> None:
+        """Notice now what has changed in the catalog, and begin the work that follows. Raises Unavailable."""
+        await self._refresh()
+        self._look()
 
     async def start(self) -> None:
         """Read the catalog, and follow it from then on. Raises Unavailable."""
@@ -143,3 +151,11 @@ class Indexes:
                 definitions = tuple(ready.get(boundary, ()))
                 if definitions != self._ready.get(boundary):
                     self._ready[boundary] = definitions
+
+
+def _refuse_if_managed(record: IndexRecord) -> None:
+    if record.managed_by:
+        raise FailedPrecondition(
+            f'index "{record.definition.name}" of boundary "{record.boundary}" is managed by {record.managed_by}:'
+            " change or delete that resource instead"
+        )

@@ -77,6 +77,11 @@ class BoundaryNames:
         return self._name("orisun_append")
 
     @cached_property
+    def closed(self) -> str:
+        """The trigger, and its function, that refuse events while the boundary is being removed."""
+        return self._name("orisun_closed")
+
+    @cached_property
     def event_id_index(self) -> str:
         return self._name("orisun_es_event_event_id_key")
 
