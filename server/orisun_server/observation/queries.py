@@ -6,7 +6,7 @@ Bounded in number, and without values: a criterion is known by its keys alone, s
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -67,6 +67,9 @@ class QueryLog:
     def __init__(self, slow_seconds: float = 0.5, *, most: int = _MOST) -> None:
         self._slow, self._most = slow_seconds, most
         self._entries: OrderedDict[Shape, QueryEntry] = OrderedDict()
+        #: How many there were in each boundary.
+        self.slow: Counter[str] = Counter()
+        self.unindexed: Counter[str] = Counter()
 
     @property
     def slow_seconds(self) -> float:
@@ -75,12 +78,15 @@ class QueryLog:
     def note(self, boundary: str, kind: str, criteria: Iterable[tuple[Criterion, bool]], seconds: float) -> None:
         """A read or check of these criteria, each with whether an index served it, took that long."""
         slow = seconds >= self._slow
+        if slow:
+            self.slow[boundary] += 1
         for criterion, indexed in criteria:
             if (indexed and not slow) or not criterion:
                 continue
             entry = self._entry(Shape(boundary, kind, _keys(criterion)))
             entry.count += 1
             entry.slow += slow
+            self.unindexed[boundary] += not indexed
             entry.indexed = indexed
             entry.total_seconds += seconds
             entry.max_seconds = max(entry.max_seconds, seconds)

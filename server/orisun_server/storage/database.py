@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 #: The oldest PostgreSQL that the SQL of this package runs on.
 MINIMUM_VERSION = 13
 
+_POOLS = ("write", "read", "admin")
 _CONNECT_TIMEOUT = 10.0
 #: Seconds after which a peer that answers nothing counts as gone (a node without power closes no connection).
 _DEAD_PEER = 20
@@ -95,7 +96,7 @@ class Database:
             options |= {"statement_cache_size": 1024, "max_cached_statement_lifetime": 0}
         database = cls(options, target, pooled=pooled, cached=cached)
         try:
-            for name in ("write", "read", "admin"):
+            for name in _POOLS:
                 await database._open_pool(name, settings)
         except BaseException:
             await database.close()
@@ -139,6 +140,10 @@ class Database:
             raise FailedPrecondition(f"LISTEN hears nothing behind the pooler at {self.target}; poll instead")
         return await self.dedicated_connection()
 
+    def pools(self) -> list[tuple[str, asyncpg.Pool]]:
+        """The pools that are open, by name."""
+        return [(name, pool) for name in _POOLS if (pool := self.__dict__.get(name)) is not None]
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Turn failures that pass (connection lost, restart, no resources, no primary) into ``StorageUnavailable``."""
@@ -149,7 +154,7 @@ class Database:
         """Close all pools; connections in use get five seconds to finish."""
         await end(self._upkeep)
         self._upkeep.clear()
-        pools = [pool for name in ("write", "read", "admin") if (pool := self.__dict__.get(name)) is not None]
+        pools = [pool for _, pool in self.pools()]
         try:
             async with asyncio.timeout(5):
                 await asyncio.gather(*(pool.close() for pool in pools))

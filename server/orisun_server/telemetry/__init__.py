@@ -1,0 +1,1 @@
+"""What the server shows of itself to machines: metrics (Prometheus, OTLP), traces (OTLP), profiles."""
