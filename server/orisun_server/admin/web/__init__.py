@@ -1,0 +1,1 @@
+"""The administration's HTTP server: the page for people, metrics and probes for machines, profiles on a port apart."""
