@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench config test lint format proto lock images clean docs/configuration.md
+.PHONY: help run bench config test lint format proto lock images chart e2e clean docs/configuration.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -47,6 +47,12 @@ proto: $(STAMP) ## Generate client/orisun_api from proto/
 
 images: ## Build the container images orisun:VERSION and orisun-nats:VERSION (honours IMAGE, VERSION, DOCKER)
 	@scripts/images.sh $(VERSION)
+
+chart: ## Bring crds/ into the chart, and render it as one file for kubectl (needs helm)
+	@scripts/render_chart.sh
+
+e2e: $(STAMP) ## Run the end-to-end suite on a real Kubernetes: yours (KUBECONFIG), or one that it makes (ARGS=-k name)
+	@scripts/e2e.sh $(ARGS)
 
 docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
