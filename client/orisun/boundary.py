@@ -1,0 +1,147 @@
+"""One boundary of a server: append, read, latest, subscribe."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
+
+from orisun_api import eventstore_pb2 as pb
+
+from .errors import ResourceExhausted, refuse
+from .events import Event, as_new_event
+from .position import Position
+from .queries import EVERYTHING, AppendCondition, Query
+from .store import Command, Latest
+from .subscription import Subscription
+from .wire import (
+    criteria_messages,
+    event_messages,
+    event_of,
+    position_message,
+    position_of,
+    query_message,
+    save_query,
+)
+
+if TYPE_CHECKING:
+    from .client import Client
+
+_MAX_PAGE = 10_000
+
+
+class Boundary:
+    """The events of one boundary; ``client.boundary(name)`` makes it. It implements ``Store``."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client, self.name = client, name
+        self._calls, self._types = client.calls, client.types
+
+    async def append(
+        self,
+        events: Iterable[object],
+        *,
+        condition: AppendCondition | None = None,
+        command: Command | None = None,
+        timeout: float | None = None,
+    ) -> Position:
+        """Append events in this order, all or none, and return the position of the last one.
+
+        Each item is a ``NewEvent``, or an object of a class with a codec. With a condition they are appended only if
+        the latest event that it matches is the expected one; without, always. ``command`` is stored along with them.
+
+        Repeating it with the same ``NewEvent`` objects is harmless: the server answers with the position of the first
+        time, whatever the condition. For this reason UNAVAILABLE is tried again here, within ``timeout`` seconds.
+
+        Raises:
+            Conflict: another matching event came in between; it has the expected and the actual position.
+            DuplicateEventId: an event id is stored already, with other content or in another append.
+            InvalidArgument, CodecError: an event cannot be stored as it is.
+            DeadlineExceeded, Unavailable: it is unknown whether the events are stored; repeat it.
+        """
+        messages = event_messages([as_new_event(item) for item in events], self._types)
+        if not messages:
+            refuse("there are no events to append")
+        request = pb.SaveEventsRequest(
+            boundary=self.name,
+            query=save_query(condition),
+            events=messages,
+        )
+        result = await self._calls.unary("events", "SaveEvents", request, timeout=timeout)
+        return position_of(result.log_position)
+
+    async def read(
+        self,
+        query: Query = EVERYTHING,
+        *,
+        after: Position | None = None,
+        start: Position | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+        page_size: int = 500,
+    ) -> AsyncIterator[Event]:
+        """Iterate over the stored events that match, in the order of positions, or against it.
+
+        It begins after ``after`` (exclusive) or at ``start`` (inclusive), by default at the end where there are events,
+        and stops at the other one, or after ``limit`` events. Events are fetched ``page_size`` at a time (1 to 10,000;
+        fewer where they are large), and only those are held in memory. Reading upwards, it also meets what is appended
+        meanwhile; each position it passes is final, for commit order is position order.
+        """
+        if after is not None and start is not None:
+            refuse("read: give after (exclusive) or start (inclusive), not both")
+        if not 1 <= page_size <= _MAX_PAGE:
+            refuse(f"read: page_size {page_size} is not between 1 and {_MAX_PAGE}")
+        request = pb.GetEventsRequest(
+            boundary=self.name,
+            query=query_message(query),
+            direction=pb.DESC if descending else pb.ASC,
+            after_position=position_message(after) if after is not None else None,
+            from_position=position_message(start) if start is not None else None,
+        )
+        left = limit
+        while left is None or left > 0:
+            request.count = page_size if left is None else min(page_size, left)
+            try:
+                page = (await self._calls.unary("events", "GetEvents", request)).events
+            except ResourceExhausted:
+                if request.count == 1:
+                    raise
+                page_size = max(request.count // 4, 1)
+                continue
+            for message in page:
+                yield event_of(message, self._types)
+            if len(page) < request.count:
+                return
+            left = None if left is None else left - len(page)
+            request.ClearField("from_position")
+            request.after_position.CopyFrom(page[-1].position)
+
+    async def latest(self, query: Query, *, timeout: float | None = None) -> Latest:
+        """The latest event of each criterion of the query, all from one snapshot, at the cost of one look-up each.
+
+        ``latest(where(user="a") | where(user="b")).events`` has two; ``.condition`` is what to append under.
+        Raises InvalidArgument for EVERYTHING, which has no criteria.
+        """
+        if not query.criteria:
+            refuse("latest needs criteria; the last event of all is the first of read(descending=True, limit=1)")
+        request = pb.GetLatestByCriteriaRequest(boundary=self.name, criteria=criteria_messages(query))
+        response = await self._calls.unary("events", "GetLatestByCriteria", request, timeout=timeout)
+        events = tuple(
+            event_of(result.event, self._types) if result.HasField("event") else None for result in response.results
+        )
+        return Latest(query, events, position_of(response.context_position))
+
+    def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
+        """Follow the events that match, those stored after ``after`` first (None: from the first event on).
+
+        ``name`` is taken once at a time in the boundary, over all servers. Use it as::
+
+            async with boundary.subscribe("mailer", where("OrderPlaced"), after=position) as subscription:
+                async for event in subscription:
+                    ...
+
+        Iterating raises SubscriberInUse (the name is taken), OutOfRange (``after`` is of another history), Unavailable
+        (no server was reached at the beginning; later on it tries for ever) and what the server refuses.
+        """
+        subscription = Subscription(self._calls, self._types, boundary=self.name, name=name, query=query, after=after)
+        self.client.streams.add(subscription)
+        return subscription

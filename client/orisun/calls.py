@@ -1,0 +1,143 @@
+"""The one way calls go out: who is calling, deadlines, retries, limits, and errors as this library's own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+import grpc
+
+from .channels import Endpoints
+from .errors import ClientClosed, OrisunError, of_rpc, refuse
+from .limits import Limit
+from .retries import RetryPolicy
+
+_TOKEN = "x-auth-token"  # noqa: S105 - the name of a header
+#: Seconds after which the server is asked for its opinion of the token again; it renews tokens within hours.
+_TOKEN_CHECK = 300.0
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Session:
+    """Who is calling: user name and password once, the token that the server gave for them from then on."""
+
+    def __init__(self, username: str | None, password: str | None, token: str | None) -> None:
+        if (username is None) != (password is None):
+            refuse("a username and a password go together; give both, or a token")
+        self._basic: Metadata = ()
+        if username is not None:
+            if ":" in username:
+                refuse("a username holds no colon")
+            pair = base64.b64encode(f"{username}:{password}".encode()).decode()
+            self._basic = (("authorization", f"Basic {pair}"),)
+        self._token: Metadata = ((_TOKEN, token),) if token is not None else ()
+        self._checked = 0.0
+
+    def metadata(self) -> Metadata:
+        """What a call says about who makes it."""
+        return self._token or self._basic
+
+    def forget(self, refused: Metadata) -> bool:
+        """After UNAUTHENTICATED for a call with this metadata: whether another attempt may fare better."""
+        if not self._basic or refused == self._basic:
+            return False
+        if self._token == refused:
+            self._token = ()
+        return True
+
+    async def learn(self, call: Any) -> None:
+        """Takes the token from the initial metadata of a call that was answered."""
+        now = time.monotonic()
+        if self._token and now - self._checked < _TOKEN_CHECK:
+            return
+        for key, value in await call.initial_metadata() or ():
+            if key == _TOKEN and isinstance(value, str):
+                self._token, self._checked = ((_TOKEN, value),), now
+
+
+class Calls:
+    """Makes the calls of a client."""
+
+    def __init__(
+        self, endpoints: Endpoints, session: Session, retry: RetryPolicy, timeout: float, most: int | None
+    ) -> None:
+        self.retry = retry
+        self._endpoints, self._session, self._timeout = endpoints, session, timeout
+        self._limit = Limit(most, "calls of this client")
+        self._closed = False
+
+    async def unary(
+        self, service: str, rpc: str, request: Any, *, timeout: float | None = None, repeatable: bool = True
+    ) -> Any:
+        """The response of an rpc; ``service`` is ``events`` or ``admin``.
+
+        ``timeout`` bounds it with all its attempts, in seconds. Where it is ``repeatable``, UNAVAILABLE is tried again
+        by the client's policy: the server answers a repeated append with the first one's result.
+        """
+        with self._limit:
+            deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+            failures = 0
+            while True:
+                metadata = self._session.metadata()
+                try:
+                    return await self._attempt(service, rpc, request, metadata, deadline)
+                except grpc.aio.AioRpcError as error:
+                    code = error.code()
+                    if code is grpc.StatusCode.UNAUTHENTICATED and self._session.forget(metadata):
+                        continue
+                    failures += 1
+                    pause = self.retry.pause(failures)
+                    again = repeatable and code is grpc.StatusCode.UNAVAILABLE and self.retry.allows(failures)
+                    if not again or time.monotonic() + pause >= deadline:
+                        raise self.error(error) from None
+                await asyncio.sleep(pause)
+
+    async def _attempt(self, service: str, rpc: str, request: Any, metadata: Metadata, deadline: float) -> Any:
+        self.check_open()
+        method = getattr(getattr(self._endpoints.pick(), service), rpc)
+        try:
+            call = method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
+            response = await call
+            await self._session.learn(call)
+            return response
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise ClientClosed("the client was closed during the call") from None
+            raise
+        except grpc.aio.UsageError:
+            self.check_open()
+            raise
+
+    def stream(self, rpc: str, request: Any) -> tuple[Any, Metadata]:
+        """A call of a streaming rpc of the event store, and the metadata it goes out with."""
+        self.check_open()
+        metadata = self._session.metadata()
+        return getattr(self._endpoints.pick().events, rpc)(request, metadata=metadata), metadata
+
+    async def learn(self, call: Any) -> None:
+        """Takes the session token of a stream that was opened."""
+        await self._session.learn(call)
+
+    def may_login_again(self, metadata: Metadata) -> bool:
+        """Whether a call that was refused as UNAUTHENTICATED with this metadata is worth another attempt."""
+        return self._session.forget(metadata)
+
+    def error(self, error: grpc.aio.AioRpcError) -> OrisunError:
+        """The error that a failed call means, with the addresses where none could be reached."""
+        made = of_rpc(error)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return type(made)(f"{made} ({self._endpoints.addresses})")
+        return made
+
+    def check_open(self) -> None:
+        """Raises ClientClosed after ``close``."""
+        if self._closed:
+            raise ClientClosed("the client is closed; make a new one with orisun.connect()")
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._endpoints.close()

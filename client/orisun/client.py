@@ -1,0 +1,120 @@
+"""The client: connections to a store, and what one does with them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from orisun_api import eventstore_pb2 as pb
+
+from .boundary import Boundary
+from .calls import Calls, Session
+from .channels import TLS, Endpoints
+from .codecs import EventTypes
+from .errors import refuse
+from .retries import RetryPolicy
+from .streaming import LiveStream
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server says about itself."""
+
+    version: str
+    git_commit: str
+    build_time: str
+    #: Where events are stored: ``postgres``, or another one in lower case.
+    backend: str
+    node_id: str
+    #: What it can do, in lower case, such as ``command_context_consistency``.
+    capabilities: frozenset[str]
+
+
+class Client:
+    """Connections to the servers of a store; ``orisun.connect`` makes it.
+
+    It connects at the first call. Use it inside ``async with``, or ``close`` it. One client is enough for a process:
+    all of its calls may run at the same time, in one event loop.
+    """
+
+    def __init__(self, calls: Calls, types: EventTypes) -> None:
+        self.calls, self.types = calls, types
+        #: Streams to end when the client closes.
+        self.streams: weakref.WeakSet[LiveStream[Any]] = weakref.WeakSet()
+
+    def boundary(self, name: str) -> Boundary:
+        """The boundary of that name; whether the server has it shows at the first call."""
+        return Boundary(self, name)
+
+    async def ping(self, *, timeout: float | None = None) -> None:
+        """Returns when a server answers and accepts who is calling. Raises Unavailable, Unauthenticated."""
+        await self.calls.unary("events", "Ping", pb.PingRequest(), timeout=timeout)
+
+    async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server that answers says about itself."""
+        info = await self.calls.unary("events", "GetServerInfo", pb.GetServerInfoRequest(), timeout=timeout)
+        backend = pb.StorageBackend.Name(info.backend).removeprefix("STORAGE_BACKEND_").lower()
+        capabilities = (
+            pb.ServerCapability.Name(number).removeprefix("SERVER_CAPABILITY_").lower() for number in info.capabilities
+        )
+        return ServerInfo(
+            info.version, info.git_commit, info.build_time, backend, info.node_id, frozenset(capabilities)
+        )
+
+    async def close(self) -> None:
+        """Ends subscriptions and closes the connections."""
+        for stream in tuple(self.streams):
+            await stream.aclose()
+        await self.calls.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def connect(
+    target: str | Sequence[str] = "localhost:5005",
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    tls: bool | TLS = False,
+    types: EventTypes | None = None,
+    timeout: float = 30.0,
+    retry: RetryPolicy | None = None,
+    keepalive: float = 30.0,
+    max_calls: int | None = None,
+) -> Client:
+    """A client of the store at ``target``: ``"host:port"``, or several of them (a list, or joined by commas).
+
+    Calls go round all addresses, and round all that a DNS name stands for (``"orisun-headless:5005"``); one that is
+    down is passed over. Nothing is sent before the first call, so a wrong address or password shows there.
+
+    Args:
+        username, password: Sent once; the session token that the server gives for them is used from then on.
+        token: A token instead of them.
+        tls: True for TLS with the authorities that gRPC knows, or ``TLS(...)`` with certificates of your own.
+        types: Classes, codecs and upcasters of event types.
+        timeout: Seconds that a call may take, with its retries, where the call does not say otherwise.
+        retry: How often calls that are safe to repeat are tried again when no server answers. Appends are safe, for
+            their event ids make them so; changes of users, boundaries and passwords are not, nor are pub/sub messages.
+        keepalive: Seconds after which a silent connection is probed; 0 for never.
+        max_calls: Calls that may be under way at a time; one more raises TooManyCalls at once.
+
+    Raises InvalidArgument for an address that is none, or a certificate that cannot be read.
+    """
+    if timeout <= 0:
+        refuse(f"a timeout of {timeout} seconds lets no call succeed")
+    if token is not None and username is not None:
+        refuse("give a username and password, or a token, not both")
+    with_tls = tls if isinstance(tls, TLS) else TLS() if tls else None
+    endpoints = Endpoints(target, with_tls, keepalive)
+    session = Session(username, password, token)
+    return Client(Calls(endpoints, session, retry or RetryPolicy(), timeout, max_calls), types or EventTypes())

@@ -1,0 +1,264 @@
+"""Between payloads and the JSON objects that are stored: codecs by event type, and upcasters of old versions."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from .converting import to_type
+from .errors import CodecError, OrisunError, refuse
+from .events import OCTETS, VERSION, Binary, NewEvent
+from .jsontext import dumps, loads_object
+
+C = TypeVar("C", bound=type)
+
+#: Keys that this library adds to data; a payload's class need not know them.
+LIBRARY_KEYS = frozenset({"aggregate_type", "aggregate_id", "aggregate_version", "command_id"})
+
+_ENCODING, _BASE64 = "payload_encoding", "base64"
+_CONTENT_TYPE = "content_type"
+_PAYLOAD = "payload_base64"
+
+
+class Codec(Protocol):
+    """Turns payloads of one class into the JSON text of an object, and back."""
+
+    def encode(self, payload: Any) -> str:
+        """The text of a JSON object."""
+
+    def decode(self, text: str) -> Any:
+        """The payload that a text holds."""
+
+
+class PydanticCodec:
+    """Payloads that are pydantic models."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode(self, payload: Any) -> str:
+        text: str = payload.model_dump_json(by_alias=True)
+        return text
+
+    def decode(self, text: str) -> Any:
+        return self._model.model_validate_json(text)
+
+
+class MsgspecCodec:
+    """Payloads that are msgspec structs."""
+
+    def __init__(self, struct: type) -> None:
+        import msgspec
+
+        self._encode = msgspec.json.Encoder().encode
+        self._decoder: Any = msgspec.json.Decoder(struct)
+
+    def encode(self, payload: Any) -> str:
+        return self._encode(payload).decode()
+
+    def decode(self, text: str) -> Any:
+        return self._decoder.decode(text)
+
+
+class DataclassCodec:
+    """Payloads that are dataclasses; fields are converted by their annotations, keys without a field are ignored."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def encode(self, payload: Any) -> str:
+        return dumps(dataclasses.asdict(payload))
+
+    def decode(self, text: str) -> Any:
+        return to_type(loads_object(text), self._kind)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Registered:
+    name: str
+    version: int
+    codec: Codec
+    #: library keys that the class has fields for
+    own_keys: frozenset[str]
+
+
+class EventTypes:
+    """Which class and codec an event type's payload has, and how its old versions become the present one.
+
+    Give it to ``orisun.connect(types=...)``. Types that are not registered have dicts for payloads.
+
+        types = EventTypes()
+
+        @types.event("AccountOpened", version=2)
+        @dataclass
+        class AccountOpened:
+            account: str
+            currency: str
+
+        @types.upcaster("AccountOpened", from_version=1)
+        def with_currency(data: dict) -> dict:
+            return {**data, "currency": "EUR"}
+
+    A version is kept in the metadata of each event (``event_version``); an event without one is of version 1.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, _Registered] = {}
+        self._by_class: dict[type, _Registered] = {}
+        self._upcasters: dict[str, dict[int, Callable[[dict[str, Any]], Mapping[str, Any]]]] = {}
+
+    def register(self, kind: type, name: str = "", *, version: int = 1, codec: Codec | None = None) -> None:
+        """The payloads of event type ``name`` (by default the class's name) are objects of the class ``kind``.
+
+        Without ``codec`` there is one for pydantic models, msgspec structs and dataclasses. Raises InvalidArgument for
+        any other class, and for a name or class that is registered already.
+        """
+        name = name or kind.__name__
+        if name in self._by_name or kind in self._by_class:
+            refuse(f'event type "{name}" or class {kind.__qualname__} is registered already')
+        if version < 1:
+            refuse(f'version {version} of event type "{name}": versions begin with 1')
+        own_keys = frozenset(LIBRARY_KEYS & _field_names(kind))
+        registered = _Registered(name, version, codec or _codec_of(kind), own_keys)
+        self._by_name[name] = self._by_class[kind] = registered
+
+    def event(self, name: str = "", *, version: int = 1, codec: Codec | None = None) -> Callable[[C], C]:
+        """``register`` as a decorator of the class."""
+
+        def decorate(kind: C) -> C:
+            self.register(kind, name, version=version, codec=codec)
+            return kind
+
+        return decorate
+
+    def upcaster(
+        self, event_type: str, *, from_version: int
+    ) -> Callable[[Callable[[dict[str, Any]], Mapping[str, Any]]], Callable[[dict[str, Any]], Mapping[str, Any]]]:
+        """Decorates a function that makes the data of version ``from_version`` that of the next one.
+
+        Stored events stay as they are; each read takes them through all the upcasters that there are. Works for types
+        without a class too.
+        """
+
+        def decorate(function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Any:
+            steps = self._upcasters.setdefault(event_type, {})
+            if from_version in steps:
+                refuse(f'event type "{event_type}" has an upcaster from version {from_version} already')
+            steps[from_version] = function
+            return function
+
+        return decorate
+
+    def encode(self, event: NewEvent) -> tuple[str, str, str]:
+        """Type, data and metadata of an event as they are sent; the latter two are JSON texts. Raises CodecError."""
+        payload, metadata, keys = event.data, event.metadata, event.keys
+        name, version = event.event_type, 1
+        if isinstance(payload, bytes):
+            payload = Binary(payload)
+        if isinstance(payload, Mapping):
+            data = dumps(dict(payload) if not keys else _joined(dict(payload), keys))
+        elif isinstance(payload, Binary):
+            data = dumps(_joined({**payload.keys, _PAYLOAD: payload.payload}, keys))
+            metadata = {**metadata, _ENCODING: _BASE64, _CONTENT_TYPE: payload.content_type}
+        else:
+            registered = self._registered(type(payload))
+            name, version = name or registered.name, registered.version
+            data = _attempt(name, lambda: registered.codec.encode(payload))
+            if keys:
+                data = dumps(_joined(loads_object(data), keys))
+        if version != 1:
+            metadata = {**metadata, VERSION: version}
+        return name, data, dumps(dict(metadata)) if metadata else ""
+
+    def decode(self, event_type: str, data: str, metadata: Mapping[str, Any]) -> Any:
+        """The payload of stored data. Raises CodecError, which names the type and never quotes the data."""
+        if metadata.get(_ENCODING) == _BASE64:
+            return _binary(data, metadata)
+        registered = self._by_name.get(event_type)
+        steps = self._upcasters.get(event_type)
+        if registered is None and steps is None:
+            return loads_object(data)
+        if steps is not None:
+            fields = self._upcast(event_type, steps, loads_object(data), metadata)
+            if registered is None:
+                return fields
+            data = dumps(fields)
+        assert registered is not None  # noqa: S101 - one of the two is set
+        # a strict model knows nothing of the keys that this library adds
+        foreign = LIBRARY_KEYS - registered.own_keys
+        if any(f'"{key}"' in data for key in foreign):
+            data = dumps({key: value for key, value in loads_object(data).items() if key not in foreign})
+        return _attempt(event_type, lambda: registered.codec.decode(data))
+
+    def _registered(self, kind: type) -> _Registered:
+        registered = self._by_class.get(kind)
+        if registered is None:
+            # a class of its own name: what is appended needs no registration, what is read as an object does
+            registered = _Registered(kind.__name__, 1, _codec_of(kind), frozenset())
+        return registered
+
+    def _upcast(
+        self,
+        event_type: str,
+        steps: Mapping[int, Callable[[dict[str, Any]], Mapping[str, Any]]],
+        fields: dict[str, Any],
+        metadata: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        stored = metadata.get(VERSION, 1)
+        version = stored if isinstance(stored, int) else 1
+        while step := steps.get(version):
+            given = fields
+            fields = dict(_attempt(f"{event_type}, version {version}", lambda: step(given)))  # noqa: B023 - called here
+            version += 1
+        return fields
+
+
+def _attempt(name: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except OrisunError:
+        raise
+    except Exception as error:
+        # the codec's own message may quote the payload: it stays with the cause, for whoever looks there
+        raise CodecError(f'the payload of an event of type "{name}" does not fit: {type(error).__name__}') from error
+
+
+def _joined(data: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in keys.items():
+        if key in data and data[key] != value:
+            refuse(f'the key "{key}" is in the payload already, with another value')
+    return {**data, **keys}
+
+
+def _binary(data: str, metadata: Mapping[str, Any]) -> Binary:
+    fields = loads_object(data)
+    try:
+        payload = base64.b64decode(fields.pop(_PAYLOAD), validate=True)
+    except (KeyError, ValueError, TypeError):
+        raise CodecError(f'an event with {_ENCODING} "{_BASE64}" holds no base64 under "{_PAYLOAD}"') from None
+    keys = {key: value for key, value in fields.items() if key not in LIBRARY_KEYS}
+    return Binary(payload, str(metadata.get(_CONTENT_TYPE, OCTETS)), keys)
+
+
+def _field_names(kind: type) -> set[str]:
+    for attribute in ("model_fields", "__struct_fields__", "__dataclass_fields__"):
+        if fields := getattr(kind, attribute, None):
+            return set(fields)
+    return set()
+
+
+def _codec_of(kind: type) -> Codec:
+    # a class of pydantic or msgspec exists only where its package is loaded
+    if (pydantic := sys.modules.get("pydantic")) and issubclass(kind, pydantic.BaseModel):
+        return PydanticCodec(kind)
+    if (msgspec := sys.modules.get("msgspec")) and issubclass(kind, msgspec.Struct):
+        return MsgspecCodec(kind)
+    if dataclasses.is_dataclass(kind):
+        return DataclassCodec(kind)
+    return refuse(
+        f"{kind.__qualname__} is no dataclass, pydantic model or msgspec struct; "
+        "give EventTypes.register(..., codec=) one of your own"
+    )

@@ -1,0 +1,82 @@
+"""What decisions, commands and aggregate streams need of a store; a server's boundary is one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .events import Event
+from .position import Position
+from .queries import EVERYTHING, AppendCondition, Criterion, Query
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The latest event of each criterion, all from one snapshot."""
+
+    query: Query
+    #: One for each of ``query.criteria``, in their order; None where nothing matches.
+    events: tuple[Event | None, ...]
+    #: The greatest of their positions, ``NOTHING`` when there is none.
+    position: Position
+
+    @property
+    def event(self) -> Event | None:
+        """The latest of them all."""
+        return max((event for event in self.events if event), key=lambda event: event.position, default=None)
+
+    @property
+    def condition(self) -> AppendCondition:
+        """Append only if these are still the latest."""
+        return AppendCondition(self.query, self.position)
+
+    def __getitem__(self, criterion: Criterion | Query) -> Event | None:
+        """The latest event of a criterion, or of a query that is one criterion."""
+        if isinstance(criterion, Query):
+            (criterion,) = criterion.criteria
+        return self.events[self.query.criteria.index(criterion)]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, to be stored in the same transaction as the events that it led to."""
+
+    command_id: str
+    type: str
+    #: JSON objects.
+    data: object
+    metadata: object
+
+
+class Store(Protocol):
+    """The events of one boundary."""
+
+    @property
+    def name(self) -> str:
+        """The boundary's name."""
+
+    async def append(
+        self,
+        events: Iterable[object],
+        *,
+        condition: AppendCondition | None = None,
+        command: Command | None = None,
+        timeout: float | None = None,
+    ) -> Position:
+        """See ``Boundary.append``."""
+
+    def read(
+        self,
+        query: Query = EVERYTHING,
+        *,
+        after: Position | None = None,
+        start: Position | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+        page_size: int = 500,
+    ) -> AsyncIterator[Event]:
+        """See ``Boundary.read``."""
+
+    async def latest(self, query: Query, *, timeout: float | None = None) -> Latest:
+        """See ``Boundary.latest``."""

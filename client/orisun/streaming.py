@@ -1,0 +1,206 @@
+"""Streams that outlive their connections: received in the background, into a buffer of bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from .calls import Calls
+from .errors import ClientClosed, OrisunError, refuse
+
+T = TypeVar("T")
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+
+#: Items received ahead of the one that is being worked on; what is beyond waits in the server.
+BUFFER = 500
+#: Statuses after which a stream that was open is opened again.
+_PASSING = frozenset({
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OK,
+})  # fmt: skip
+
+
+class LiveStream(ABC, Generic[T]):
+    """An endless stream of items; iterate over it, inside ``async with`` so that it ends when you leave.
+
+    It opens at the first use, and again whenever the connection or the server is lost.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._items: deque[T] = deque()
+        self._changed = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._ended: OrisunError | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """Waits until a server has taken the call. Raises what ends it before that; what it refuses later on, such as a
+        name that is taken, is raised by the first item."""
+        self._start()
+        waiting = asyncio.ensure_future(self._connected.wait())
+        try:
+            await asyncio.wait((waiting, self._running), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        finally:
+            waiting.cancel()
+        if self._ended is not None and not self._items:
+            raise self._ended
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """The next item, as soon as there is one. Cancelling it loses nothing."""
+        self._start()
+        while not self._items:
+            if self._closed:
+                raise StopAsyncIteration
+            if self._ended is not None:
+                raise self._ended
+            self._changed.clear()
+            await self._changed.wait()
+        return self._take()
+
+    async def batch(self, most: int, *, timeout: float | None = None) -> list[T]:
+        """The items that are there, at most ``most``; waits for the first of them for ``timeout`` seconds (None: as
+        long as it takes). An empty list when none came."""
+        if most < 1:
+            refuse(f"a batch of {most} items holds nothing; give 1 or more")
+        try:
+            async with asyncio.timeout(timeout):
+                batch = [await anext(self)]
+        except (TimeoutError, StopAsyncIteration):
+            return []
+        while self._items and len(batch) < most:
+            batch.append(self._take())
+        return batch
+
+    async def aclose(self) -> None:
+        """Ends the stream. Iteration stops after the items that were received already are dropped."""
+        self._closed = True
+        self._items.clear()
+        self._changed.set()
+        if self._pump is not None:
+            self._pump.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._pump
+
+    def _take(self) -> T:
+        item = self._items.popleft()
+        if len(self._items) <= BUFFER // 2:
+            self._drained.set()
+        self._handed_out(item)
+        return item
+
+    def _start(self) -> None:
+        if self._pump is None and not self._closed:
+            self._calls.check_open()
+            self._pump = asyncio.create_task(self._run(), name=f"orisun-{self._what()}")
+
+    @property
+    def _running(self) -> asyncio.Task[None]:
+        if self._pump is None:
+            raise ClientClosed("the stream is closed; make a new one")
+        return self._pump
+
+    async def _run(self) -> None:
+        try:
+            failures = 0
+            while True:
+                opened, error, metadata = await self._receive()
+                if opened:
+                    failures = 0
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED and self._calls.may_login_again(metadata):
+                    continue
+                failures += 1
+                if not self._outlives(error, failures):
+                    raise self._translated(error)
+                await asyncio.sleep(self._calls.retry.pause(failures))
+        except OrisunError as error:
+            self._ended = error
+        except Exception as error:  # a broken stream must end its reader, not leave it waiting
+            self._ended = OrisunError(f"the {self._what()} failed: {type(error).__name__}")
+            self._ended.__cause__ = error
+        finally:
+            self._changed.set()
+
+    async def _receive(self) -> tuple[bool, grpc.aio.AioRpcError, Any]:
+        """Opens the stream and receives until it fails: whether it was open, why it failed, who it was opened as."""
+        call, metadata = self._open()
+        opened = False
+        try:
+            await call.initial_metadata()
+            if not call.done():
+                opened = True
+                await self._calls.learn(call)
+                self._connected.set()
+                self._opened()
+            while (message := await call.read()) is not _EOF:
+                opened = True
+                item = self._accept(message)
+                if item is None:
+                    continue
+                self._items.append(item)
+                self._changed.set()
+                if len(self._items) >= BUFFER:
+                    self._drained.clear()
+                    await self._drained.wait()
+            return opened, _ended(call), metadata
+        except grpc.aio.AioRpcError as error:
+            return opened, error, metadata
+        except grpc.aio.UsageError:
+            self._calls.check_open()
+            raise
+        finally:
+            call.cancel()
+
+    def _outlives(self, error: grpc.aio.AioRpcError, failures: int) -> bool:
+        """Whether the stream goes on after this failure: for ever once it was open, else as the policy says."""
+        if error.code() not in _PASSING:
+            return False
+        return self._connected.is_set() or self._calls.retry.allows(failures)
+
+    def _translated(self, error: grpc.aio.AioRpcError) -> OrisunError:
+        return self._calls.error(error)
+
+    def _opened(self) -> None:
+        """A server has taken the call."""
+
+    def _handed_out(self, item: T) -> None:
+        """The reader has got an item."""
+
+    @abstractmethod
+    def _what(self) -> str:
+        """What the stream is, for names and messages."""
+
+    @abstractmethod
+    def _open(self) -> tuple[Any, Any]:
+        """Makes the call, and the metadata it went out with."""
+
+    @abstractmethod
+    def _accept(self, message: Any) -> T | None:
+        """The item that a message brings; None to leave it out."""
+
+
+def _ended(call: Any) -> grpc.aio.AioRpcError:
+    """A server that ends an endless stream without an error is going away."""
+    empty = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, "the server ended the stream", None)

@@ -1,0 +1,70 @@
+"""Between this library's types and the messages of the wire."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+
+from orisun_api import eventstore_pb2 as pb
+
+from .codecs import EventTypes
+from .errors import CodecError, refuse
+from .events import Event, NewEvent
+from .jsontext import loads_object
+from .position import Position
+from .queries import AppendCondition, Query
+
+
+def position_message(position: Position) -> pb.Position:
+    return pb.Position(commit_position=position.commit, prepare_position=position.prepare)
+
+
+def position_of(message: pb.Position) -> Position:
+    return Position(message.commit_position, message.prepare_position)
+
+
+def query_message(query: Query) -> pb.Query:
+    return pb.Query(criteria=criteria_messages(query))
+
+
+def criteria_messages(query: Query) -> list[pb.Criterion]:
+    try:
+        return [
+            pb.Criterion(tags=[pb.Tag(key=key, value=value) for key, value in criterion.tags])
+            for criterion in query.criteria
+        ]
+    except ValueError:
+        refuse("a key or value of the criteria is no Unicode text that can be sent (a lone surrogate)")
+
+
+def save_query(condition: AppendCondition | None) -> pb.SaveQuery | None:
+    if condition is None:
+        return None
+    return pb.SaveQuery(
+        expected_position=position_message(condition.expected), subsetQuery=query_message(condition.query)
+    )
+
+
+def event_messages(events: Iterable[NewEvent], types: EventTypes) -> list[pb.EventToSave]:
+    messages = []
+    for number, event in enumerate(events):
+        name, data, metadata = types.encode(event)
+        try:
+            message = pb.EventToSave(event_id=event.event_id, event_type=name, data=data, metadata=metadata)
+        except (TypeError, ValueError):
+            refuse(f"event {number}: its id, type, data or metadata holds what cannot be sent as Unicode text")
+        messages.append(message)
+    return messages
+
+
+def event_of(message: pb.Event, types: EventTypes) -> Event:
+    """Raises CodecError, whose message names the event's position."""
+    position = position_of(message.position)
+    event_type, data = message.event_type, message.data
+    try:
+        metadata = {} if message.metadata in ("", "{}") else loads_object(message.metadata)
+        payload = types.decode(event_type, data, metadata)
+    except CodecError as error:
+        raise CodecError(f"event at {position}: {error}") from error.__cause__
+    created_at = message.date_created.ToDatetime(tzinfo=datetime.UTC)
+    return Event(message.event_id, event_type, payload, metadata, position, created_at, data)

@@ -1,0 +1,156 @@
+"""Append, read, latest and subscribe, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import orisun
+from orisun import AppendCondition, NewEvent, Position, where
+
+
+async def read(boundary: orisun.Boundary, *arguments: orisun.Query, **options: object) -> list[orisun.Event]:
+    return [event async for event in boundary.read(*arguments, **options)]  # type: ignore[arg-type]
+
+
+async def placed(orders: orisun.Boundary, count: int, **data: object) -> list[NewEvent]:
+    events = [NewEvent("OrderPlaced", {"number": number, **data}) for number in range(count)]
+    await orders.append(events)
+    return events
+
+
+async def test_what_is_appended_is_read(orders: orisun.Boundary) -> None:
+    sent = NewEvent("OrderPlaced", {"order": "o-1", "lines": [{"price": 12.5}], "é": None}, {"source": "shop"})
+    position = await orders.append([sent])
+    assert position == Position(1, 0)
+    (event,) = await read(orders)
+    assert (event.event_id, event.event_type, event.data, event.metadata) == (
+        sent.event_id,
+        "OrderPlaced",
+        {"order": "o-1", "lines": [{"price": 12.5}], "é": None},
+        {"source": "shop"},
+    )
+    assert event.position == position
+    assert event.created_at.tzinfo is not None
+    assert event.fields == event.data
+
+
+async def test_a_condition_holds_the_latest_matching_position(orders: orisun.Boundary) -> None:
+    about = where(order="o-1")
+    first = await orders.append([NewEvent("Placed", {"order": "o-1"})], condition=AppendCondition(about))
+    await orders.append([NewEvent("Placed", {"order": "o-2"})], condition=AppendCondition(where(order="o-2")))
+    second = await orders.append([NewEvent("Paid", {"order": "o-1"})], condition=AppendCondition(about, first))
+    with pytest.raises(orisun.Conflict, match="Expected") as caught:
+        await orders.append([NewEvent("Paid", {"order": "o-1"})], condition=AppendCondition(about, first))
+    assert (caught.value.expected, caught.value.actual) == (first, second)
+    assert caught.value.code == "ALREADY_EXISTS"
+
+
+async def test_a_repeat_is_harmless_and_a_changed_event_is_not(orders: orisun.Boundary) -> None:
+    event = NewEvent("Placed", {"order": "o-1"})
+    condition = AppendCondition(where(order="o-1"))
+    assert await orders.append([event], condition=condition) == await orders.append([event], condition=condition)
+    changed = NewEvent("Placed", {"order": "o-2"}, event_id=event.event_id)
+    with pytest.raises(orisun.DuplicateEventId):
+        await orders.append([changed])
+
+
+async def test_reads_go_through_pages(orders: orisun.Boundary) -> None:
+    sent = [event.event_id for event in await placed(orders, 23)]
+    assert [event.event_id for event in await read(orders, page_size=5)] == sent
+    backwards = [event.event_id for event in await read(orders, page_size=5, descending=True)]
+    assert backwards == sent[::-1]
+    assert [event.event_id for event in await read(orders, limit=7, page_size=5)] == sent[:7]
+    everything = await read(orders)
+    assert await read(orders, after=everything[19].position) == everything[20:]
+    assert await read(orders, start=everything[19].position, page_size=2) == everything[19:]
+    assert await read(orders, start=everything[2].position, descending=True) == everything[2::-1]
+
+
+async def test_reads_by_types_and_keys(orders: orisun.Boundary) -> None:
+    await orders.append([NewEvent(kind, {"n": n, "on": True}) for n, kind in enumerate(["A", "B", "C", "A"])])
+    assert [event.data["n"] for event in await read(orders, where("A", "C"))] == [0, 2, 3]
+    assert [event.data["n"] for event in await read(orders, where("A", n=3) | where(n=1))] == [1, 3]
+    assert len(await read(orders, where({"on": True}, event_type="A"))) == 2
+
+
+async def test_large_events_make_smaller_pages(orders: orisun.Boundary) -> None:
+    for number in range(5):
+        await orders.append([NewEvent("Large", {"number": number, "text": "x" * 15_000_000})])
+    assert [event.data["number"] for event in await read(orders)] == [0, 1, 2, 3, 4]
+
+
+async def test_latest(orders: orisun.Boundary) -> None:
+    await orders.append([NewEvent("Placed", {"order": name, "n": n}) for n, name in enumerate(["a", "b", "a"])])
+    latest = await orders.latest(where(order="a") | where(order="b") | where(order="c"))
+    assert [event and event.data["n"] for event in latest.events] == [2, 1, None]
+    assert latest.event is not None
+    assert latest.position == latest.event.position == Position(3, 2)
+    assert latest[where(order="b")] == latest.events[1]
+    await orders.append([NewEvent("Paid", {"order": "c"})], condition=latest.condition)
+    with pytest.raises(orisun.Conflict):
+        await orders.append([NewEvent("Paid", {"order": "c"})], condition=latest.condition)
+    assert (await orders.latest(where(order="nobody"))).position == orisun.NOTHING
+
+
+async def test_a_subscription_brings_what_is_stored_and_what_comes(orders: orisun.Boundary) -> None:
+    stored = await placed(orders, 3)
+    async with orders.subscribe("mailer", where("OrderPlaced")) as subscription:
+        came = [await anext(subscription) for _ in range(3)]
+        waiting = asyncio.ensure_future(anext(subscription))
+        (live,) = await placed(orders, 1)
+        came.append(await waiting)
+        assert [event.event_id for event in came] == [event.event_id for event in [*stored, live]]
+        assert subscription.position == came[-1].position
+    async with orders.subscribe("mailer", after=came[1].position) as subscription:
+        assert [event.event_id for event in await subscription.batch(10, timeout=5)][:1] == [stored[2].event_id]
+
+
+async def test_a_name_is_taken_once(orders: orisun.Boundary) -> None:
+    async with orders.subscribe("mailer"):
+        with pytest.raises(orisun.SubscriberInUse, match="mailer"):
+            async with orders.subscribe("mailer") as second:
+                await anext(second)
+    await placed(orders, 1)
+    async with orders.subscribe("mailer") as third:
+        await anext(third)
+
+
+async def test_a_position_of_another_history(orders: orisun.Boundary) -> None:
+    subscription = orders.subscribe("mailer", after=Position(1_000, 999))
+    with pytest.raises(orisun.OutOfRange):
+        await anext(subscription)
+    await subscription.aclose()
+
+
+async def test_batches_end_with_their_time(orders: orisun.Boundary) -> None:
+    await placed(orders, 3)
+    async with orders.subscribe("mailer") as subscription:
+        came: list[orisun.Event] = []
+        while len(came) < 3:
+            came += await subscription.batch(2, timeout=10)
+        assert [event.data["number"] for event in came] == [0, 1, 2]
+        assert await subscription.batch(2, timeout=0.02) == []
+        # whoever gave up waiting has lost nothing
+        await placed(orders, 1)
+        assert len(await subscription.batch(2, timeout=10)) == 1
+
+
+async def test_leaving_ends_waiting(orders: orisun.Boundary) -> None:
+    subscription = orders.subscribe("mailer")
+    async with subscription:
+        waiting = asyncio.ensure_future(anext(subscription, None))
+        await asyncio.sleep(0)
+    assert await waiting is None
+
+
+@pytest.mark.parametrize("items", [[], ["text"], [{"a": 1}], [None], [NewEvent("", {})]])
+async def test_what_is_no_event_is_refused(orders: orisun.Boundary, items: list[object]) -> None:
+    with pytest.raises(orisun.InvalidArgument):
+        await orders.append(items)
+
+
+async def test_an_unknown_boundary(client: orisun.Client) -> None:
+    with pytest.raises(orisun.FailedPrecondition, match="not active"):
+        await client.boundary("nothing_here").append([NewEvent("A", {})])
