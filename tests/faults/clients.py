@@ -57,8 +57,8 @@ class Conflict(Exception):
 class Endpoint:
     """One server, as a client knows it: an address that may answer again later."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, metadata: Sequence[tuple[str, str]] = ADMIN) -> None:
+        self.address, self._metadata = address, metadata
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         # Any: the generated stubs are typed for synchronous channels
         self.events: Any = eventstore_pb2_grpc.EventStoreStub(self.channel)
@@ -74,7 +74,7 @@ class Endpoint:
 
     async def node_id(self) -> str:
         answer = await self.events.GetServerInfo(
-            pb.GetServerInfoRequest(), metadata=ADMIN, timeout=10, wait_for_ready=True
+            pb.GetServerInfoRequest(), metadata=self._metadata, timeout=10, wait_for_ready=True
         )
         return str(answer.node_id)
 
@@ -82,11 +82,13 @@ class Endpoint:
 class Client:
     """Calls on any of several servers, on one boundary; ``errors`` counts every failed try by its code."""
 
-    def __init__(self, boundary: str, *servers: ServerProcess | str) -> None:
-        self.boundary = boundary
+    def __init__(
+        self, boundary: str, *servers: ServerProcess | str, metadata: Sequence[tuple[str, str]] = ADMIN
+    ) -> None:
+        self.boundary, self.metadata = boundary, metadata
         self.history = History()
         self.errors: Counter[Code] = Counter()
-        self.endpoints = [Endpoint(s if isinstance(s, str) else s.address) for s in servers]
+        self.endpoints = [Endpoint(s if isinstance(s, str) else s.address, metadata) for s in servers]
 
     async def __aenter__(self) -> Client:
         return self
@@ -102,7 +104,7 @@ class Client:
         for number in range(1_000_000):
             endpoint = self.endpoints[(first + number) % len(self.endpoints)]
             try:
-                return await getattr(endpoint.events, method)(request, metadata=ADMIN, timeout=timeout)
+                return await getattr(endpoint.events, method)(request, metadata=self.metadata, timeout=timeout)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in UNANSWERED:
                     raise
@@ -260,7 +262,7 @@ class Follower:
             if self._after is not None:
                 request.after_position.CopyFrom(message_of(self._after))
             try:
-                async for message in endpoint.events.CatchUpSubscribeToEvents(request, metadata=ADMIN):
+                async for message in endpoint.events.CatchUpSubscribeToEvents(request, metadata=self._client.metadata):
                     event = stored_of(message)
                     self.events.append(event)
                     self._after = event.position

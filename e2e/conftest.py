@@ -1,0 +1,155 @@
+"""Fixtures of the end-to-end suite: one Kubernetes and one operator for the run, a namespace for each test.
+
+The cluster: ``--k8s-provider external`` takes the one of KUBECONFIG (or --k8s-kubeconfig), ``--k8s-provider kind``
+makes one (pytest-kubernetes); scripts/e2e.sh (make e2e) chooses. The images are there, or are loaded (--e2e-load).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import shutil
+import tomllib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.access import Access
+from e2e.kubernetes import Kubernetes, load
+from e2e.release import ROOT, Release
+from e2e.stores import Database, Namespace, Servers
+
+#: Namespaces that are made beforehand where the operator is told which ones to look after.
+_POOL = 40
+_numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    group = parser.getgroup("orisun")
+    group.addoption("--e2e-image", default=os.environ.get("E2E_IMAGE", f"orisun:{version}"), help="server and operator")
+    group.addoption("--e2e-nats-image", default=os.environ.get("E2E_NATS_IMAGE", f"orisun-nats:{version}"), help="NATS")
+    group.addoption("--e2e-load", action="store_true", help="load both from the local Docker into the cluster")
+    group.addoption("--e2e-keep", action="store_true", help="leave namespaces and operator, to look at them")
+    group.addoption(
+        "--e2e-namespaced", default="", metavar="PREFIX", help="operator for namespaces PREFIX-0.. only, beside others"
+    )
+
+
+@pytest.fixture(scope="session")
+def provider(
+    request: pytest.FixtureRequest, k8s_manager: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """pytest-kubernetes' manager of a cluster that runs."""
+    name = request.config.getoption("k8s_provider") or ("external" if os.environ.get("KUBECONFIG") else "kind")
+    kubeconfig = None
+    if name == "external":
+        given = request.config.getoption("k8s_kubeconfig") or os.environ.get("KUBECONFIG")
+        assert given, "an external cluster needs KUBECONFIG or --k8s-kubeconfig"
+        # a copy, because pytest-kubernetes deletes its own
+        kubeconfig = shutil.copy(given, tmp_path_factory.mktemp("kubernetes") / "config")
+    manager = k8s_manager(name)("orisun", None, kubeconfig)
+    manager.create(timeout=300)
+    yield manager
+    manager.delete()
+
+
+@pytest.fixture(scope="session")
+async def kubernetes(request: pytest.FixtureRequest, provider: Any) -> AsyncIterator[Kubernetes]:
+    found = await Kubernetes.connect(Path(provider.kubeconfig))
+    if request.config.getoption("e2e_load"):
+        load(images_of(request.config), provider, found.scripts)
+    yield found
+    await found.api.close()
+
+
+def images_of(config: pytest.Config) -> tuple[str, str]:
+    return config.getoption("e2e_image"), config.getoption("e2e_nats_image")
+
+
+@pytest.fixture(scope="session")
+def images(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Of the server, and of NATS."""
+    return images_of(request.config)
+
+
+@pytest.fixture(scope="session")
+async def release(
+    request: pytest.FixtureRequest, kubernetes: Kubernetes, images: tuple[str, str]
+) -> AsyncIterator[Release]:
+    prefix = request.config.getoption("e2e_namespaced")
+    pool = [f"{prefix}-{number}" for number in range(_POOL)] if prefix else []
+    namespaces = "\n---\n".join(
+        f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {Namespace.LABELS}}}}}" for name in pool
+    )
+    if pool:
+        await kubernetes.kubectl("apply", "-f", "-", stdin=namespaces)
+    release = Release(
+        kubernetes, images, namespace=f"{prefix}-system" if prefix else "orisun-system", watch=pool,
+        values=["timerSeconds=10"],
+    )  # fmt: skip
+    yield release
+    if not request.config.getoption("e2e_keep"):
+        if await release.status():
+            await release.uninstall()
+        await kubernetes.kubectl("delete", "namespace", *pool, release.namespace, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture
+async def operator(release: Release) -> Release:
+    """The operator runs; a test may do to it what it likes."""
+    await release.ensure()
+    return release
+
+
+@pytest.fixture
+async def namespace(
+    request: pytest.FixtureRequest, kubernetes: Kubernetes, release: Release
+) -> AsyncIterator[Namespace]:
+    """An empty namespace under restricted pod security; a failure shows what is in it."""
+    prefix = request.config.getoption("e2e_namespaced")
+    number = next(_numbers)
+    made = Namespace(kubernetes, f"{prefix}-{number}" if prefix else f"e2e-{secrets.token_hex(3)}")
+    await made.create()
+    yield made
+    if kubernetes.scripts is not None:
+        await kubernetes.heal()
+    failed = request.node.stash.get(_FAILED, False)
+    if failed:
+        print(await made.describe())
+        print(await release.logs())
+    if not request.config.getoption("e2e_keep"):
+        await made.delete()
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    report: pytest.TestReport = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def access(kubernetes: Kubernetes) -> Access:
+    return Access(kubernetes)
+
+
+@pytest.fixture
+async def database(namespace: Namespace, images: tuple[str, str]) -> Database:
+    """A PostgreSQL beside the operator's clusters, with a Secret of its credentials."""
+    database = Database(namespace, images[0])
+    await database.start()
+    return database
+
+
+@pytest.fixture
+def servers(kubernetes: Kubernetes, namespace: Namespace, access: Access) -> Callable[..., Servers]:
+    """A handle to an OrisunCluster of the namespace, by its name."""
+    return lambda name="store": Servers(namespace, access, name)

@@ -1,0 +1,107 @@
+"""The operator, installed with Helm as a user installs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2e.kubernetes import CommandError, Kubernetes, Object, until
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "helm" / "orisun-operator"
+CLUSTER_CHART = ROOT / "helm" / "orisun-cluster"
+
+
+class Release:
+    """One release of the chart. ``ensure`` installs it where it is not, which every test may ask for."""
+
+    def __init__(
+        self,
+        kubernetes: Kubernetes,
+        images: tuple[str, str],
+        *,
+        namespace: str = "orisun-system",
+        watch: Sequence[str] = (),
+        values: Sequence[str] = (),
+    ) -> None:
+        self.name, self.namespace, self.kubernetes = "orisun-operator", namespace, kubernetes
+        self._watch, self._images, self._values = watch, images, values
+
+    @property
+    def values(self) -> list[str]:
+        """Arguments of helm: images, namespaces, and short pauses for tests."""
+        server, nats = ([*image.rpartition(":")[::2]] for image in self._images)
+        values = [f"image.repository={server[0]}", f"image.tag={server[1]}"]
+        values += [f"natsImage.repository={nats[0]}", f"natsImage.tag={nats[1]}"]
+        if self._watch:
+            values.append("watchNamespaces={" + ",".join(self._watch) + "}")
+        return [part for value in [*values, *self._values] for part in ("--set", value)]
+
+    async def helm(self, *arguments: str, timeout: float = 300) -> str:
+        return await self.kubernetes.helm(*arguments, "--namespace", self.namespace, timeout=timeout)
+
+    async def status(self) -> str:
+        """deployed, failed, uninstalling ... or "" where there is none."""
+        found = json.loads(await self.helm("list", "--all", "--filter", f"^{self.name}$", "--output", "json"))
+        return str(found[0]["status"]) if found else ""
+
+    async def install(self, *more: str, chart: Path = CHART) -> None:
+        """helm upgrade --install --wait."""
+        arguments = ("upgrade", "--install", self.name, str(chart), "--create-namespace", "--wait", "--timeout", "180s")
+        try:
+            await self.helm(*arguments, *self.values, *more)
+        except CommandError as error:
+            raise CommandError(f"{error}\n{await self.logs()}") from None
+
+    async def uninstall(self) -> None:
+        await self.helm("uninstall", self.name, "--wait", "--timeout", "180s")
+
+    async def ensure(self) -> None:
+        """It is there, with its own values, and its pods are ready."""
+        if await self.status() != "deployed":
+            await self.install()
+        await self.scale(2)
+
+    async def scale(self, replicas: int) -> None:
+        """More or fewer operators, and waits for it."""
+        deployment = await self.kubernetes.must("deploy", self.name, self.namespace)
+        if deployment["spec"]["replicas"] != replicas:
+            arguments = ("scale", f"deployment/{self.name}", f"--replicas={replicas}", "-n", self.namespace)
+            await self.kubernetes.kubectl(*arguments)
+
+        async def is_so() -> bool:
+            found = await self.kubernetes.must("deploy", self.name, self.namespace)
+            status = found.get("status") or {}
+            return (
+                status.get("observedGeneration") == found["metadata"]["generation"]
+                and status.get("readyReplicas", 0) == replicas == status.get("updatedReplicas", 0)
+                and len(await self.pods()) == replicas
+            )
+
+        await until(is_so, 120, f"{replicas} operators")
+
+    async def pods(self) -> list[Object]:
+        labels = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=operator"
+        return await self.kubernetes.list("pod", self.namespace, labels)
+
+    async def leader(self) -> str:
+        """Name of the pod that holds the Lease and runs."""
+
+        async def holder() -> str:
+            lease = await self.kubernetes.must("lease", self.name, self.namespace)
+            identity = str(lease["spec"].get("holderIdentity") or "")
+            return next((n for n in [pod["metadata"]["name"] for pod in await self.pods()] if n in identity), "")
+
+        return await until(holder, 60, "a leader")
+
+    async def logs(self, lines: int = 60) -> str:
+        """What the operators said last, and what their pods suffer."""
+        label = f"app.kubernetes.io/instance={self.name}"
+        texts = await asyncio.gather(
+            self.kubernetes.kubectl("get", "pods", "-n", self.namespace, "-o", "wide"),
+            self.kubernetes.kubectl("logs", "-n", self.namespace, "-l", label, f"--tail={lines}", "--prefix"),
+            return_exceptions=True,
+        )
+        return "\n".join(str(text) for text in texts)
