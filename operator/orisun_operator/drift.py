@@ -145,11 +145,12 @@ def _same_quantity(one: object, other: object) -> bool:
     """Whether two numbers or texts are the same quantity: the API server writes 0.5 as 500m."""
     if isinstance(one, bool) or isinstance(other, bool):
         return False
-    quantities = [_quantity(value) for value in (one, other)]
+    quantities = [quantity(value) for value in (one, other)]
     return quantities[0] is not None and quantities[0] == quantities[1]
 
 
-def _quantity(value: object) -> Decimal | None:
+def quantity(value: object) -> Decimal | None:
+    """A number or a Kubernetes quantity such as 500m or 2Gi; None for anything else."""
     if isinstance(value, int | float):
         return Decimal(str(value))
     match = _QUANTITY.match(value) if isinstance(value, str) else None

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from orisun_server.storage.database import Database
+from typing import TYPE_CHECKING
 
 from ..kube import Kube
 from ..settings import OperatorSettings
+
+if TYPE_CHECKING:
+    from .postgres import Postgres
 
 #: Pauses in seconds: while something moves, and after a failure that may pass.
 SOON, LATER = 5.0, 30.0
@@ -42,19 +42,6 @@ class Blocked(Exception):
         self.retry = retry
 
 
-class PostgresAccess(Protocol):
-    """How reconcile functions reach the PostgreSQL of a cluster (``reconcile/postgres.py``)."""
-
-    def open(self, cluster: Mapping[str, Any]) -> AbstractAsyncContextManager[Database]:
-        """Connections to the PostgreSQL of an OrisunCluster (the whole object), pooled over calls.
-
-        Raises Blocked: a Secret or key is missing, PostgreSQL cannot be reached, it refuses the credentials.
-        """
-        ...
-
-    async def close(self) -> None: ...
-
-
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
@@ -64,6 +51,6 @@ class Context:
     """What a reconcile function works with."""
 
     kube: Kube
-    postgres: PostgresAccess
+    postgres: Postgres
     settings: OperatorSettings
     clock: Callable[[], datetime.datetime] = field(default=_now)
