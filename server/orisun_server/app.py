@@ -14,10 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from .admin.bootstrap import bootstrap
-from .admin.passwords import Passwords
-from .admin.sessions import Sessions
-from .admin.users import Users
+from .admin.administration import Administration
 from .delivery.live_tail import LiveTails
 from .delivery.nats import Nats
 from .delivery.publishers import Publishers
@@ -91,11 +88,19 @@ class App:
         await self._run(catalog)
         indexes = Indexes(database, leases, settings.admin_schema)
         await self._run(indexes)
-        users = Users(database, settings.admin_schema, Passwords())
-        await self._run(users)
-        await bootstrap(users, settings)
-        sessions = Sessions(database, settings.admin_schema, users)
-        await sessions.start()
+        reader = Reader(database, indexes)
+        appender = Appender(
+            database,
+            indexes,
+            max_events=settings.append_max_events,
+            queue_calls=settings.append_queue_calls,
+            queue_bytes=settings.append_queue_bytes,
+        )
+        administration = Administration(
+            settings, database=database, catalog=catalog, leases=leases, reader=reader, appender=appender
+        )
+        self._parts.push_async_callback(administration.stop)
+        await administration.start()
 
         nats = Nats(_nats_urls(settings))
         nats.on_change(
@@ -104,7 +109,6 @@ class App:
         await self._run(nats)
         signals = Signals(database, settings.admin_schema, enabled=settings.pg_listen_enabled)
         await self._run(signals)
-        reader = Reader(database, indexes)
         publishers = Publishers(
             settings,
             catalog=catalog,
@@ -115,15 +119,11 @@ class App:
             signals=signals,
         )
         await self._run(publishers)
-        appender = Appender(
-            database,
-            indexes,
-            max_events=settings.append_max_events,
-            queue_calls=settings.append_queue_calls,
-            queue_bytes=settings.append_queue_bytes,
-        )
         appender.on_commit(publishers.committed)
         self._parts.push_async_callback(appender.stop)
+        # once more, before the appender: the last denied calls are still written
+        self._parts.push_async_callback(administration.stop)
+        signals.on_signal(administration.committed)
         tails = LiveTails(nats, reader)
         self._parts.push_async_callback(tails.stop)
         subscriptions = Subscriptions(leases, reader, tails)
@@ -147,15 +147,28 @@ class App:
                         indexes=indexes,
                         subscriptions=subscriptions,
                         pubsub=pubsub,
+                        audit=administration.audit,
                         node_id=self.node_id,
                     ),
                 ),
-                Service(admin.DESCRIPTOR, admin.Admin(catalog=catalog, indexes=indexes, reader=reader, users=users)),
+                Service(
+                    admin.DESCRIPTOR,
+                    admin.Admin(
+                        catalog,
+                        indexes,
+                        counts=administration.counts,
+                        users=administration.users,
+                        passwords=administration.logins,
+                        accounts=administration.accounts,
+                        audit=administration.audit,
+                    ),
+                ),
             ],
-            sessions,
+            administration.sessions,
             self.health,
+            denied=administration.audit.denied,
         )
-        users.on_change(server.calls.end_invalid)
+        administration.users.on_change(server.calls.end_invalid)
         await self._parts.enter_async_context(_background(self._watch(database, catalog), "health"))
         self.health.set_storage(True)
         await server.start()

@@ -12,7 +12,7 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from orisun_server.setting_types import (
     BoundarySetting,
@@ -48,6 +48,14 @@ def _routes(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
 
+def _certificate_users(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        name, _, user = entry.rpartition("=")
+        if entry != "*" and not (name and user):
+            raise ValueError(f'"{entry}" is no name=user pair, such as orders-service=orders, and not *')
+    return entries
+
+
 def _var(default: Any, description: str) -> Any:
     return Field(default=default, description=description)
 
@@ -74,6 +82,14 @@ class Settings(BaseModel):
     grpc_tls_key_file: Path = _var("/etc/orisun/tls/server.key", "Private key of the server, PEM")
     grpc_tls_ca_file: Path = _var("/etc/orisun/tls/ca.crt", "Authority that client certificates are checked against")
     grpc_tls_client_auth_required: bool = _var(False, "Refuse clients without a certificate of that authority")
+    grpc_tls_client_users: Annotated[tuple[str, ...], BeforeValidator(_routes), AfterValidator(_certificate_users)] = (
+        _var(
+            "",
+            "Ours. Client certificates that stand for users, comma-separated `name=user`; the name is the certificate's"
+            " common name or one of its alternative names, and `*` alone lets each common name stand for the user that"
+            " is called so",
+        )
+    )
 
     admin_enabled: bool = _var(True, "Ours. Serve the admin page, `/metrics`, `/healthz` and `/readyz`")
     admin_port: Port = _var(8991, "Port of the admin page, on ORISUN_GRPC_HOST; a free one when the default is taken")
@@ -198,6 +214,12 @@ class Settings(BaseModel):
     def embeds_nats(self) -> bool:
         """Whether ORISUN_NATS_URL is unset, so that a nats-server is started."""
         return self.nats_url is None
+
+    @property
+    def certificate_users(self) -> dict[str, str]:
+        """Name of a client certificate -> user name; ``*`` -> "" where every common name is a user's."""
+        pairs = (entry.rpartition("=") for entry in self.grpc_tls_client_users)
+        return {name or "*": user if name else "" for name, _, user in pairs}
 
     @property
     def admin_schema(self) -> str:

@@ -14,11 +14,11 @@ from google.protobuf.json_format import MessageToDict, Parse
 
 from orisun_api import admin_pb2, eventstore_pb2
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.core.access import RPCS as RPCS_TABLE
 from orisun_server.transport import admin, eventstore
 from orisun_server.transport.admin import Admin
 from orisun_server.transport.calls import snake_case
 from orisun_server.transport.eventstore import EventStore
-from orisun_server.transport.roles import ALLOWED
 from orisun_server.transport.wire import problem_of
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,16 @@ GetUserCountRequest:
 GetUserCountResponse: 1 int64 count
 GetEventCountRequest: 1 string boundary
 GetEventCountResponse: 1 int64 count
+SetUserRolesRequest: 1 string user_id; 2 repeated string roles
+SetUserRolesResponse: 1 AdminUser user
+ApiToken: 1 string token_id; 2 string name; 3 repeated string roles; 4 google.protobuf.Timestamp created_at; \
+5 google.protobuf.Timestamp expires_at; 6 string created_by
+CreateTokenRequest: 1 string name; 2 repeated string roles; 3 google.protobuf.Timestamp expires_at
+CreateTokenResponse: 1 string token; 2 ApiToken info
+ListTokensRequest:
+ListTokensResponse: 1 repeated ApiToken tokens
+RevokeTokenRequest: 1 string token_id
+RevokeTokenResponse: 1 bool success
 BoundaryPlacementInput: 1 string backend; 2 string namespace
 BoundaryInfo: 1 string name; 2 string description; 3 BoundaryPlacementInput placement; \
 4 BoundaryLifecycleStatus status; 5 bool existed_before_catalog; 6 string last_error; \
@@ -153,7 +163,11 @@ RPCS = {
         GetUserCount GetUserCountRequest GetUserCountResponse
         GetEventCount GetEventCountRequest GetEventCountResponse
         CreateIndex CreateIndexRequest CreateIndexResponse
-        DropIndex DropIndexRequest DropIndexResponse""",
+        DropIndex DropIndexRequest DropIndexResponse
+        SetUserRoles SetUserRolesRequest SetUserRolesResponse
+        CreateToken CreateTokenRequest CreateTokenResponse
+        ListTokens ListTokensRequest ListTokensResponse
+        RevokeToken RevokeTokenRequest RevokeTokenResponse""",
 }
 
 FILES = (eventstore_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
@@ -206,7 +220,7 @@ def test_services_have_the_contract_s_rpcs(service: str) -> None:
     assert not any(rpc.client_streaming for rpc in descriptor.methods)
     for rpc in descriptor.methods:
         assert callable(getattr(servicer, snake_case(rpc.name)))
-        assert f"{descriptor.full_name}/{rpc.name}" in ALLOWED
+        assert f"{descriptor.full_name}/{rpc.name}" in RPCS_TABLE
 
 
 def test_the_files_are_proto3_of_package_orisun() -> None:

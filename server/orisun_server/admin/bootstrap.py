@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from .accounts import Accounts
 from .users import Users
 
 if TYPE_CHECKING:
@@ -16,11 +17,16 @@ _DEFAULT_PASSWORD = "changeit"  # noqa: S105 - documented, and warned about
 _log = structlog.get_logger(__name__)
 
 
-async def bootstrap(users: Users, settings: Settings) -> None:
+async def bootstrap(accounts: Accounts, settings: Settings) -> None:
     """Creates the administrator of ORISUN_ADMIN_USERNAME and ORISUN_ADMIN_PASSWORD when there is no user yet."""
     username = settings.admin_username
-    if await users.ensure_first(username, settings.admin_password.get_secret_value()):
+    if await accounts.ensure_first(username, settings.admin_password.get_secret_value()):
         _log.info("created the first administrator", username=username)
+
+
+async def warn_of_default_password(users: Users, settings: Settings) -> None:
+    """Says so in the log when the administrator has the default password and others can reach the port."""
+    username = settings.admin_username
     if not settings.listens_on_loopback and await users.verify(username, _DEFAULT_PASSWORD) is not None:
         _log.warning(
             "THE ADMINISTRATOR HAS THE DEFAULT PASSWORD and the port can be reached from other machines; "

@@ -1,4 +1,4 @@
-"""Authentication: HTTP Basic once, a signed session token from then on.
+"""Authentication: HTTP Basic once, a signed session token from then on; or an API token, or a client certificate.
 
 A token names its user, the version of the user's password and the time of its issue, signed with a key that all servers
 of a cluster share in PostgreSQL: any server checks it without asking anyone, it survives restarts, and it ends with the
@@ -15,15 +15,18 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
 
-from ..core.users import Caller, Session, User
+from ..core.users import ApiToken, Caller, Session, User
 from ..errors import Unauthenticated
 from ..storage.database import Database
 from ..storage.names import quote
+from .accounts import TOKEN_PREFIX
+from .logins import Logins
 from .users import Users
 
 _log = structlog.get_logger(__name__)
@@ -42,12 +45,25 @@ class Sessions:
     """Authenticates calls; ``start`` before use."""
 
     def __init__(
-        self, database: Database, schema: str, users: Users, *, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        schema: str,
+        users: Users,
+        logins: Logins | None = None,
+        *,
+        certificates: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """``schema`` is the admin schema's name, unquoted; ``clock`` gives seconds since 1970."""
+        """``schema`` is the admin schema's name, unquoted; ``clock`` gives seconds since 1970.
+
+        ``certificates`` maps names of client certificates to user names (ORISUN_GRPC_TLS_CLIENT_USERS); the name ``*``
+        has "" for its user and lets every certificate stand for the user that is called as it is.
+        """
         self._database = database
         self._table = f"{quote(schema)}.orisun_secret"
         self._users = users
+        self._logins = logins or Logins(users)
+        self._certificates = certificates or {}
         self._clock = clock
         self._key = b""
         # cached headers are kept by a keyed hash: no password stays in memory, and no table of hashes fits
@@ -68,45 +84,78 @@ class Sessions:
             self._key = await self._database.admin.fetchval(
                 f"SELECT value FROM {self._table} WHERE name = $1", _KEY_NAME
             )
-        _log.info("Auth user projector started")
 
-    async def authenticate(self, authorization: str | None, token: str | None) -> Session:
+    async def authenticate(
+        self,
+        authorization: str | None,
+        token: str | None,
+        peer: Callable[[], str] = str,
+        certificate: Callable[[], Iterable[str]] = tuple,
+    ) -> Session:
         """The session of a call with these headers (``authorization``, ``x-auth-token``).
 
-        Raises Unauthenticated with the messages of contract.md, or ResourceExhausted when too many passwords are being
-        checked.
+        ``peer()`` is the IP address that it came from, ``certificate()`` the names in a client certificate that was
+        checked. Raises Unauthenticated with the messages of contract.md, or ResourceExhausted when too many passwords
+        are being checked or were wrong.
         """
         if token is not None and (found := self._check(token)) is not None:
             caller, issued = found
             fresh = self._clock() - issued < LIFETIME / 2
             return Session(caller, token if fresh else self._token(caller))
         if authorization is None:
+            if self._certificates and (user := self._certified(certificate())) is not None:
+                return Session(_caller(user)._replace(via="certificate"), "")
             raise Unauthenticated("missing authorization header")
+        if authorization[:7].lower() == "bearer ":
+            return Session(self._bearer(authorization[7:].strip()), "")
         fingerprint = hashlib.blake2b(authorization.encode(errors="surrogatepass"), key=self._cache_key).digest()
         known = self._basic.get(fingerprint)
         if known is None:
-            known = await self._verified(fingerprint, authorization)
+            known = await self._verified(fingerprint, authorization, peer())
             if known is None or not self.is_valid(known):
                 raise Unauthenticated("invalid credentials")
         return Session(known, self._token(known))
 
     def is_valid(self, caller: Caller) -> bool:
-        """Whether the caller's user still exists with the same password."""
+        """Whether the caller's user still exists with the same password and roles, or the API token is good."""
+        if caller.is_token:
+            return self._users.token(caller.user_id, self._now()) is not None
         user = self._users.get(caller.user_id)
-        return user is not None and user.auth_version == caller.auth_version
+        return user is not None and user.auth_version == caller.auth_version and caller.roles == frozenset(user.roles)
 
-    async def _verified(self, fingerprint: bytes, authorization: str) -> Caller | None:
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _bearer(self, text: str) -> Caller:
+        """The caller of an API token. Nobody guesses 256 random bits, so wrong ones need no limit."""
+        token_id, _, secret = text.removeprefix(TOKEN_PREFIX).partition("_")
+        if not text.startswith(TOKEN_PREFIX) or not secret:
+            raise Unauthenticated("invalid authorization header format")
+        token = self._users.token_of(token_id, secret, self._now())
+        if token is None:
+            raise Unauthenticated("invalid credentials")
+        return _token_caller(token)
+
+    def _certified(self, names: Iterable[str]) -> User | None:
+        """The user that a client certificate stands for: that of the first of its names which is mapped."""
+        listed = list(names)
+        for name in listed:
+            if name in self._certificates and name != "*":
+                return self._users.named(self._certificates[name])
+        return self._users.named(listed[0]) if listed and "*" in self._certificates else None
+
+    async def _verified(self, fingerprint: bytes, authorization: str, peer: str) -> Caller | None:
         """Whom the header belongs to; many calls that bring the same new header share one check of the password."""
         check = self._checks.get(fingerprint)
         if check is None:
             username, password = _credentials(authorization)
-            check = asyncio.ensure_future(self._verify(fingerprint, username, password))
+            check = asyncio.ensure_future(self._verify(fingerprint, username, password, peer))
             self._checks[fingerprint] = check
             check.add_done_callback(lambda done: self._checked(fingerprint, done))
         return await asyncio.shield(check)
 
-    async def _verify(self, fingerprint: bytes, username: str, password: str) -> Caller | None:
-        user = await self._users.verify(username, password)
+    async def _verify(self, fingerprint: bytes, username: str, password: str, peer: str) -> Caller | None:
+        user = await self._logins.verify(username, password, peer)
         if user is None:
             return None
         caller = _caller(user)
@@ -177,6 +226,10 @@ def _credentials(authorization: str) -> tuple[str, str]:
 
 def _caller(user: User) -> Caller:
     return Caller(user.user_id, user.username, frozenset(user.roles), user.auth_version)
+
+
+def _token_caller(token: ApiToken) -> Caller:
+    return Caller(token.token_id, token.name, frozenset(token.roles), 0, via="token")
 
 
 def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:

@@ -8,8 +8,9 @@ already. Here they become handlers for ``add_registered_method_handlers``, the s
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,29 +20,41 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from ..core.access import RPCS, check, check_boundary
 from ..core.users import Caller, Session
-from ..errors import InvalidArgument, OrisunError, Unauthenticated, Unavailable
+from ..errors import InvalidArgument, OrisunError, PermissionDenied, Unauthenticated, Unavailable
 from ..observation import Watch
 from ..observation.watch import WatchedCall
-from .roles import check_boundary, check_role
+from .peer import certificate_names, peer_address
 from .status import abort_of
 from .wire import problem_of
 
 _TOKEN = "x-auth-token"  # noqa: S105 - the name of a header
 _SHUTTING_DOWN = "the server is shutting down; call again, on another server if there is one"
+_Context = grpc.aio.ServicerContext[Any, Any]
 _SESSION_ENDED = "invalid credentials"
 #: A caller of rpcs that need no authentication.
 _NOBODY = Caller("", "", frozenset(), 0)
+_GET_BOUNDARY = "orisun.Admin/GetBoundary"
+#: Whose handlers are told where a call comes from, for the audit log.
+_ADMINISTRATION = frozenset(rpc for rpc, rule in RPCS.items() if rule.is_administration)
 
 
 class Authenticator(Protocol):
     """Who is calling; admin/sessions.py implements it."""
 
-    async def authenticate(self, authorization: str | None, token: str | None) -> Session:
-        """The session of a call with these headers; raises Unauthenticated."""
+    async def authenticate(
+        self,
+        authorization: str | None,
+        token: str | None,
+        peer: Callable[[], str],
+        certificate: Callable[[], Iterable[str]],
+    ) -> Session:
+        """The session of a call with these headers, from that address, with that client certificate; raises
+        Unauthenticated."""
 
     def is_valid(self, caller: Caller) -> bool:
-        """Whether the caller's user still exists with the same password."""
+        """Whether the caller's user still exists with the same password and roles."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,16 @@ class _Stream:
 class Calls:
     """Makes handlers of services, and ends calls when the server stops or a user is gone."""
 
-    def __init__(self, authenticator: Authenticator, admin_boundary: str, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        admin_boundary: str,
+        watch: Watch | None = None,
+        *,
+        denied: Callable[[Caller, str, str], None] = lambda caller, rpc, boundary: None,
+    ) -> None:
+        """``denied(caller, rpc, boundary)`` notes calls that a role was missing for."""
+        self._denied = denied
         self._watch = watch or Watch()
         self._authenticator = authenticator
         self._admin_boundary = admin_boundary
@@ -118,14 +140,18 @@ class Calls:
     def _unary(
         self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool
     ) -> Callable[..., Any]:
-        async def handle(raw: bytes, context: grpc.aio.ServicerContext[Any, Any], watched: WatchedCall) -> bytes:
+        async def handle(raw: bytes, context: _Context, watched: WatchedCall) -> bytes:
+            caller = _NOBODY
             try:
-                caller = await self._admit(rpc, context) if authenticated else _NOBODY
-                return _bytes(await function(self._parse(message, raw, caller), caller))
+                if authenticated:
+                    caller = await self._admit(rpc, context)
+                    check(rpc, RPCS, caller)
+                return _bytes(await function(self._parse(rpc, message, raw, caller), caller))
             except grpc.aio.BaseError:  # the client is gone
                 raise
             except Exception as unexpected:  # every error becomes a status here
                 error = unexpected
+            self._note(error, rpc, caller, context)
             abort = abort_of(error, rpc)
             watched.failed(abort.code.name)
             return await context.abort(*abort)
@@ -135,14 +161,17 @@ class Calls:
     def _stream(
         self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool, many: bool
     ) -> Callable[..., Any]:
-        async def handle(raw: Any, context: grpc.aio.ServicerContext[Any, Any], watched: WatchedCall) -> None:
+        async def handle(raw: Any, context: _Context, watched: WatchedCall) -> None:
             error: Exception
             stream = _Stream(_NOBODY, _current_task())
             self._streams.add(stream)
             try:
-                caller = await self._admit(rpc, context) if authenticated else _NOBODY
-                stream.caller = caller
-                request = self._parse_all(message, raw, caller) if many else self._parse(message, raw, caller)
+                if authenticated:
+                    stream.caller = await self._admit(rpc, context)
+                    check(rpc, RPCS, stream.caller)
+                caller = stream.caller
+                parse: Callable[..., Any] = self._parse_all if many else self._parse
+                request = parse(rpc, message, raw, caller)
                 async with aclosing(function(request, caller)) as responses:
                     async for response in responses:
                         await context.write(_bytes(response))
@@ -158,6 +187,7 @@ class Calls:
                 error = unexpected
             finally:
                 self._streams.discard(stream)
+            self._note(error, rpc, stream.caller, context)
             abort = abort_of(error, rpc)
             watched.failed(abort.code.name)
             await context.abort(*abort)
@@ -167,13 +197,13 @@ class Calls:
     def _watched(self, rpc: str, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         watch = self._watch
 
-        async def watched(raw: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def watched(raw: Any, context: _Context) -> Any:
             with watch.call(rpc, context) as call:
                 return await handle(raw, context, call)
 
         return watched
 
-    async def _admit(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+    async def _admit(self, rpc: str, context: _Context) -> Caller:
         if self._draining:
             raise Unavailable(_SHUTTING_DOWN)
         authorization = token = None
@@ -182,26 +212,37 @@ class Calls:
                 authorization = authorization or str(value)
             elif key == _TOKEN:
                 token = token or str(value)
-        caller, token = await self._authenticator.authenticate(authorization, token)
-        await context.send_initial_metadata(((_TOKEN, token),))
-        check_role(rpc, caller)
-        return caller
+        caller, token = await self._authenticator.authenticate(
+            authorization,
+            token,
+            functools.partial(peer_address, context),
+            functools.partial(certificate_names, context),
+        )
+        if token:
+            await context.send_initial_metadata(((_TOKEN, token),))
+        return caller._replace(peer=peer_address(context)) if rpc in _ADMINISTRATION else caller
 
-    def _parse(self, message: type[Message], raw: bytes, caller: Caller) -> Message:
+    def _parse(self, rpc: str, message: type[Message], raw: bytes, caller: Caller) -> Message:
         try:
             request = message.FromString(raw)
         except DecodeError:
             raise InvalidArgument(f"invalid request: {problem_of(message, raw)}") from None
-        boundary = getattr(request, "boundary", None)
-        if boundary:
-            check_boundary(boundary, self._admin_boundary, caller)
+        if rpc == _GET_BOUNDARY:
+            # which boundaries there are is no secret of the admin boundary
+            check_boundary(rpc, RPCS, caller, getattr(request, "name", ""))
+        elif boundary := getattr(request, "boundary", ""):
+            check_boundary(rpc, RPCS, caller, boundary, self._admin_boundary)
         return request
 
     async def _parse_all(
-        self, message: type[Message], raws: AsyncIterator[bytes], caller: Caller
+        self, rpc: str, message: type[Message], raws: AsyncIterator[bytes], caller: Caller
     ) -> AsyncIterator[Message]:
         async for raw in raws:
-            yield self._parse(message, raw, caller)
+            yield self._parse(rpc, message, raw, caller)
+
+    def _note(self, error: Exception, rpc: str, caller: Caller, context: _Context) -> None:
+        if isinstance(error, PermissionDenied):
+            self._denied(caller._replace(peer=peer_address(context)), rpc, getattr(error, "boundary", ""))
 
 
 def _bytes(response: bytes | Message) -> bytes:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from orisun_api import eventstore_pb2 as pb
 
@@ -106,6 +109,14 @@ def write_result(last: Position) -> pb.WriteResult:
         latest_transaction_id=commit,
         latest_global_id=prepare,
     )
+
+
+def time(stamp: Timestamp, field: str) -> datetime:
+    """A point in time, UTC; raises InvalidArgument for what is none."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(f"invalid request: {field} is no point in time of the years 1 to 9999") from None
 
 
 def page(events: Sequence[bytes]) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from orisun_api import eventstore_pb2 as pb
 
+from ..core.audit import PREFIX as RESERVED_TYPES
 from ..core.users import Caller
 from ..delivery.codec import encode_event
 from ..delivery.pubsub import PubSub
@@ -21,7 +22,7 @@ from ..storage.indexes import Indexes
 from ..storage.reads import Reader
 from . import convert
 from .convert import Limits
-from .indexes import IndexRpcs
+from .indexes import AuditLog, IndexRpcs
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -50,14 +51,16 @@ class EventStore(IndexRpcs):
         indexes: Indexes,
         subscriptions: Subscriptions,
         pubsub: PubSub,
+        audit: AuditLog,
         node_id: str,
     ) -> None:
-        super().__init__(catalog, indexes)
+        super().__init__(catalog, indexes, audit)
         self._appender = appender
         self._reader = reader
         self._subscriptions = subscriptions
         self._pubsub = pubsub
         self._limits = Limits(settings.append_max_criteria, settings.append_max_tags)
+        self._admin_boundary = settings.admin_boundary
         self._check_unscoped = settings.unscoped_expected_position == "check"
         self._info = pb.GetServerInfoResponse(
             version=_version(),
@@ -72,6 +75,12 @@ class EventStore(IndexRpcs):
         if not request.events:
             raise InvalidArgument("Invalid request: no events provided")
         boundary = self._boundary(request.boundary)
+        if boundary.name == self._admin_boundary:
+            for number, event in enumerate(request.events):
+                if event.event_type.startswith(RESERVED_TYPES):
+                    raise InvalidArgument(
+                        f'invalid event: event {number} event_type: "{RESERVED_TYPES}..." are the server\'s own'
+                    )
         if request.HasField("command"):
             raise Unimplemented("SaveEvents with a command is not supported yet")
         context = convert.context(request, self._limits, check_unscoped=self._check_unscoped)

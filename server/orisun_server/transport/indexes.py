@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from orisun_api import eventstore_pb2 as pb
 
+from ..core.audit import INDEX_CREATED, INDEX_DROPPED
 from ..core.criteria import normal_key
 from ..core.users import Caller
 from ..errors import InvalidArgument
@@ -13,14 +16,21 @@ from ..storage.indexes import Indexes, IndexRecord
 from . import convert
 
 
+class AuditLog(Protocol):
+    """Where administrative acts are noted; admin/audit.py implements it."""
+
+    async def acted(self, event_type: str, by: Caller, **data: Any) -> None: ...
+
+
 class IndexRpcs:
     """CreateIndex, DropIndex, ListIndexes, GetIndex."""
 
-    def __init__(self, catalog: Catalog, indexes: Indexes) -> None:
+    def __init__(self, catalog: Catalog, indexes: Indexes, audit: AuditLog) -> None:
         self._catalog = catalog
         self._indexes = indexes
+        self._audit = audit
 
-    async def create_index(self, request: pb.CreateIndexRequest, _: Caller) -> pb.CreateIndexResponse:
+    async def create_index(self, request: pb.CreateIndexRequest, caller: Caller) -> pb.CreateIndexResponse:
         if not request.boundary or not request.name or not request.fields:
             raise InvalidArgument("boundary, name, and at least one field are required")
         if not all(field.json_key for field in request.fields):
@@ -32,11 +42,13 @@ class IndexRpcs:
                 raise InvalidArgument(f'invalid operator "{condition.operator}": must be one of {", ".join(OPERATORS)}')
         boundary = self._boundary(request.boundary)
         await self._indexes.create(boundary, _definition(request))
+        await self._audit.acted(INDEX_CREATED, caller, boundary=boundary.name, index=request.name)
         return pb.CreateIndexResponse()
 
-    async def drop_index(self, request: pb.DropIndexRequest, _: Caller) -> pb.DropIndexResponse:
+    async def drop_index(self, request: pb.DropIndexRequest, caller: Caller) -> pb.DropIndexResponse:
         boundary = self._named(request.boundary, request.name)
         await self._indexes.drop(boundary, request.name)
+        await self._audit.acted(INDEX_DROPPED, caller, boundary=boundary.name, index=request.name)
         return pb.DropIndexResponse()
 
     async def list_indexes(self, request: pb.ListIndexesRequest, _: Caller) -> pb.ListIndexesResponse:

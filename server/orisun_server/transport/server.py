@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 
+from ..core.users import Caller
 from ..errors import OrisunError
 from ..observation import Watch
 from . import health, native, reflection
@@ -41,11 +42,16 @@ class GrpcServer:
         authenticator: Authenticator,
         state: health.HealthState,
         watch: Watch | None = None,
+        *,
+        denied: Callable[[Caller, str, str], None] = lambda caller, rpc, boundary: None,
     ) -> None:
-        """``state`` is what grpc.health.v1 answers; health and reflection are added to ``services`` here."""
+        """``state`` is what grpc.health.v1 answers; health and reflection are added to ``services`` here.
+
+        ``denied(caller, rpc, boundary)`` notes calls that a role was missing for.
+        """
         self._settings = settings
         self._state = state
-        self.calls = Calls(authenticator, settings.admin_boundary, watch)
+        self.calls = Calls(authenticator, settings.admin_boundary, watch, denied=denied)
         self._services = [*services, Service(health.DESCRIPTOR, health.Health(state), authenticated=False)]
         if settings.grpc_enable_reflection:
             self._services += reflection.services([service.name for service in self._services])
@@ -103,6 +109,11 @@ def _transport(settings: Settings) -> str:
     if settings.grpc_tls_client_auth_required and not settings.grpc_tls_enabled:
         raise TransportError(
             "ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true does nothing without ORISUN_GRPC_TLS_ENABLED=true"
+        )
+    if settings.grpc_tls_client_users and not settings.grpc_tls_client_auth_required:
+        raise TransportError(
+            "ORISUN_GRPC_TLS_CLIENT_USERS does nothing without ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true: no "
+            "certificate is checked"
         )
     wanted = settings.grpc_transport
     if wanted == "auto":

@@ -34,7 +34,7 @@ class _NotYet:
 class _Nobody:
     """Nobody can be authenticated before the users can be read."""
 
-    async def authenticate(self, authorization: str | None, token: str | None) -> Session:
+    async def authenticate(self, authorization: str | None, token: str | None, *_: object) -> Session:
         raise Unavailable("the server is starting: PostgreSQL or its schema is not ready; try again")
 
     def is_valid(self, caller: Caller) -> bool:

@@ -1,0 +1,32 @@
+"""Where a call comes from and with which certificate, as both transports tell it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+_COMMON_NAME, _ALTERNATIVE_NAME = "x509_common_name", "x509_subject_alternative_name"
+
+
+def peer_address(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The IP address of the machine at the other end of the connection, a proxy's if there is one; "" where it has
+    none.
+
+    grpcio writes ``ipv4:10.0.0.1:5000`` or ``ipv6:%5B::1%5D:5000``, the native transport ``10.0.0.1:5000``.
+    """
+    text = unquote(str(context.peer() or ""))
+    for kind in ("ipv4:", "ipv6:"):
+        text = text.removeprefix(kind)
+    if text.startswith("unix:"):
+        return ""
+    return text.rpartition(":")[0].strip("[]") or text
+
+
+def certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """The names in the client's certificate, which the handshake has checked: the common name first, then the
+    alternative ones (DNS names, URIs such as SPIFFE's); none without a certificate."""
+    properties = context.auth_context() or {}
+    values = [*properties.get(_COMMON_NAME, ()), *properties.get(_ALTERNATIVE_NAME, ())]
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
