@@ -137,13 +137,14 @@ class LocalStore:
         placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace="events")
         basic = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
         try:
-            created = admin_pb2_grpc.AdminStub(self._channel).CreateBoundary(
+            stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+            created = stub.CreateBoundary(
                 admin_pb2.CreateBoundaryRequest(name=name, placement=placement),
                 metadata=[("authorization", f"Basic {basic}")],
                 timeout=30,
             )
         except grpc.RpcError as error:
-            raise LocalStoreError(f"the boundary could not be created: {error.details()}") from None  # type: ignore[attr-defined]
+            raise LocalStoreError(f"the boundary could not be created: {error.details()}") from None
         if created.boundary.status != admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE:
             raise LocalStoreError(f"the boundary is not active: {created.boundary.last_error or 'still in the making'}")
         return name
