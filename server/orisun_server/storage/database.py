@@ -167,10 +167,14 @@ def _ssl(settings: Settings) -> str | ssl.SSLContext:
     """What asyncpg takes: the mode, or a context where an authority's certificate is given (as libpq treats it)."""
     if not settings.pg_sslrootcert or settings.pg_sslmode in ("disable", "allow", "prefer"):
         return settings.pg_sslmode
+    given = settings.pg_sslrootcert
+    # the certificate itself instead of a file: the operator has it from a Secret
+    inline = "-----BEGIN" in given
     try:
-        context = ssl.create_default_context(cafile=settings.pg_sslrootcert)
+        context = ssl.create_default_context(cadata=given) if inline else ssl.create_default_context(cafile=given)
     except OSError as error:
-        raise FailedPrecondition(f"ORISUN_PG_SSLROOTCERT: {settings.pg_sslrootcert}: {_reason(error)}") from error
+        shown = "the certificate" if inline else given
+        raise FailedPrecondition(f"ORISUN_PG_SSLROOTCERT: {shown}: {_reason(error)}") from error
     context.check_hostname = settings.pg_sslmode == "verify-full"
     return context
 

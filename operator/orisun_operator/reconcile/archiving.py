@@ -1,0 +1,178 @@
+"""The archive of a boundary whose resource is being deleted: a Job writes and checks it, its manifest comes back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..api.boundary import BoundarySpec
+from ..api.cluster import ClusterSpec
+from ..kube import Object, Ref
+from ..resources import archive as resources
+from . import Blocked, Context
+from .report import Report
+from .target import spec_of
+
+#: Seconds after which a Job that failed is removed, so that another one tries.
+_TRY_AGAIN = 60.0
+
+
+@dataclass(frozen=True)
+class Archived:
+    """An archive that was read back and compared with PostgreSQL."""
+
+    claim_name: str
+    file: str
+    count: int
+    last: Mapping[str, int]
+    sha256: str
+
+    def shown(self) -> dict[str, Any]:
+        """As status.archive."""
+        return {
+            "claimName": self.claim_name,
+            "file": self.file,
+            "count": self.count,
+            "lastPosition": dict(self.last),
+            "sha256": self.sha256,
+        }
+
+
+async def archive(obj: Object, spec: BoundarySpec, cluster: Object, report: Report) -> Archived | None:
+    """The archive when it is there, None while it is being written. Raises Blocked when it cannot be."""
+    context = report.context
+    namespace = obj["metadata"]["namespace"]
+    await _ensure_claim(obj, spec, report)
+    cluster_spec = spec_of(cluster)
+    job = resources.job(
+        obj,
+        spec,
+        cluster_spec,
+        image=cluster_spec.image or context.settings.server_image,
+        env=_environment(cluster, cluster_spec),
+        files=_files(cluster_spec),
+    )
+    ref = Ref.of(job)
+    live = await context.kube.get(ref)
+    if live is None:
+        await context.kube.create(job)
+        await report.event("Archiving", f"Job {ref.name} writes the events of boundary {spec.name!r}")
+        return None
+    ended = {c["type"]: c for c in (live.get("status") or {}).get("conditions") or () if c["status"] == "True"}
+    if "Complete" in ended:
+        message = await _message(context, namespace, ref.name, exit_code=0)
+        archived = _parse(message, resources.claim_name(obj, spec))
+        if archived is None or archived.file != resources.file_name(obj, spec):
+            # its pod was deleted before anybody read the manifest
+            await context.kube.delete(ref, precondition_uid=live["metadata"]["uid"])
+        return archived
+    if "Failed" in ended:
+        message = await _message(context, namespace, ref.name)
+        since = datetime.datetime.fromisoformat(ended["Failed"]["lastTransitionTime"].replace("Z", "+00:00"))
+        if (context.clock() - since).total_seconds() >= _TRY_AGAIN:
+            await context.kube.delete(ref, precondition_uid=live["metadata"]["uid"])
+        raise Blocked(
+            "ArchiveFailed",
+            f"Job {ref.name} failed: {message or ended['Failed'].get('message', 'see its pods')}: nothing was dropped;"
+            " it is tried again",
+            retry=15.0,
+        )
+    return None
+
+
+async def _ensure_claim(obj: Object, spec: BoundarySpec, report: Report) -> None:
+    context = report.context
+    namespace, name = obj["metadata"]["namespace"], resources.claim_name(obj, spec)
+    if await context.kube.get(Ref("v1", "PersistentVolumeClaim", namespace, name)) is not None:
+        return
+    if spec.archive.claim_name:
+        raise Blocked(
+            "ClaimNotFound",
+            f"PersistentVolumeClaim {namespace}/{name}, which spec.archive.claimName names, does not exist: create it",
+            retry=15.0,
+        )
+    await context.kube.create(resources.claim(obj, spec))
+    await report.event("ClaimCreated", f"PersistentVolumeClaim {name} takes the archive, and stays when this is gone")
+
+
+async def _message(context: Context, namespace: str, job: str, *, exit_code: int | None = None) -> str:
+    """What the Job's container said last, of those that ended (with that code)."""
+    said = [
+        (ended.get("finishedAt") or "", ended.get("message") or "")
+        for pod in await context.kube.list("v1", "Pod", namespace, {resources.LABEL: job})
+        for container in (pod.get("status") or {}).get("containerStatuses") or ()
+        if container["name"] == resources.CONTAINER
+        and (ended := (container.get("state") or {}).get("terminated")) is not None
+        and exit_code in (None, ended.get("exitCode"))
+    ]
+    return max(said, default=("", ""))[1].strip()
+
+
+def _parse(message: str, claim: str) -> Archived | None:
+    try:
+        manifest = json.loads(message)
+        last = {
+            "commitPosition": int(manifest["last_commit_position"]),
+            "preparePosition": int(manifest["last_prepare_position"]),
+        }
+        return Archived(claim, str(manifest["file"]), int(manifest["count"]), last, str(manifest["sha256"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _environment(cluster: Object, spec: ClusterSpec) -> list[dict[str, Any]]:
+    """The ORISUN_PG_* variables, with user and password from the cluster's own Secret."""
+    name = cluster["metadata"]["name"]
+    postgres = spec.postgres
+
+    def variable(of: str, value: str) -> dict[str, Any]:
+        return {"name": f"ORISUN_PG_{of}", "value": value}
+
+    def secret(of: str, secret_name: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+        reference = {"name": secret_name, "key": key} | ({"optional": True} if optional else {})
+        return {"name": f"ORISUN_PG_{of}", "valueFrom": {"secretKeyRef": reference}}
+
+    if (external := postgres.external) is not None:
+        credentials = external.credentials_secret_ref
+        found = [
+            variable("HOST", external.host),
+            variable("PORT", str(external.port)),
+            variable("NAME", external.database),
+            variable("SSLMODE", external.ssl_mode),
+            secret("USER", credentials.name, credentials.username_key),
+            secret("PASSWORD", credentials.name, credentials.password_key),
+        ]
+        if external.ca_secret_ref is not None:
+            found.append(variable("SSLROOTCERT", f"/etc/orisun/pg/{external.ca_secret_ref.key}"))
+        return found
+    if (native := postgres.cloud_native_pg) is not None:
+        app = f"{native.cluster_name}-app"
+        return [
+            variable("HOST", f"{native.cluster_name}-rw"),
+            secret("PORT", app, "port", optional=True),
+            variable("NAME", native.database) if native.database else secret("NAME", app, "dbname"),
+            variable("SSLMODE", "require"),
+            secret("USER", app, "username"),
+            secret("PASSWORD", app, "password"),
+        ]
+    made = f"{name}-postgres"
+    return [
+        secret(of, made, key)
+        for of, key in (
+            ("HOST", "host"),
+            ("PORT", "port"),
+            ("NAME", "database"),
+            ("USER", "username"),
+            ("PASSWORD", "password"),
+        )
+    ]
+
+
+def _files(spec: ClusterSpec) -> dict[str, Any] | None:
+    external = spec.postgres.external
+    if external is None or external.ca_secret_ref is None:
+        return None
+    return {"secret": {"secretName": external.ca_secret_ref.name, "defaultMode": 0o444}}

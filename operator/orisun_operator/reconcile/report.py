@@ -1,0 +1,97 @@
+"""What a reconcile of a Boundary or an EventIndex leaves for others to see: its status, and an Event a transition."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from orisun_server.core.position import Position
+
+from ..api.conditions import READY, get_condition, summarize, timestamp
+from ..kube import Object
+from . import Blocked, Context
+
+#: Seconds between two writes of figures that move all the time.
+FIGURES_EVERY = 60.0
+
+
+class Report:
+    """The status of one object in the making; ``send`` writes it if it differs from the one that was read."""
+
+    def __init__(self, context: Context, obj: Object) -> None:
+        self.context = context
+        self.obj = obj
+        self.generation: int = obj["metadata"].get("generation", 0)
+        self.before: Mapping[str, Any] = obj.get("status") or {}
+        self.status: dict[str, Any] = copy.deepcopy(dict(self.before))
+
+    async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        """Record an Event about the object."""
+        await self.context.kube.event(self.obj, "Warning" if warning else "Normal", reason, message)
+
+    def ready(self, reason: str, message: str) -> None:
+        """All is as the spec wants it."""
+        self._phase(reason, message, ready=True)
+
+    def waiting(self, phase: str, message: str) -> None:
+        """Something is under way."""
+        self._phase(phase, message, reconciling=True)
+
+    def stalled(self, reason: str, message: str) -> None:
+        """A person has to act."""
+        self._phase(reason, message, stalled=True)
+
+    def blocked(self, problem: Blocked) -> None:
+        """As the exception says."""
+        if problem.stalled:
+            self.stalled(problem.reason, str(problem))
+        else:
+            self.waiting(problem.reason, str(problem))
+
+    def figures(self, figures: Mapping[str, Any]) -> None:
+        """Figures that move by themselves: taken over at most once a minute, and only where one has changed."""
+        now = self.context.clock()
+        if all(self.status.get(key) == value for key, value in figures.items()):
+            return
+        if self.figures_due() <= 0:
+            self.status |= {**figures, "figuresTime": timestamp(now)}
+
+    def figures_due(self) -> float:
+        """Seconds until figures may be written again."""
+        written = self.status.get("figuresTime")
+        if not written:
+            return 0.0
+        age = self.context.clock() - datetime.datetime.fromisoformat(written.replace("Z", "+00:00"))
+        return max(0.0, FIGURES_EVERY - age.total_seconds())
+
+    async def send(self) -> None:
+        """Write the status, and an Event when readiness or its reason changed."""
+        await self.context.kube.patch_status(self.obj, self.status)
+        after, before = get_condition(self.status, READY), get_condition(self.before, READY)
+        if after is None:
+            return
+        if before is None or (before["status"], before["reason"]) != (after["status"], after["reason"]):
+            bad = any(c["type"] == "Stalled" and c["status"] == "True" for c in self.status["conditions"])
+            await self.event(after["reason"], after["message"], warning=bad)
+
+    def _phase(
+        self, reason: str, message: str, *, ready: bool = False, reconciling: bool = False, stalled: bool = False
+    ) -> None:
+        summarize(
+            self.status,
+            self.generation,
+            ready=ready,
+            reconciling=reconciling,
+            stalled=stalled,
+            reason=reason,
+            message=message,
+            now=self.context.clock(),
+        )
+        self.status["phase"] = "Stalled" if stalled else reason
+
+
+def position(of: Position) -> dict[str, int]:
+    """A position as a status has it."""
+    return {"commitPosition": of.commit, "preparePosition": of.prepare}
