@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from e2e.access import Access
-from e2e.kubernetes import Kubernetes, load
+from e2e.kubernetes import Kubernetes, load, run
 from e2e.release import ROOT, Release
 from e2e.stores import Database, Namespace, Servers
 
@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("orisun")
     group.addoption("--e2e-image", default=os.environ.get("E2E_IMAGE", f"orisun:{version}"), help="server and operator")
     group.addoption("--e2e-nats-image", default=os.environ.get("E2E_NATS_IMAGE", f"orisun-nats:{version}"), help="NATS")
+    group.addoption("--e2e-next-image", default="", help="a later server, for upgrades; made where images are loaded")
     group.addoption("--e2e-load", action="store_true", help="load both from the local Docker into the cluster")
     group.addoption("--e2e-keep", action="store_true", help="leave namespaces and operator, to look at them")
     group.addoption(
@@ -74,6 +75,22 @@ def images_of(config: pytest.Config) -> tuple[str, str]:
 def images(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Of the server, and of NATS."""
     return images_of(request.config)
+
+
+@pytest.fixture(scope="session")
+async def next_image(
+    request: pytest.FixtureRequest, images: tuple[str, str], kubernetes: Kubernetes, provider: Any
+) -> str:
+    """Another image of the server, whose GetServerInfo says git_commit "next"."""
+    given = str(request.config.getoption("e2e_next_image"))
+    if given:
+        return given
+    if not request.config.getoption("e2e_load"):
+        pytest.skip("needs --e2e-next-image: a second image of the server that the cluster can pull")
+    name = f"{images[0]}-next"
+    await run("docker", "build", "-q", "-t", name, "-", stdin=f"FROM {images[0]}\nENV GIT_COMMIT=next\n")
+    load([name], provider, kubernetes.scripts)
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -201,6 +201,22 @@ class Kubernetes:
         secret = await self.must("secret", f"{cluster}-admin", namespace)
         return base64.b64decode(secret["data"]["password"]).decode()
 
+    async def post(self, path: str, body: Object) -> int:
+        """HTTP status of a request to the API server that kubectl has no command for."""
+        arguments = ("create", "--raw", path, "-f", "-")
+        try:
+            await self.kubectl(*arguments, stdin=json.dumps(body))
+        except CommandError as error:
+            if "TooManyRequests" in str(error) or "disruption budget" in str(error):
+                return 429
+            raise
+        return 201
+
+    async def evict(self, namespace: str, pod: str) -> int:
+        """As a drain does; 201, or 429 where a PodDisruptionBudget forbids it."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        return await self.post(f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", body)
+
     # -- chaos -----------------------------------------------------------------------------------------------------
 
     async def kill(self, namespace: str, *pods: str) -> None:
@@ -214,7 +230,7 @@ class Kubernetes:
         The kernel keeps SIGKILL from a namespace's first process; nats-server dies of SIGQUIT with a stack dump,
         PostgreSQL without a checkpoint.
         """
-        before = _restarts(await self.must("pod", pod, namespace), container)
+        before = restarts(await self.must("pod", pod, namespace), container)
         script = "kill -QUIT 1"
         try:
             await self.kubectl("exec", "-n", namespace, pod, "-c", container, "--", "sh", "-c", script)
@@ -222,7 +238,7 @@ class Kubernetes:
             pass  # the shell dies with the rest
 
         async def restarted() -> bool:
-            return _restarts(await self.must("pod", pod, namespace), container) > before
+            return restarts(await self.must("pod", pod, namespace), container) > before
 
         await until(restarted, 60, f"{pod}: {container} restarted")
 
@@ -242,9 +258,15 @@ def _word(kind: str) -> str:
     return f"{word}.{version.rpartition('/')[2]}.{group}" if group else word
 
 
-def _restarts(pod: Object, container: str) -> int:
+def restarts(pod: Object, container: str) -> int:
+    """How often a container of the pod was started again."""
     statuses = [s for part in ("containerStatuses", "initContainerStatuses") for s in pod["status"].get(part) or ()]
-    return sum(status["restartCount"] for status in statuses if status["name"] == container)
+    return sum(int(status["restartCount"]) for status in statuses if status["name"] == container)
+
+
+def is_ready(pod: Object) -> bool:
+    """Its condition Ready."""
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions") or ())
 
 
 def load(images: Sequence[str], provider: Any, scripts: Path | None) -> None:

@@ -74,7 +74,7 @@ class Database:
 
     async def execute(self, sql: str) -> str:
         """What psql prints, unaligned."""
-        command = f'"$(cat /data/bin)"/psql -h 127.0.0.1 -U postgres -d orisun -qAtX -v ON_ERROR_STOP=1 -c "$0"'
+        command = '"$(cat /data/bin)"/psql -h 127.0.0.1 -U postgres -d orisun -qAtX -v ON_ERROR_STOP=1 -c "$0"'
         return (
             await self._namespace.kubernetes.kubectl(
                 "exec", "-n", self._namespace.name, f"{self.NAME}-0", "--", "sh", "-c", command, sql
