@@ -172,7 +172,7 @@ def cluster(postgres: Object, *, name: str = "store", replicas: int = 3, **spec:
 EMBEDDED: Object = {"embedded": {"storage": {"size": "1Gi"}}}
 
 
-def boundary(name: str, *, cluster: str = "store", **spec: Any) -> Object:
+def boundary(name: str, /, *, cluster: str = "store", **spec: Any) -> Object:
     """A Boundary."""
     return {
         "apiVersion": API,
@@ -182,7 +182,7 @@ def boundary(name: str, *, cluster: str = "store", **spec: Any) -> Object:
     }
 
 
-def index(name: str, boundary: str, *keys: str, **spec: Any) -> Object:
+def index(name: str, boundary: str, /, *keys: str, **spec: Any) -> Object:
     """An EventIndex on text keys; ``name`` is the index's, the resource's has the boundary's before it."""
     return {
         "apiVersion": API,
