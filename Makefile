@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench config test lint format proto lock images chart e2e clean docs/configuration.md
+.PHONY: help run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ e2e: $(STAMP) ## Run the end-to-end suite on a real Kubernetes: yours (KUBECONFI
 
 docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
+	@mv $@.new $@
+
+docs/roles.md: $(STAMP) ## Generate the tables of roles from core/access.py
+	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/python -m orisun_server.core.access >> $@.new
 	@mv $@.new $@
 
 lock: ## Resolve pyproject.toml into requirements.lock, and what the images hold of it (needs uv)
