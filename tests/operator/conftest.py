@@ -1,0 +1,64 @@
+"""Fixtures of the operator's tests: ``kube`` leads to a real API server that knows the three kinds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orisun_operator.kube import Kube, Ref
+from tests.harness import eventually
+from tests.operator.kubernetes import ApiServer, ProgramsMissing
+
+CRDS = Path(__file__).parents[2] / "crds"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def api_server(directory: Path) -> Iterator[ApiServer]:
+    """A running API server."""
+    place = directory / "kubernetes"
+    place.mkdir()
+    server = ApiServer(place)
+    try:
+        server.start()
+    except ProgramsMissing as problem:
+        pytest.skip(str(problem))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+async def kube(api_server: ApiServer) -> AsyncIterator[Kube]:
+    """A connection to it, with the CRDs in place."""
+    kube = await Kube.connect(api_server.kubeconfig)
+    refs = []
+    for file in sorted(CRDS.glob("*.yaml")):
+        crd = yaml.safe_load(file.read_text())
+        await kube.create(crd)
+        refs.append(Ref.of(crd))
+
+    async def established() -> bool:
+        found = [await kube.get(ref) for ref in refs]
+        return all(
+            any(
+                c["type"] == "Established" and c["status"] == "True"
+                for c in (crd or {}).get("status", {}).get("conditions", ())
+            )
+            for crd in found
+        )
+
+    await eventually(established, 30, 0.1)
+    yield kube
+    await kube.close()
+
+
+@pytest.fixture
+async def namespace(kube: Kube) -> str:
+    """A namespace of the test's own."""
+    name = f"test-{next(_numbers)}"
+    await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
