@@ -218,8 +218,8 @@ class Calls:
             functools.partial(peer_address, context),
             functools.partial(certificate_names, context),
         )
-        if token:
-            await context.send_initial_metadata(((_TOKEN, token),))
+        # also without a token: the client of an idle stream learns that it was let in
+        await context.send_initial_metadata(((_TOKEN, token),) if token else ())
         return caller._replace(peer=peer_address(context)) if rpc in _ADMINISTRATION else caller
 
     def _parse(self, rpc: str, message: type[Message], raw: bytes, caller: Caller) -> Message:
