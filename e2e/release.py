@@ -27,7 +27,7 @@ class Release:
         values: Sequence[str] = (),
     ) -> None:
         self.name, self.namespace, self.kubernetes = "orisun-operator", namespace, kubernetes
-        self._watch, self._images, self._values = watch, images, values
+        self.watched, self._images, self._values = tuple(watch), images, values
 
     @property
     def values(self) -> list[str]:
@@ -35,8 +35,8 @@ class Release:
         server, nats = ([*image.rpartition(":")[::2]] for image in self._images)
         values = [f"image.repository={server[0]}", f"image.tag={server[1]}"]
         values += [f"natsImage.repository={nats[0]}", f"natsImage.tag={nats[1]}"]
-        if self._watch:
-            values.append("watchNamespaces={" + ",".join(self._watch) + "}")
+        if self.watched:
+            values.append("watchNamespaces={" + ",".join(self.watched) + "}")
         return [part for value in [*values, *self._values] for part in ("--set", value)]
 
     async def helm(self, *arguments: str, timeout: float = 300) -> str:

@@ -1,0 +1,223 @@
+"""GitOps: a real Argo CD brings operator and store from git, judges their health, heals drift, and keeps the data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.access import Access
+from e2e.gitops import Argo, Repository
+from e2e.kubernetes import Kubernetes, Object, run, until
+from e2e.release import CHART, ROOT, Release
+from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, index, show
+
+HEALTH = ROOT / "docs" / "argocd" / "health"
+WAVE = "argocd.argoproj.io/sync-wave"
+
+
+@pytest.fixture(scope="module")
+async def argo(kubernetes: Kubernetes) -> AsyncIterator[Argo]:
+    scripts = kubernetes.scripts
+    if scripts is None or not (scripts / "argocd.sh").exists():
+        pytest.skip("needs argocd.sh, which installs Argo CD with a git server")
+    argo = Argo(kubernetes, scripts)
+    await argo.up()
+    for file in sorted(HEALTH.glob("*.lua")):
+        await argo.health(file.stem, file)
+    yield argo
+    if not os.environ.get("ORISUN_E2E_KEEP"):
+        await argo.down()
+
+
+def in_wave(number: int, obj: Object) -> str:
+    obj["metadata"].setdefault("annotations", {}).update(
+        {WAVE: str(number), "argocd.argoproj.io/sync-options": "SkipDryRunOnMissingResource=true"}
+    )
+    return yaml.safe_dump(obj)
+
+
+async def _operator(release: Release) -> str:
+    """The chart as Argo CD itself would render it, without its hooks."""
+    return await run(
+        "helm", "template", release.name, str(CHART), "-n", release.namespace, "--no-hooks", *release.values
+    )
+
+
+async def _follow(kubernetes: Kubernetes, argo: Argo, name: str, repository: Repository, namespace: str) -> None:
+    application = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Application",
+        "metadata": {"name": name, "namespace": "argocd"},
+        "spec": {
+            "project": "default",
+            "source": {"repoURL": repository.url, "path": ".", "targetRevision": "main"},
+            "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace},
+            "syncPolicy": {
+                "automated": {"prune": True, "selfHeal": True},
+                "syncOptions": ["ServerSideApply=true", "CreateNamespace=true"],
+                "retry": {"limit": 5, "backoff": {"duration": "2s", "maxDuration": "20s"}},
+            },
+        },
+    }
+    await kubernetes.apply(application, namespace="argocd")
+
+
+@pytest.mark.timeout(1200)
+async def test_from_git(
+    kubernetes: Kubernetes,
+    argo: Argo,
+    operator: Release,
+    namespace: Namespace,
+    database: Database,
+    access: Access,
+    images: tuple[str, str],
+    next_image: str,
+    tmp_path: Path,
+) -> None:
+    space, store = namespace.name, Servers(namespace, access, "store")
+    name = f"shop-{secrets.token_hex(3)}"
+    await operator.uninstall()
+    repository = await argo.repository(name, tmp_path / "git")
+    repository.files = {
+        "operator.yaml": await _operator(operator),
+        "cluster.yaml": in_wave(1, cluster(database.spec, replicas=1, image=images[0])),
+        "boundary.yaml": in_wave(2, boundary("orders")),
+        "index.yaml": in_wave(3, index("account", "orders", "account")),
+    }
+    try:
+        began = time.monotonic()
+        await repository.push("operator, cluster, boundary, index")
+        await _follow(kubernetes, argo, name, repository, space)
+        await argo.until(name, "Synced", "Healthy", timeout=300)
+        show("Argo CD, push to Synced and Healthy, seconds", round(time.monotonic() - began, 1))
+        made = [
+            (await kubernetes.must(kind, thing, space))["metadata"]["creationTimestamp"]
+            for kind, thing in (("orisun", "store"), ("bnd", "orders"), ("evidx", "orders-account"))
+        ]
+        assert made == sorted(made), "waves out of order"
+        async with store.client("orders") as client:
+            await client.save({"account": "a"})
+
+        await _heals_drift(kubernetes, argo, name, space)
+        await _tells_what_is_stalled(argo, name, repository)
+        await _rolls_an_image(kubernetes, argo, name, repository, store, database, next_image)
+        await _stays_in_sync(argo, name)
+
+        del repository.files["boundary.yaml"], repository.files["index.yaml"]
+        await repository.push("no boundary")
+        await argo.refresh(name)
+        await kubernetes.gone("bnd", "orders", space)
+        assert await database.execute("SELECT count(*) FROM orders.orders_orisun_es_event") == "1"
+        await argo.until(name, "Synced", "Healthy")
+    finally:
+        await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")
+        labels = f"app.kubernetes.io/instance={operator.name},app.kubernetes.io/component=operator"
+        kinds = "deployment,service,serviceaccount,role,rolebinding,poddisruptionbudget"
+        spaces = [operator.namespace] if not operator.watched else [operator.namespace, *operator.watched]
+        for one in spaces:
+            await kubernetes.kubectl("delete", kinds, "-n", one, "-l", labels, "--ignore-not-found")
+        await kubernetes.kubectl("delete", "clusterrole,clusterrolebinding", "-l", labels, "--ignore-not-found")
+        await operator.ensure()
+
+
+async def _heals_drift(kubernetes: Kubernetes, argo: Argo, name: str, space: str) -> None:
+    await kubernetes.patch("bnd", "orders", {"spec": {"deletionPolicy": "Delete"}}, space)
+
+    async def healed() -> bool:
+        return bool((await kubernetes.must("bnd", "orders", space))["spec"].get("deletionPolicy", "Retain") == "Retain")
+
+    await until(healed, 90, "drift of a Boundary is healed")
+    await kubernetes.delete("svc", "store", namespace=space)
+
+    async def there() -> bool:
+        return await kubernetes.get("svc", "store", space) is not None
+
+    await until(there, 60, "a deleted Service, by the operator")
+    await argo.until(name, "Synced", "Healthy", timeout=90)
+
+
+async def _tells_what_is_stalled(argo: Argo, name: str, repository: Repository) -> None:
+    repository.files["wrong.yaml"] = in_wave(4, index("wrong", "nowhere", "key"))
+    await repository.push("an index of no boundary")
+    await argo.refresh(name)
+
+    async def told() -> bool:
+        state = await argo.health_of(name, "EventIndex", "nowhere-wrong")
+        assert state == "Degraded", state
+        return True
+
+    await until(told, 90, "Degraded")
+    del repository.files["wrong.yaml"]
+    await repository.push("without it")
+    await argo.refresh(name)
+    await argo.until(name, "Synced", "Healthy", timeout=120)
+
+
+async def _rolls_an_image(
+    kubernetes: Kubernetes,
+    argo: Argo,
+    name: str,
+    repository: Repository,
+    store: Servers,
+    database: Database,
+    next_image: str,
+) -> None:
+    repository.files["cluster.yaml"] = in_wave(1, cluster(database.spec, replicas=1, image=next_image))
+    await repository.push("the next image")
+    await argo.refresh(name)
+    seen: set[str] = set()
+
+    async def rolled() -> bool:
+        seen.add(await argo.health_of(name, "OrisunCluster", "store"))
+        pods = await store.pods()
+        containers = [one for pod in pods for one in pod["spec"]["containers"] if one["name"] == "server"]
+        assert [one["image"] for one in containers] == [next_image], containers
+        return await argo.is_so(name, "Synced", "Healthy")
+
+    await until(rolled, 180, "the next image", interval=0.1)
+    assert "Progressing" in seen, seen
+
+
+async def _stays_in_sync(argo: Argo, name: str) -> None:
+    """No fight over fields: for half a minute of timers and refreshes it is Synced, and syncs nothing."""
+    before = len((await argo.application(name))["status"].get("history") or ())
+    for _ in range(6):
+        await asyncio.sleep(5)
+        await argo.refresh(name)
+        assert await argo.is_so(name, "Synced", "Healthy")
+    history = (await argo.application(name))["status"].get("history") or ()
+    assert len(history) == before, json.dumps(history[before:])
+
+
+async def test_health_of_every_state(
+    kubernetes: Kubernetes, argo: Argo, operator: Release, namespace: Namespace, tmp_path: Path
+) -> None:
+    """Progressing while PostgreSQL and the tables are made, then Healthy, with no operator in git."""
+    name = f"plain-{secrets.token_hex(3)}"
+    repository = await argo.repository(name, tmp_path / "git")
+    repository.files = {
+        "store.yaml": in_wave(1, cluster(EMBEDDED, replicas=1)) + "---\n" + in_wave(1, boundary("orders"))
+    }
+    await repository.push("a store")
+    seen: set[str] = set()
+    try:
+        await _follow(kubernetes, argo, name, repository, namespace.name)
+
+        async def healthy() -> bool:
+            seen.update(
+                [await argo.health_of(name, "OrisunCluster", "store"), await argo.health_of(name, "Boundary", "orders")]
+            )
+            return await argo.is_so(name, "Synced", "Healthy")
+
+        await until(healthy, 240, "Synced and Healthy", interval=0.1)
+        assert seen - {""} == {"Progressing", "Healthy"}, seen
+    finally:
+        await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")
