@@ -21,6 +21,7 @@ from .delivery.publishers import Publishers
 from .delivery.pubsub import PubSub
 from .delivery.signals import Signals
 from .delivery.subscription import Subscriptions
+from .drained import tell_drained, told
 from .embedded import Embedded
 from .errors import SchemaMismatch, Unavailable
 from .settings import Settings
@@ -239,6 +240,11 @@ class _Part(Protocol):
 
 async def run(settings: Settings, *, on_ready: Callable[[App], None] | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then stops within ORISUN_SHUTDOWN_GRACE; a second signal exits at once."""
+    with told(settings.drained_file):
+        await _run(settings, on_ready)
+
+
+async def _run(settings: Settings, on_ready: Callable[[App], None] | None) -> None:
     app = App(settings)
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
@@ -269,6 +275,7 @@ async def run(settings: Settings, *, on_ready: Callable[[App], None] | None = No
         await asyncio.wait([stopping], timeout=settings.shutdown_grace)
         if not stopping.done():
             log.error("ORISUN_SHUTDOWN_GRACE is over and not everything has ended; PostgreSQL or NATS may hang")
+            tell_drained(settings.drained_file)
             exit_now(1)
         await stopping
         log.info("stopped")

@@ -98,6 +98,10 @@ class Settings(BaseModel):
         "admin", "Name of the first administrator: at least 3 characters, without a colon"
     )
     admin_password: SecretStr = _var("changeit", "Password of the first administrator; change it")
+    admin_password_enforced: bool = _var(
+        False,
+        "Ours. At each start, make that user and set its password where they differ (in a cluster: from a Secret)",
+    )
 
     pg_host: Text = _var("localhost", "Host of PostgreSQL, or the directory of its socket")
     pg_port: Port = _var(5432, "Port of PostgreSQL")
@@ -169,6 +173,9 @@ class Settings(BaseModel):
         "apply", "Ours. Migrate the schema at the start, or only check that it fits (in a cluster)"
     )
     shutdown_grace: Duration = _var("30s", "Ours. Time to finish what was taken when asked to stop")
+    drained_file: Path | None = _var(
+        None, "Ours. File that says `serving` while calls are taken, then `drained` (in a pod, for the NATS beside it)"
+    )
     node_ttl: Annotated[Duration, Field(gt=0)] = _var("6s", "Ours. Silence after which others take a server's work")
 
     logging_level: Level = _var("INFO", "DEBUG, INFO, WARN or ERROR")

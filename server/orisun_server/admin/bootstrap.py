@@ -18,9 +18,15 @@ _log = structlog.get_logger(__name__)
 
 
 async def bootstrap(accounts: Accounts, settings: Settings) -> None:
-    """Creates the administrator of ORISUN_ADMIN_USERNAME and ORISUN_ADMIN_PASSWORD when there is no user yet."""
-    username = settings.admin_username
-    if await accounts.ensure_first(username, settings.admin_password.get_secret_value()):
+    """Creates the administrator of ORISUN_ADMIN_USERNAME and ORISUN_ADMIN_PASSWORD when there is no user yet.
+
+    With ORISUN_ADMIN_PASSWORD_ENFORCED those two rule at each start.
+    """
+    username, password = settings.admin_username, settings.admin_password.get_secret_value()
+    if settings.admin_password_enforced:
+        if await accounts.enforce(username, password):
+            _log.info("the administrator is as ORISUN_ADMIN_PASSWORD says", username=username)
+    elif await accounts.ensure_first(username, password):
         _log.info("created the first administrator", username=username)
 
 
