@@ -16,12 +16,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.settings import Settings
 from orisun_server.transport.health import HealthState
 from orisun_server.transport.server import GrpcServer, TransportError
 from orisun_server.transport.tls import TlsError
-from tests.harness import ADMIN, Connection
+from tests.harness import ADMIN, Connection, basic
+from tests.integration.test_auth import refusal
 from tests.integration.test_health import Nobody
 
 
@@ -175,3 +177,65 @@ async def test_mistakes_name_the_variable(tmp_path: Path, spoil: Callable[[Path]
     with pytest.raises(TlsError, match=message):
         async with bare(**files, grpc_tls_client_auth_required=True):
             pass
+
+
+async def test_a_client_certificate_stands_for_a_user(
+    tmp_path: Path, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]]
+) -> None:
+    settings = make_settings(
+        **written(tmp_path, issue("localhost", AUTHORITY)),
+        grpc_tls_client_auth_required=True,
+        grpc_tls_client_users="shop.internal=certified,*",
+    )
+    port = int((await make_server(settings)).address.rpartition(":")[2])
+    boundary = settings.boundaries[0].name
+    save = pb.SaveEventsRequest(boundary=boundary, events=[pb.EventToSave(event_id="c", event_type="A", data="{}")])
+    read = pb.GetEventsRequest(boundary=boundary, count=1)
+    async with connected(port, issue("someone", AUTHORITY)) as stranger:
+        for username, role in (("certified", "USER"), ("reports", "READER")):
+            user = admin_pb2.CreateUserRequest(name="N", username=username, password="secret1", roles=[role])
+            await stranger.admin.CreateUser(user, metadata=ADMIN)
+        assert await refusal(stranger.events.Ping(pb.PingRequest())) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "missing authorization header",
+        )
+    async with connected(port, issue("shop.internal", AUTHORITY)) as shop:
+        call = shop.events.SaveEvents(save)
+        await call
+        assert "x-auth-token" not in dict(await call.initial_metadata())
+        # what is sent counts before the certificate
+        assert (await refusal(shop.events.Ping(pb.PingRequest(), metadata=basic("admin", "wrong"))))[1] == (
+            "invalid credentials"
+        )
+        await shop.admin.ListUsers(admin_pb2.ListUsersRequest(), metadata=ADMIN)
+    async with connected(port, issue("reports", AUTHORITY)) as reports:
+        await reports.events.GetEvents(read)
+        assert (await refusal(reports.events.SaveEvents(save)))[0] is grpc.StatusCode.PERMISSION_DENIED
+        stream = reports.events.CatchUpSubscribeToEvents(
+            pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="reports")
+        )
+        await stream.read()
+        users = (await reports.admin.ListUsers(admin_pb2.ListUsersRequest(), metadata=ADMIN)).users
+        user_id = next(user.user_id for user in users if user.username == "reports")
+        await reports.admin.DeleteUser(admin_pb2.DeleteUserRequest(user_id=user_id), metadata=ADMIN)
+        assert (await refusal(stream.read()))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert (await refusal(reports.events.GetEvents(read)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_certificates_stand_for_nobody_unless_it_is_said(
+    tmp_path: Path, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]]
+) -> None:
+    files = written(tmp_path, issue("localhost", AUTHORITY))
+    port = int(
+        (await make_server(make_settings(**files, grpc_tls_client_auth_required=True))).address.rpartition(":")[2]
+    )
+    async with connected(port, issue("admin", AUTHORITY)) as client:
+        assert (await refusal(client.events.Ping(pb.PingRequest())))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_users_of_certificates_without_certificates_are_a_mistake() -> None:
+    with pytest.raises(TransportError, match="ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED"):
+        async with bare(grpc_tls_client_users="a=b"):
+            pass
+    with pytest.raises(ValueError, match="no name=user pair"):
+        Settings(grpc_tls_client_users="a=b,orders")  # type: ignore[arg-type]

@@ -79,7 +79,8 @@ class EventStore(IndexRpcs):
             for number, event in enumerate(request.events):
                 if event.event_type.startswith(RESERVED_TYPES):
                     raise InvalidArgument(
-                        f'invalid event: event {number} event_type: "{RESERVED_TYPES}" begins types that are the server\'s own'
+                        f'invalid event: event {number} event_type: "{RESERVED_TYPES}" begins types that are the'
+                        " server's own"
                     )
         if request.HasField("command"):
             raise Unimplemented("SaveEvents with a command is not supported yet")
