@@ -88,6 +88,7 @@ async def store(
     return Servers(namespace, access, "store")
 
 
+@pytest.mark.smoke
 async def test_failover(kubernetes: Kubernetes, store: Servers) -> None:
     pauses = Pauses()
     async with traffic(store, pauses) as running:
@@ -110,6 +111,7 @@ async def test_failover(kubernetes: Kubernetes, store: Servers) -> None:
             await until(moved, 90, "another publisher in the status")
 
 
+@pytest.mark.smoke
 async def test_rolling_upgrade(kubernetes: Kubernetes, store: Servers, next_image: str) -> None:
     before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in await store.pods()}
     async with traffic(store) as running:
@@ -123,6 +125,7 @@ async def test_rolling_upgrade(kubernetes: Kubernetes, store: Servers, next_imag
         assert set(running.client.errors) <= {grpc.StatusCode.UNAVAILABLE}, running.client.errors
 
 
+@pytest.mark.smoke
 async def test_bad_image_stops_and_heals(kubernetes: Kubernetes, store: Servers, images: tuple[str, str]) -> None:
     async with traffic(store) as running:
         await store.patch(image="orisun:does-not-exist")
@@ -139,6 +142,7 @@ async def test_bad_image_stops_and_heals(kubernetes: Kubernetes, store: Servers,
         assert all(is_ready(pod) for pod in await store.pods())
 
 
+@pytest.mark.smoke
 async def test_sidecars_killed(kubernetes: Kubernetes, store: Servers) -> None:
     space = store.namespace.name
     async with traffic(store) as running:

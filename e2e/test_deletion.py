@@ -37,6 +37,7 @@ async def _tables(database: Database) -> str:
     )
 
 
+@pytest.mark.smoke
 async def test_policies(kubernetes: Kubernetes, store: Servers, database: Database) -> None:
     space = store.namespace.name
     await kubernetes.delete("bnd", "retain", namespace=space)
@@ -77,6 +78,7 @@ async def test_a_namespace_never_hangs(kubernetes: Kubernetes, store: Servers) -
     await store.namespace.delete(wait=True, timeout=180)
 
 
+@pytest.mark.smoke
 async def test_a_namespace_never_hangs_without_the_operator(
     kubernetes: Kubernetes, store: Servers, operator: Release
 ) -> None:

@@ -15,6 +15,7 @@ from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster
 INSTALL = ROOT / "examples" / "kubernetes" / "kustomize" / "base"
 
 
+@pytest.mark.smoke
 async def test_charts_are_well_formed(kubernetes: Kubernetes) -> None:
     embedded = ("--set", "spec.replicas=1", "--set", "spec.postgres.embedded.storage.size=1Gi")
     await run("helm", "lint", "--strict", str(CHART))

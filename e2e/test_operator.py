@@ -46,6 +46,7 @@ async def test_rests_when_nothing_changes(kubernetes: Kubernetes, store: Servers
     await until(quiet, 120, "no writes")
 
 
+@pytest.mark.smoke
 async def test_drift_is_repaired(kubernetes: Kubernetes, store: Servers) -> None:
     space = store.namespace.name
     service = await kubernetes.must("svc", "store", space)
@@ -69,6 +70,7 @@ async def test_drift_is_repaired(kubernetes: Kubernetes, store: Servers) -> None
     assert any("store" in event["note"] and event["regarding"]["kind"] == "OrisunCluster" for event in events), events
 
 
+@pytest.mark.smoke
 async def test_survives_its_leader(kubernetes: Kubernetes, operator: Release, namespace: Namespace) -> None:
     leader = await operator.leader()
     many = [boundary(f"b{number}") for number in range(8)]

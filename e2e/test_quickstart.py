@@ -7,6 +7,8 @@ import json
 import shutil
 import time
 
+import pytest
+
 from e2e.access import Access
 from e2e.kubernetes import Kubernetes, run
 from e2e.release import ROOT, Release
@@ -25,6 +27,7 @@ EVENT = {
 }
 
 
+@pytest.mark.smoke
 async def test_quickstart(kubernetes: Kubernetes, operator: Release, namespace: Namespace, access: Access) -> None:
     began = time.monotonic()
     await namespace.apply(QUICKSTART)

@@ -48,6 +48,7 @@ async def test_refused(operator: Release, namespace: Namespace, obj: Object, wor
     assert words in str(refused.value)
 
 
+@pytest.mark.smoke
 async def test_immutable(kubernetes: Kubernetes, operator: Release, namespace: Namespace) -> None:
     await namespace.apply(boundary("orders", cluster="one"))
     for patch in ({"clusterRef": {"name": "two"}}, {"name": "other"}, {"schema": "other"}):
@@ -55,6 +56,7 @@ async def test_immutable(kubernetes: Kubernetes, operator: Release, namespace: N
             await kubernetes.patch("bnd", "orders", {"spec": patch}, namespace.name)
 
 
+@pytest.mark.smoke
 async def test_unknown_fields_are_told(operator: Release, namespace: Namespace) -> None:
     obj = cluster(EXTERNAL)
     obj["spec"]["replicsa"] = 5
