@@ -18,17 +18,22 @@
 
 What there is:
 
-- ``connect`` -> ``Client``: ``boundary(name)``, ``ping``, ``server_info``, ``close``
-- ``Boundary``: ``append``, ``read``, ``latest``, ``subscribe``
+- ``connect`` -> ``Client``: ``boundary(name)``, ``admin``, ``publish``, ``messages``, ``ping``, ...
+- ``Boundary``: ``append``, ``read``, ``latest``, ``subscribe``, ``decide``, ``stream``, ``commands``
 - ``NewEvent``, ``Event``, ``Position``; ``where`` makes a ``Query``, ``AppendCondition`` says what an append expects
+- ``Projector``, ``decide`` -> ``Decision``; ``CommandExecutor`` runs handlers of commands on them
+- ``AggregateStream``: the events of one aggregate with versions; ``EventSnapshots``
 - ``EventTypes``: classes, codecs and upcasters of payloads
 - ``OrisunError`` is the root of all errors: ``Conflict``, ``Unavailable``, ...
+- ``orisun.sync``: the same without asyncio
 """
 
+from .admin import Admin, ApiToken, BoundaryInfo, Index, IndexCondition, IndexField, NewApiToken, User
 from .boundary import Boundary
 from .channels import TLS
 from .client import Client, ServerInfo, connect
 from .codecs import Codec, EventTypes
+from .decisions import Decision, Projector, decide, project
 from .errors import (
     AlreadyExists,
     ClientClosed,
@@ -52,37 +57,61 @@ from .errors import (
     Unimplemented,
 )
 from .events import Binary, Event, NewEvent, origin
+from .executor import CommandExecutor, Executed
 from .ids import derived_id, new_id
 from .position import NOTHING, Position
+from .pubsub import Message, Messages
 from .queries import EVERYTHING, AppendCondition, Criterion, Query, where
 from .retries import NEVER, RetryPolicy
-from .store import Command, Latest, Store
+from .snapshots import EventSnapshots, MemorySnapshots, Snapshot, Snapshots
+from .store import Command, Latest, Store, StoredCommand
+from .streams import ANY, NO_STREAM, AggregateStream, Appended, Expected, Folded, VersionConflict, version_of
 from .subscription import Subscription
 
 __all__ = [
+    "ANY",
     "EVERYTHING",
     "NEVER",
     "NOTHING",
+    "NO_STREAM",
     "TLS",
+    "Admin",
+    "AggregateStream",
     "AlreadyExists",
+    "ApiToken",
     "AppendCondition",
+    "Appended",
     "Binary",
     "Boundary",
+    "BoundaryInfo",
     "Client",
     "ClientClosed",
     "Codec",
     "CodecError",
     "Command",
+    "CommandExecutor",
     "Conflict",
     "Criterion",
     "DeadlineExceeded",
+    "Decision",
     "DuplicateEventId",
     "Event",
+    "EventSnapshots",
     "EventTypes",
+    "Executed",
+    "Expected",
     "FailedPrecondition",
+    "Folded",
+    "Index",
+    "IndexCondition",
+    "IndexField",
     "InternalError",
     "InvalidArgument",
     "Latest",
+    "MemorySnapshots",
+    "Message",
+    "Messages",
+    "NewApiToken",
     "NewEvent",
     "NotFound",
     "OrisunError",
@@ -90,20 +119,29 @@ __all__ = [
     "OutOfRange",
     "PermissionDenied",
     "Position",
+    "Projector",
     "Query",
     "ResourceExhausted",
     "RetryPolicy",
     "ServerInfo",
+    "Snapshot",
+    "Snapshots",
     "Store",
+    "StoredCommand",
     "SubscriberInUse",
     "Subscription",
     "TooManyCalls",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "User",
+    "VersionConflict",
     "connect",
+    "decide",
     "derived_id",
     "new_id",
     "origin",
+    "project",
+    "version_of",
     "where",
 ]

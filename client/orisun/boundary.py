@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orisun_api import eventstore_pb2 as pb
 
+from .decisions import Decision, Projector, decide
 from .errors import ResourceExhausted, refuse
 from .events import Event, as_new_event
 from .position import Position
 from .queries import EVERYTHING, AppendCondition, Query
-from .store import Command, Latest
+from .store import Command, Latest, StoredCommand
+from .streams import AggregateStream
 from .subscription import Subscription
 from .wire import (
+    command_message,
+    command_of,
     criteria_messages,
     event_messages,
     event_of,
@@ -65,6 +69,7 @@ class Boundary:
             boundary=self.name,
             query=save_query(condition),
             events=messages,
+            command=command_message(command, self._types) if command is not None else None,
         )
         result = await self._calls.unary("events", "SaveEvents", request, timeout=timeout)
         return position_of(result.log_position)
@@ -129,6 +134,32 @@ class Boundary:
             event_of(result.event, self._types) if result.HasField("event") else None for result in response.results
         )
         return Latest(query, events, position_of(response.context_position))
+
+    async def decide(self, *projectors: Projector[Any]) -> Decision:
+        """The states of the projectors, made by one read, and the condition to append under; see ``orisun.decide``."""
+        return await decide(self, *projectors)
+
+    def stream(self, aggregate_type: str, aggregate_id: object) -> AggregateStream:
+        """The events of one aggregate, with versions: 1, 2, 3, ..."""
+        return AggregateStream(self, aggregate_type, aggregate_id)
+
+    async def commands(
+        self, *, after: Position | None = None, limit: int | None = None, page_size: int = 500
+    ) -> AsyncIterator[StoredCommand]:
+        """Iterate over the commands that were stored with their events, in the order of positions, after ``after``."""
+        request = pb.GetCommandsRequest(boundary=self.name)
+        left = limit
+        while left is None or left > 0:
+            request.count = page_size if left is None else min(page_size, left)
+            if after is not None:
+                request.after_position.CopyFrom(position_message(after))
+            page = (await self._calls.unary("events", "GetCommands", request)).commands
+            for message in page:
+                yield command_of(message)
+            if len(page) < request.count:
+                return
+            left = None if left is None else left - len(page)
+            after = position_of(page[-1].position)
 
     def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
         """Follow the events that match, those stored after ``after`` first (None: from the first event on).

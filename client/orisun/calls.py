@@ -15,6 +15,8 @@ from .limits import Limit
 from .retries import RetryPolicy
 
 _TOKEN = "x-auth-token"  # noqa: S105 - the name of a header
+#: How API tokens begin; any other token is one of a session.
+_API_TOKEN = "orisun_"  # noqa: S105 - no secret
 #: Seconds after which the server is asked for its opinion of the token again; it renews tokens within hours.
 _TOKEN_CHECK = 300.0
 
@@ -22,27 +24,34 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Session:
-    """Who is calling: user name and password once, the token that the server gave for them from then on."""
+    """Who is calling: user name and password once, the session token that the server gave for them from then on; or an
+    API token; or nobody, where a client certificate says it."""
 
     def __init__(self, username: str | None, password: str | None, token: str | None) -> None:
         if (username is None) != (password is None):
             refuse("a username and a password go together; give both, or a token")
-        self._basic: Metadata = ()
+        self._header: Metadata = ()
+        self._token: Metadata = ()
+        self._checked = 0.0
         if username is not None:
             if ":" in username:
                 refuse("a username holds no colon")
             pair = base64.b64encode(f"{username}:{password}".encode()).decode()
-            self._basic = (("authorization", f"Basic {pair}"),)
-        self._token: Metadata = ((_TOKEN, token),) if token is not None else ()
-        self._checked = 0.0
+            self._header = (("authorization", f"Basic {pair}"),)
+        elif token is not None and token.startswith(_API_TOKEN):
+            self._header = (("authorization", f"Bearer {token}"),)
+        elif token is not None:
+            self._token = ((_TOKEN, token),)
+        #: whether the server gives session tokens to who calls like this
+        self._renewed = username is not None or bool(self._token)
 
     def metadata(self) -> Metadata:
         """What a call says about who makes it."""
-        return self._token or self._basic
+        return self._token or self._header
 
     def forget(self, refused: Metadata) -> bool:
         """After UNAUTHENTICATED for a call with this metadata: whether another attempt may fare better."""
-        if not self._basic or refused == self._basic:
+        if not self._header or refused == self._header:
             return False
         if self._token == refused:
             self._token = ()
@@ -51,10 +60,10 @@ class Session:
     async def learn(self, call: Any) -> None:
         """Takes the token from the initial metadata of a call that was answered."""
         now = time.monotonic()
-        if self._token and now - self._checked < _TOKEN_CHECK:
+        if not self._renewed or (self._token and now - self._checked < _TOKEN_CHECK):
             return
         for key, value in await call.initial_metadata() or ():
-            if key == _TOKEN and isinstance(value, str):
+            if key == _TOKEN and isinstance(value, str) and value:
                 self._token, self._checked = ((_TOKEN, value),), now
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from orisun_api import eventstore_pb2 as pb
 
+from .admin import Admin
 from .boundary import Boundary
 from .calls import Calls, Session
 from .channels import TLS, Endpoints
 from .codecs import EventTypes
 from .errors import refuse
+from .pubsub import Messages
 from .retries import RetryPolicy
 from .streaming import LiveStream
 
@@ -45,6 +47,11 @@ class Client:
         #: Streams to end when the client closes.
         self.streams: weakref.WeakSet[LiveStream[Any]] = weakref.WeakSet()
 
+    @property
+    def admin(self) -> Admin:
+        """Boundaries, indexes, users and API tokens."""
+        return Admin(self.calls)
+
     def boundary(self, name: str) -> Boundary:
         """The boundary of that name; whether the server has it shows at the first call."""
         return Boundary(self, name)
@@ -63,6 +70,24 @@ class Client:
         return ServerInfo(
             info.version, info.git_commit, info.build_time, backend, info.node_id, frozenset(capabilities)
         )
+
+    async def publish(self, subject: str, data: str, *, metadata: str = "", timeout: float | None = None) -> None:
+        """Send a message to whoever listens to the subject now; nothing is stored, and nobody may listen.
+
+        ``subject`` is words joined by dots, without wildcards; ``data`` and ``metadata`` are any text.
+        """
+        request = pb.PublishRequest(subject=subject, data=data, metadata=metadata)
+        await self.calls.unary("events", "PublishToPubSub", request, timeout=timeout, repeatable=False)
+
+    def messages(self, subject: str, consumer: str) -> Messages:
+        """The messages of a subject from now on; use it inside ``async with`` like a subscription.
+
+        Those who listen under one ``consumer`` name share the messages, different names each get all. Messages sent
+        while the connection is lost are missed.
+        """
+        stream = Messages(self.calls, subject, consumer)
+        self.streams.add(stream)
+        return stream
 
     async def close(self) -> None:
         """Ends subscriptions and closes the connections."""
@@ -99,7 +124,7 @@ def connect(
 
     Args:
         username, password: Sent once; the session token that the server gives for them is used from then on.
-        token: A token instead of them.
+        token: An API token instead of them (``orisun_...``), or a session token of another client.
         tls: True for TLS with the authorities that gRPC knows, or ``TLS(...)`` with certificates of your own.
         types: Classes, codecs and upcasters of event types.
         timeout: Seconds that a call may take, with its retries, where the call does not say otherwise.

@@ -122,7 +122,7 @@ class EventTypes:
         if version < 1:
             refuse(f'version {version} of event type "{name}": versions begin with 1')
         own_keys = frozenset(LIBRARY_KEYS & _field_names(kind))
-        registered = _Registered(name, version, codec or _codec_of(kind), own_keys)
+        registered = _Registered(name, version, codec or codec_of(kind), own_keys)
         self._by_name[name] = self._by_class[kind] = registered
 
     def event(self, name: str = "", *, version: int = 1, codec: Codec | None = None) -> Callable[[C], C]:
@@ -197,7 +197,7 @@ class EventTypes:
         registered = self._by_class.get(kind)
         if registered is None:
             # a class of its own name: what is appended needs no registration, what is read as an object does
-            registered = _Registered(kind.__name__, 1, _codec_of(kind), frozenset())
+            registered = _Registered(kind.__name__, 1, codec_of(kind), frozenset())
         return registered
 
     def _upcast(
@@ -250,7 +250,8 @@ def _field_names(kind: type) -> set[str]:
     return set()
 
 
-def _codec_of(kind: type) -> Codec:
+def codec_of(kind: type) -> Codec:
+    """The codec of a pydantic model, msgspec struct or dataclass. Raises InvalidArgument for any other class."""
     # a class of pydantic or msgspec exists only where its package is loaded
     if (pydantic := sys.modules.get("pydantic")) and issubclass(kind, pydantic.BaseModel):
         return PydanticCodec(kind)
@@ -259,6 +260,5 @@ def _codec_of(kind: type) -> Codec:
     if dataclasses.is_dataclass(kind):
         return DataclassCodec(kind)
     return refuse(
-        f"{kind.__qualname__} is no dataclass, pydantic model or msgspec struct; "
-        "give EventTypes.register(..., codec=) one of your own"
+        f"{kind.__qualname__} is no dataclass, pydantic model or msgspec struct; give a codec of your own (codec=)"
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+import datetime
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from .events import Event
 from .position import Position
@@ -44,9 +45,24 @@ class Command:
 
     command_id: str
     type: str
-    #: JSON objects.
-    data: object
-    metadata: object
+    #: A dict, or an object whose class has a codec.
+    data: Any = field(default_factory=dict)
+    #: What is not the command itself: a JSON object.
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCommand:
+    """A command that was stored; its data is a dict."""
+
+    command_id: str
+    type: str
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    #: The position of the last event that it led to.
+    position: Position
+    #: When it was stored, in UTC.
+    created_at: datetime.datetime
 
 
 class Store(Protocol):

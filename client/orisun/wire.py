@@ -13,6 +13,7 @@ from .events import Event, NewEvent
 from .jsontext import loads_object
 from .position import Position
 from .queries import AppendCondition, Query
+from .store import Command, StoredCommand
 
 
 def position_message(position: Position) -> pb.Position:
@@ -55,6 +56,23 @@ def event_messages(events: Iterable[NewEvent], types: EventTypes) -> list[pb.Eve
             refuse(f"event {number}: its id, type, data or metadata holds what cannot be sent as Unicode text")
         messages.append(message)
     return messages
+
+
+def command_message(command: Command, types: EventTypes) -> pb.Command:
+    name, data, metadata = types.encode(NewEvent(command.type, command.data, command.metadata))
+    return pb.Command(command_id=command.command_id, type=name, data=data, metadata=metadata)
+
+
+def command_of(message: pb.StoredCommand) -> StoredCommand:
+    command = message.command
+    return StoredCommand(
+        command.command_id,
+        command.type,
+        loads_object(command.data),
+        loads_object(command.metadata),
+        position_of(message.position),
+        message.date_created.ToDatetime(tzinfo=datetime.UTC),
+    )
 
 
 def event_of(message: pb.Event, types: EventTypes) -> Event:

@@ -1,0 +1,81 @@
+"""What can go wrong with projections; all are ``OrisunError``. No message quotes an event's data."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+
+from ..errors import OrisunError
+from ..position import Position
+
+
+class ProjectionError(OrisunError):
+    """Root of the errors of projections."""
+
+
+class PartitionMismatch(ProjectionError):
+    """The projection is laid out for another number of partitions, or another strategy, than the worker has."""
+
+
+class VersionMismatch(ProjectionError):
+    """The read model was made by another version of the projection."""
+
+
+class ProjectionStopped(ProjectionError):
+    """An event cannot be handled, and the policy is to stop. ``__cause__`` is what the handler raised."""
+
+    def __init__(self, projection: str, event_id: str, position: Position, attempts: int, reason: str) -> None:
+        self.projection, self.event_id, self.position = projection, event_id, position
+        super().__init__(
+            f'projection "{projection}" stopped at event {event_id} at {position} after {attempts} attempts: {reason};'
+            " nothing of it was written, and the next start begins with it. Mend the handler, or park such events:"
+            ' PoisonPolicy(then="park")'
+        )
+
+
+class NotParked(ProjectionError):
+    """There is no such parked event."""
+
+
+class Fenced(ProjectionError):
+    """The checkpoint was reset, moved or laid out anew by somebody else; the worker has to look again."""
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception's type and where it was raised; its text may quote an event's data and stays out."""
+    state = getattr(error, "sqlstate", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    # the innermost frame that is not a library's
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
+    place = f" at {own[-1].filename.rsplit('/', 1)[-1]}:{own[-1].lineno} in {own[-1].name}" if own else ""
+    return f"{type(error).__name__}{f' (SQLSTATE {state})' if state else ''}{place}"
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a database's failure passes by itself (connection lost, restart, deadlock, no connection free), so that
+    it says nothing about the event."""
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is None:
+        return False
+    passing = (
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.TransactionRollbackError,
+        asyncpg.ReadOnlySQLTransactionError,
+        asyncpg.LockNotAvailableError,
+        asyncpg.InternalClientError,
+    )
+    for link in _chain(error):
+        if isinstance(link, passing):
+            return True
+        if isinstance(link, asyncpg.InterfaceError) and ("clos" in str(link) or "released" in str(link)):
+            return True
+    return False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,0 +1,217 @@
+"""Payloads: dicts, classes of several libraries, bytes, and old versions."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import uuid
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import orisun
+from orisun import Binary, EventTypes, NewEvent
+
+
+class Kind(enum.Enum):
+    BOOK = "book"
+    FOOD = "food"
+
+
+@dataclass(frozen=True)
+class Line:
+    sku: str
+    price: Decimal
+    kind: Kind = Kind.BOOK
+
+
+@dataclass(frozen=True)
+class Placed:
+    order: uuid.UUID
+    at: datetime.datetime
+    lines: tuple[Line, ...] = ()
+    notes: dict[str, str | None] = field(default_factory=dict)
+    size: int | str = 0
+    weight: float = 0.0
+    tags: frozenset[str] = frozenset()
+    raw: bytes = b""
+    mode: Literal["fast", "slow"] = "fast"
+
+
+class Paid(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    order: uuid.UUID
+    amount: Decimal
+
+
+class Shipped(msgspec.Struct, forbid_unknown_fields=True):
+    order: uuid.UUID
+    parcels: list[int] = []
+
+
+def there_and_back(types: EventTypes, event: NewEvent) -> tuple[str, Any]:
+    name, data, metadata = types.encode(event)
+    return name, types.decode(name, data, json.loads(metadata or "{}"))
+
+
+lines = st.builds(Line, st.text(), st.decimals(allow_nan=False, allow_infinity=False), st.sampled_from(Kind))
+payloads = st.one_of(
+    st.builds(
+        Placed,
+        st.uuids(),
+        st.datetimes(timezones=st.just(datetime.UTC)),
+        st.lists(lines).map(tuple),
+        st.dictionaries(st.text(), st.text() | st.none()),
+        st.integers() | st.text(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.frozensets(st.text()),
+        st.binary(),
+        st.sampled_from(["fast", "slow"]),
+    ),
+    st.builds(Paid, order=st.uuids(), amount=st.decimals(allow_nan=False, allow_infinity=False)),
+    st.builds(Shipped, st.uuids(), st.lists(st.integers(0, 2**60))),
+)
+
+
+@given(payloads)
+def test_objects_come_back_as_they_were(payload: Any) -> None:
+    types = EventTypes()
+    for kind in (Placed, Paid, Shipped):
+        types.register(kind)
+    event = NewEvent.of(payload).with_keys(aggregate_type="Order", aggregate_id="1", aggregate_version=3)
+    name, decoded = there_and_back(types, event)
+    assert (name, decoded) == (type(payload).__name__, payload)
+
+
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
+def test_dicts_come_back_as_they_were(payload: dict[str, Any]) -> None:
+    assert there_and_back(EventTypes(), NewEvent("A", payload)) == ("A", payload)
+
+
+@given(st.binary())
+def test_bytes_travel_as_base64(payload: bytes) -> None:
+    assert there_and_back(EventTypes(), NewEvent("A", payload))[1] == Binary(payload)
+    named = Binary(payload, "image/png", {"photo": "p-1"})
+    assert there_and_back(EventTypes(), NewEvent("A", named).with_keys(aggregate_id="x"))[1] == named
+
+
+def test_what_dicts_may_hold() -> None:
+    when = datetime.datetime(2024, 2, 3, tzinfo=datetime.UTC)
+    payload = {"id": uuid.UUID(int=1), "at": when, "price": Decimal("1.10"), "kind": Kind.FOOD, "on": when.date()}
+    assert there_and_back(EventTypes(), NewEvent("A", payload))[1] == {
+        "id": "00000000-0000-0000-0000-000000000001",
+        "at": "2024-02-03T00:00:00+00:00",
+        "price": "1.10",
+        "kind": "food",
+        "on": "2024-02-03",
+    }
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"a": object()}, "holds a object, which has no form in JSON"),
+        ({"a": float("nan")}, "is no JSON"),
+        ({(1, 2): 1}, "keys must be"),
+    ],
+)
+def test_what_has_no_form_in_json(payload: Any, message: str) -> None:
+    with pytest.raises(orisun.CodecError, match=message):
+        EventTypes().encode(NewEvent("A", payload))
+
+
+def test_a_payload_that_contains_itself() -> None:
+    payload: dict[str, Any] = {}
+    payload["me"] = payload
+    with pytest.raises(orisun.CodecError):
+        EventTypes().encode(NewEvent("A", payload))
+
+
+def test_upcasters_make_old_versions_new() -> None:
+    types = EventTypes()
+
+    @types.event("Opened", version=3)
+    @dataclass(frozen=True)
+    class Opened:
+        account: str
+        currency: str
+        limit: int
+
+    @types.upcaster("Opened", from_version=1)
+    def with_currency(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "currency": "EUR"}
+
+    @types.upcaster("Opened", from_version=2)
+    def with_limit(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "limit": 0}
+
+    assert types.decode("Opened", '{"account": "a"}', {}) == Opened("a", "EUR", 0)
+    assert types.decode("Opened", '{"account": "a", "currency": "CHF"}', {"event_version": 2}) == Opened("a", "CHF", 0)
+    assert there_and_back(types, NewEvent.of(Opened("a", "CHF", 5))) == ("Opened", Opened("a", "CHF", 5))
+    assert json.loads(types.encode(NewEvent.of(Opened("a", "CHF", 5)))[2]) == {"event_version": 3}
+
+
+def test_upcasters_of_dicts() -> None:
+    types = EventTypes()
+    types.upcaster("Opened", from_version=1)(lambda data: {"account": data["name"]})
+    assert types.decode("Opened", '{"name": "a"}', {}) == {"account": "a"}
+
+
+def test_a_payload_that_does_not_fit_names_its_type_and_not_its_content() -> None:
+    types = EventTypes()
+    types.register(Paid)
+    with pytest.raises(orisun.CodecError, match='"Paid" does not fit: ValidationError') as caught:
+        types.decode("Paid", '{"order": "secret"}', {})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ['{"order": 7}', '{"order": "x", "at": "y"}', '{"lines": 3}', "{}"])
+def test_data_that_does_not_fit_a_dataclass(data: str) -> None:
+    types = EventTypes()
+    types.register(Placed)
+    with pytest.raises(orisun.CodecError, match="does not fit"):
+        types.decode("Placed", data, {})
+
+
+def test_mistakes_of_registration() -> None:
+    types = EventTypes()
+    types.register(Paid)
+    with pytest.raises(orisun.InvalidArgument, match="registered already"):
+        types.register(Paid, "Other")
+    with pytest.raises(orisun.InvalidArgument, match="no dataclass"):
+        types.register(int)
+    with pytest.raises(orisun.InvalidArgument, match="versions begin with 1"):
+        types.register(Shipped, version=0)
+    types.upcaster("Paid", from_version=1)(dict)
+    with pytest.raises(orisun.InvalidArgument, match="already"):
+        types.upcaster("Paid", from_version=1)(dict)
+
+
+def test_keys_do_not_overwrite_the_payload() -> None:
+    with pytest.raises(orisun.InvalidArgument, match='"order" is in the payload already'):
+        EventTypes().encode(NewEvent("A", {"order": 1}).with_keys(order=2))
+    assert json.loads(EventTypes().encode(NewEvent("A", {"order": 1}).with_keys(order=1))[1]) == {"order": 1}
+
+
+def test_the_origin_of_events() -> None:
+    with orisun.origin(correlation_id="c", trace_id="t"):
+        with orisun.origin(causation_id="x"):
+            assert NewEvent("A").metadata == {"correlation_id": "c", "causation_id": "x", "trace_id": "t"}
+        assert NewEvent("A", metadata={"trace_id": "own"}).metadata == {"correlation_id": "c", "trace_id": "own"}
+    assert NewEvent("A").metadata == {}
+
+
+def test_ids_grow_with_time() -> None:
+    ids = [orisun.new_id() for _ in range(1_000)]
+    assert len(set(ids)) == 1_000
+    first = uuid.UUID(ids[0])
+    assert (first.version, first.variant) == (7, uuid.RFC_4122)
+    assert ids[0][:8] <= ids[-1][:8]
+    assert orisun.derived_id("a", "b") == orisun.derived_id("a", "b") != orisun.derived_id("ab", "")
