@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 
 from e2e.access import Access
-from e2e.kubernetes import CommandError, Kubernetes, Object, run, until
+from e2e.kubernetes import CommandError, Kubernetes, run, until
 from e2e.release import CHART, CLUSTER_CHART, ROOT, Release
 from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster
+from tests.manifests import documents
 
 INSTALL = ROOT / "examples" / "kubernetes" / "kustomize" / "base"
 
@@ -96,7 +96,7 @@ async def test_kubectl(
         pytest.skip("install.yaml looks after all namespaces, and others work in this cluster")
     await operator.uninstall()
     rendered = await kubernetes.kubectl("kustomize", str(INSTALL))
-    objects: list[Object] = [one for one in yaml.safe_load_all(rendered) if one]
+    objects = documents(rendered)
     for one in objects:
         if one["kind"] == "Deployment":
             container = one["spec"]["template"]["spec"]["containers"][0]
