@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from orisun_operator.kube import Kube, Ref
+from orisun_server.settings import Settings
 from tests.harness import eventually
 from tests.operator.kubernetes import ApiServer, ProgramsMissing
+from tests.operator.stores import Store
 
 CRDS = Path(__file__).parents[2] / "crds"
 _numbers = itertools.count(1)
@@ -62,3 +64,12 @@ async def namespace(kube: Kube) -> str:
     name = f"test-{next(_numbers)}"
     await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     return name
+
+
+@pytest.fixture
+async def store(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Store]:
+    """An OrisunCluster in that namespace whose PostgreSQL is the run's own; no server runs."""
+    store = Store(kube, namespace, settings)
+    await store.make()
+    yield store
+    await store.close()

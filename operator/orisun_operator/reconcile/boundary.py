@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from orisun_server.errors import FailedPrecondition, InvalidArgument
 from orisun_server.storage.boundaries import Boundary, BoundaryRecord, BoundaryStatus, check_name, check_placement
 from orisun_server.storage.managed import Figures
-from orisun_server.storage.migrations import ScopeStatus, Sources, boundary_scope, newest
+from orisun_server.storage.migrations import ScopeStatus, boundary_scope, newest
 from orisun_server.storage.names import quote
 
 from ..api import API_VERSION
@@ -128,7 +128,7 @@ async def _migrate(
     report.status["schemaVersion"] = state.version
     if state.problem:
         # of a newer release, or by somebody's hand
-        if state.version <= newest(Sources.packaged().boundary):
+        if state.version <= newest(session.migrator.sources.boundary):
             _drifted(report, True, "LedgerAltered", state.problem)
         _schema(report, False, "SchemaMismatch", state.problem)
         raise Blocked("SchemaMismatch", state.problem)

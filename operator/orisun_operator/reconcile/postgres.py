@@ -25,7 +25,7 @@ from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.managed import ManagedBoundaries
 from orisun_server.storage.migrate import Migrator
-from orisun_server.storage.migrations import boundary_scope
+from orisun_server.storage.migrations import Sources, boundary_scope
 
 from ..kube import Kube
 from . import Blocked
@@ -68,10 +68,10 @@ class _Entry:
 
 
 class Postgres:
-    """Sessions by cluster; ``close`` ends them all."""
+    """Sessions by cluster; ``close`` ends them all. ``sources`` are the migrations to apply, by default ours."""
 
-    def __init__(self, kube: Kube) -> None:
-        self._kube = kube
+    def __init__(self, kube: Kube, sources: Sources | None = None) -> None:
+        self._kube, self._sources = kube, sources
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._failures: dict[tuple[str, str], tuple[float, str, Blocked]] = {}
@@ -131,7 +131,9 @@ class Postgres:
             await self._retire(key)
             try:
                 with explained(f"{target.host}:{target.port}/{target.database}"):
-                    entry = await _start(target, admin, fingerprint, f"orisun-operator-{key[0]}-{key[1]}")
+                    entry = await _start(
+                        target, admin, fingerprint, node=f"orisun-operator-{key[0]}-{key[1]}", sources=self._sources
+                    )
             except Blocked as problem:
                 self._failures[key] = (time.monotonic(), fingerprint, problem)
                 raise
@@ -156,12 +158,12 @@ class Postgres:
                     await self._retire(key)
 
 
-async def _start(target: Target, admin: str, fingerprint: str, node: str) -> _Entry:
+async def _start(target: Target, admin: str, fingerprint: str, *, node: str, sources: Sources | None) -> _Entry:
     async with contextlib.AsyncExitStack() as parts:
         database = await Database.connect(target.settings())
         parts.push_async_callback(database.close)
         schema = default_schema(admin)
-        migrator = Migrator(database, schema, applied_by="operator")
+        migrator = Migrator(database, schema, sources=sources, applied_by="operator")
         # servers of a cluster only verify, and none starts without these two
         await migrator.apply([migrator.admin, boundary_scope(admin, schema)])
         leases = Leases(database, schema, node, _TTL, kind="operator")

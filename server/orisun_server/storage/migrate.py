@@ -75,7 +75,8 @@ class Migrator:
         applied_by: str = "server",
     ) -> None:
         self._database = database
-        self._sources = sources or Sources.packaged()
+        #: The migrations that it knows.
+        self.sources = sources or Sources.packaged()
         self._version = server_version or importlib.metadata.version("orisun")
         self._applied_by = applied_by
         self.admin = Scope(admin_schema)
@@ -97,7 +98,7 @@ class Migrator:
         """Where each scope stands, by one query for all of them. Raises Unavailable."""
         ledger = await self._read_ledger()
         return [
-            judge(scope, self._sources, ledger.get((scope.name, scope.schema), ()), self._version) for scope in scopes
+            judge(scope, self.sources, ledger.get((scope.name, scope.schema), ()), self._version) for scope in scopes
         ]
 
     async def plan(self, scopes: Iterable[Scope]) -> list[Step]:
