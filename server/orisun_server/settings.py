@@ -115,6 +115,10 @@ class Settings(BaseModel):
     pg_statement_cache: Literal["auto", "on", "off"] = _var(
         "auto", "Ours. Prepared statements; `auto` turns them off behind a transaction pooler"
     )
+    pg_direct_host: str = _var(
+        "", "Ours. Host of PostgreSQL itself where ORISUN_PG_HOST is a pooler, for LISTEN; unset, publishers poll"
+    )
+    pg_direct_port: Port = _var(5432, "Ours. Its port")
     pg_listen_enabled: bool = _var(True, "Wake publishers by LISTEN/NOTIFY; without it they poll")
     pg_write_max_open_conns: Count = _var(25, "Most connections that append")
     pg_write_max_idle_conns: Count = _var(10, "Idle ones kept")

@@ -34,7 +34,7 @@ class Signals:
 
     def __init__(self, database: Database, admin_schema: str, *, enabled: bool) -> None:
         self._database, self._prefix = database, f"{admin_schema}:"
-        self._enabled = enabled and not database.pooled
+        self._enabled = enabled and database.can_listen
         self._listeners: list[Callable[[str | None], None]] = []
         self._waiting: set[str] = set()
         self._heard_of = False

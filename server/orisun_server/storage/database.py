@@ -56,12 +56,15 @@ class Database:
     read: asyncpg.Pool
     admin: asyncpg.Pool
 
-    def __init__(self, options: dict[str, Any], target: str, *, pooled: bool, cached: bool) -> None:
+    def __init__(
+        self, options: dict[str, Any], target: str, *, pooled: bool, cached: bool, direct: dict[str, Any] | None = None
+    ) -> None:
         self._options = options
+        self._direct = direct
         self._upkeep: list[asyncio.Task[None]] = []
         #: ``host:port/database``, for messages.
         self.target = target
-        #: Whether a pooler stands between; LISTEN then hears nothing.
+        #: Whether a pooler stands between; LISTEN through it hears nothing.
         self.pooled = pooled
         #: Whether connections keep prepared statements.
         self.cached = cached
@@ -94,7 +97,10 @@ class Database:
         cached = settings.pg_statement_cache == "on" or (settings.pg_statement_cache == "auto" and not pooled)
         if cached:
             options |= {"statement_cache_size": 1024, "max_cached_statement_lifetime": 0}
-        database = cls(options, target, pooled=pooled, cached=cached)
+        direct = None
+        if pooled and settings.pg_direct_host:
+            direct = {**options, "host": settings.pg_direct_host, "port": settings.pg_direct_port}
+        database = cls(options, target, pooled=pooled, cached=cached, direct=direct)
         try:
             for name in _POOLS:
                 await database._open_pool(name, settings)
@@ -129,16 +135,28 @@ class Database:
         with self.guard():
             return await _connect(**self._options)
 
+    @property
+    def can_listen(self) -> bool:
+        """Whether LISTEN has a way to PostgreSQL that is no pooler's."""
+        return self._direct is not None or not self.pooled
+
     async def listen_connection(self) -> asyncpg.Connection:
         """A dedicated connection for LISTEN; the caller closes it.
 
         Raises:
-            FailedPrecondition: A pooler stands between (``pooled``): it would take LISTEN and deliver nothing.
+            FailedPrecondition: A pooler stands between: it would take LISTEN and deliver nothing.
             Unavailable: PostgreSQL cannot be reached.
         """
-        if self.pooled:
+        if not self.can_listen:
             raise FailedPrecondition(f"LISTEN hears nothing behind the pooler at {self.target}; poll instead")
-        return await self.dedicated_connection()
+        if self._direct is None:
+            return await self.dedicated_connection()
+        with self.guard():
+            connection = await _connect(**self._direct)
+            if await connection.fetchval("SELECT pg_catalog.pg_backend_pid()") != connection.get_server_pid():
+                connection.terminate()
+                raise FailedPrecondition("ORISUN_PG_DIRECT_HOST and _PORT lead to a pooler; name PostgreSQL itself")
+            return connection
 
     def pools(self) -> list[tuple[str, asyncpg.Pool]]:
         """The pools that are open, by name."""

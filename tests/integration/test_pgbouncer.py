@@ -1,0 +1,112 @@
+"""Whole servers behind a real PgBouncer in transaction mode, with and without a direct way for LISTEN."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+
+from orisun_api import admin_pb2
+from orisun_api import eventstore_pb2 as pb
+from orisun_server.errors import FailedPrecondition
+from orisun_server.settings import Settings
+from orisun_server.storage.database import Database
+from tests.harness import ADMIN, Connection, eventually
+from tests.integration.test_auth import code_of, new_user
+from tests.integration.test_database import pooler  # noqa: F401 - a fixture
+
+Code = grpc.StatusCode
+MakeServer = Callable[..., Awaitable[Connection]]
+
+
+def save(boundary: str, event_id: str, expected: tuple[int, int] | None = None) -> pb.SaveEventsRequest:
+    request = pb.SaveEventsRequest(boundary=boundary)
+    request.events.add(event_id=event_id, event_type="Placed", data='{"order": "1"}')
+    if expected is not None:
+        request.query.expected_position.CopyFrom(pb.Position(commit_position=expected[0], prepare_position=expected[1]))
+        request.query.criteria.add().tags.add(key="order", value="1")
+    return request
+
+
+async def test_everything_a_server_does(
+    pooler: Settings,  # noqa: F811
+    make_settings: Callable[..., Settings],
+    make_server: MakeServer,
+) -> None:
+    settings = make_settings(pg_host=pooler.pg_host, pg_port=pooler.pg_port, publisher_poll_interval="200ms")
+    one, two = await make_server(settings), await make_server(settings)
+    boundary = settings.boundaries[0].name
+    follow = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="follower")
+    stream = two.events.CatchUpSubscribeToEvents(follow, metadata=ADMIN)
+    await stream.initial_metadata()
+    index = pb.CreateIndexRequest(boundary=boundary, name="order", fields=[pb.IndexField(json_key="order")])
+    await one.events.CreateIndex(index, metadata=ADMIN)
+    first = await one.events.SaveEvents(save(boundary, "a", (-1, -1)), metadata=ADMIN)
+    assert await code_of(two.events.SaveEvents(save(boundary, "b", (-1, -1)), metadata=ADMIN)) is Code.ALREADY_EXISTS
+    at = (first.log_position.commit_position, first.log_position.prepare_position)
+    await two.events.SaveEvents(save(boundary, "b", at), metadata=ADMIN)
+    await asyncio.gather(
+        *(server.events.SaveEvents(save(boundary, f"{number}{server.address}"), metadata=ADMIN)
+          for number in range(100) for server in (one, two))
+    )  # fmt: skip
+    seen = [(await asyncio.wait_for(stream.read(), 10)).position.prepare_position for _ in range(202)]
+    assert seen == list(range(202))
+    count = await two.admin.GetEventCount(admin_pb2.GetEventCountRequest(boundary=boundary), metadata=ADMIN)
+    assert count.count == 202
+
+    async def built() -> bool:
+        request = pb.GetIndexRequest(boundary=boundary, name="order")
+        state = (await two.events.GetIndex(request, metadata=ADMIN)).index.state
+        return bool(state == pb.INDEX_STATE_READY)
+
+    await eventually(built)
+    user, credentials = await new_user(one, "READER")
+    await eventually(lambda: _is_ok(two.events.Ping(pb.PingRequest(), metadata=credentials)), timeout=2)
+    await two.admin.DeleteUser(admin_pb2.DeleteUserRequest(user_id=user.user_id), metadata=ADMIN)
+    placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace=settings.boundaries[0].schema)
+    request = admin_pb2.CreateBoundaryRequest(name=f"{boundary}_x", placement=placement)
+    made = await two.admin.CreateBoundary(request, metadata=ADMIN)
+    assert made.boundary.status == admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE
+    await eventually(lambda: _is_ok(one.events.SaveEvents(save(f"{boundary}_x", "a"), metadata=ADMIN)), timeout=3)
+
+
+async def test_listen_goes_a_direct_way_when_it_is_given(
+    pooler: Settings,  # noqa: F811
+    pg_settings: Settings,
+    make_settings: Callable[..., Settings],
+    make_server: MakeServer,
+) -> None:
+    """Without it, the event would be delivered with the next poll, half a minute later."""
+    settings = make_settings(
+        pg_host=pooler.pg_host, pg_port=pooler.pg_port, publisher_poll_interval="30s",
+        pg_direct_host=pg_settings.pg_host, pg_direct_port=pg_settings.pg_port,
+    )  # fmt: skip
+    servers = [await make_server(settings), await make_server(settings)]
+    boundary = settings.boundaries[0].name
+    follow = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="follower")
+    stream = servers[0].events.CatchUpSubscribeToEvents(follow, metadata=ADMIN)
+    await servers[0].events.SaveEvents(save(boundary, "first"), metadata=ADMIN)
+    await asyncio.wait_for(stream.read(), 10)
+    began = time.monotonic()
+    # whichever of the two publishes, the other one's events reach it by a signal
+    for number, server in enumerate(servers * 3):
+        await server.events.SaveEvents(save(boundary, f"event{number}"), metadata=ADMIN)
+        await asyncio.wait_for(stream.read(), 10)
+    assert time.monotonic() - began < 8
+
+
+async def test_a_direct_way_that_leads_to_the_pooler_is_said(pooler: Settings) -> None:  # noqa: F811
+    settings = pooler.model_copy(update={"pg_direct_host": pooler.pg_host, "pg_direct_port": pooler.pg_port})
+    database = await Database.connect(settings)
+    try:
+        with pytest.raises(FailedPrecondition, match="ORISUN_PG_DIRECT_HOST and _PORT lead to a pooler"):
+            await database.listen_connection()
+    finally:
+        await database.close()
+
+
+async def _is_ok(call: Awaitable[object]) -> bool:
+    return await code_of(call) is Code.OK
