@@ -19,7 +19,7 @@ async def _certificate(address: str, name: str, authority: str) -> str:
     """Serial number of the certificate that a server shows, once it is checked against the authority and the name."""
     host, port = address.rsplit(":", 1)
     context = ssl.create_default_context(cadata=authority)
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
     shown = writer.get_extra_info("peercert")
     writer.close()
     return str(shown["serialNumber"])
