@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -11,6 +10,7 @@ import pytest
 
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.delivery.signals import Signals
 from orisun_server.errors import FailedPrecondition
 from orisun_server.settings import Settings
 from orisun_server.storage.database import Database
@@ -73,29 +73,29 @@ async def test_everything_a_server_does(
     await eventually(lambda: _is_ok(one.events.SaveEvents(save(f"{boundary}_x", "a"), metadata=ADMIN)), timeout=3)
 
 
+@pytest.mark.parametrize("direct", [True, False])
 async def test_listen_goes_a_direct_way_when_it_is_given(
     pooler: Settings,  # noqa: F811
     pg_settings: Settings,
-    make_settings: Callable[..., Settings],
-    make_server: MakeServer,
+    direct: bool,
 ) -> None:
-    """Without it, the event would be delivered with the next poll, half a minute later."""
-    settings = make_settings(
-        pg_host=pooler.pg_host, pg_port=pooler.pg_port, publisher_poll_interval="30s",
-        pg_direct_host=pg_settings.pg_host, pg_direct_port=pg_settings.pg_port,
-    )  # fmt: skip
-    servers = [await make_server(settings), await make_server(settings)]
-    boundary = settings.boundaries[0].name
-    follow = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="follower")
-    stream = servers[0].events.CatchUpSubscribeToEvents(follow, metadata=ADMIN)
-    await servers[0].events.SaveEvents(save(boundary, "first"), metadata=ADMIN)
-    await asyncio.wait_for(stream.read(), 10)
-    began = time.monotonic()
-    # whichever of the two publishes, the other one's events reach it by a signal
-    for number, server in enumerate(servers * 3):
-        await server.events.SaveEvents(save(boundary, f"event{number}"), metadata=ADMIN)
-        await asyncio.wait_for(stream.read(), 10)
-    assert time.monotonic() - began < 8
+    given = {"pg_direct_host": pg_settings.pg_host, "pg_direct_port": pg_settings.pg_port} if direct else {}
+    database = await Database.connect(pooler.model_copy(update=given))
+    heard: asyncio.Queue[str | None] = asyncio.Queue()
+    speaker, listener = (Signals(database, "admin_x", enabled=True) for _ in range(2))
+    listener.on_signal(heard.put_nowait)
+    try:
+        assert database.can_listen == direct
+        await listener.start()
+        await speaker.start()
+        if direct:
+            assert await asyncio.wait_for(heard.get(), 5) is None
+            speaker.send("orders")
+            assert await asyncio.wait_for(heard.get(), 5) == "orders"
+    finally:
+        await speaker.stop()
+        await listener.stop()
+        await database.close()
 
 
 async def test_a_direct_way_that_leads_to_the_pooler_is_said(pooler: Settings) -> None:  # noqa: F811
