@@ -80,6 +80,7 @@ class EmbeddedPostgres:
         configuration: Mapping[str, str] | None = None,
     ) -> None:
         self._wanted, self._database, self._binaries = directory, database, binaries
+        self._port = SOCKET_PORT
         self._configuration = {**CONFIGURATION, **(configuration or {})}
         self._account: Account | None = None
         self._lock: Lock | None = None
@@ -93,7 +94,7 @@ class EmbeddedPostgres:
         """Where it listens; known once started."""
         if self._socket is None:
             raise EmbeddedError("the embedded PostgreSQL is not started")
-        return PostgresAddress(str(self._socket), SOCKET_PORT, USER, self._database)
+        return PostgresAddress(str(self._socket), self._port, USER, self._database)
 
     @property
     def pid(self) -> int | None:
@@ -174,7 +175,7 @@ class EmbeddedPostgres:
         await run(["/bin/sh", "-ec", _CONFIGURE, "sh", str(self.data), own, include], self.log_file, self._account)
 
     def _make_socket_directory(self) -> Path:
-        is_short = len(os.fsencode(self.data / f".s.PGSQL.{SOCKET_PORT}")) < _SOCKET_LIMIT
+        is_short = len(os.fsencode(self.data / f".s.PGSQL.{self._port}")) < _SOCKET_LIMIT
         if is_short and not set(str(self.data)) & set(',"'):  # unix_socket_directories is a list
             return self.data
         made = Path(tempfile.mkdtemp(prefix="orisun-", dir="/tmp"))  # short; made 0700
@@ -186,7 +187,7 @@ class EmbeddedPostgres:
     async def _command(self) -> Sequence[str]:
         await self._end_leftover()
         postgres, data, socket = self._tool("postgres"), str(self.data), str(self._socket)
-        options = {"listen_addresses": "", "port": SOCKET_PORT, "unix_socket_directories": socket}
+        options = {"listen_addresses": "", "port": self._port, "unix_socket_directories": socket}
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(postgres), "-D", data, *flags]
 
