@@ -15,6 +15,8 @@ from typing import Protocol
 import structlog
 
 from .admin.administration import Administration
+from .admin.web.host import WebHost
+from .admin.web.parts import Parts
 from .delivery.live_tail import LiveTails
 from .delivery.nats import Nats
 from .delivery.publishers import Publishers
@@ -33,6 +35,7 @@ from .storage.leases import Leases
 from .storage.migrate import Migrator
 from .storage.reads import Reader
 from .tasks import end
+from .telemetry.telemetry import Telemetry, new_watch
 from .transport import admin, eventstore
 from .transport.calls import Service
 from .transport.health import HealthState
@@ -61,6 +64,8 @@ class App:
         # begins with the machine's name, which in a cluster is the pod's
         self.node_id = f"{platform.node() or 'node'}-{secrets.token_hex(4)}"
         self.address = ""
+        #: The admin page's URL, "" without one; known after ``start``.
+        self.page_address = ""
         self._parts = AsyncExitStack()
 
     async def start(self) -> None:
@@ -75,6 +80,9 @@ class App:
         await self._parts.aclose()
 
     async def _start(self) -> None:
+        web = WebHost(self.settings, self.health)
+        await self._run(web)
+        self.page_address = web.address
         embedded = Embedded(self.settings)
         self._parts.push_async_callback(embedded.stop)
         self.effective = settings = await embedded.start()
@@ -89,13 +97,15 @@ class App:
         await self._run(catalog)
         indexes = Indexes(database, leases, settings.admin_schema)
         await self._run(indexes)
-        reader = Reader(database, indexes)
+        watch = new_watch(settings)
+        reader = Reader(database, indexes, watch=watch)
         appender = Appender(
             database,
             indexes,
             max_events=settings.append_max_events,
             queue_calls=settings.append_queue_calls,
             queue_bytes=settings.append_queue_bytes,
+            watch=watch,
         )
         administration = Administration(
             settings, database=database, catalog=catalog, leases=leases, reader=reader, appender=appender
@@ -118,6 +128,7 @@ class App:
             nats=nats,
             database=database,
             signals=signals,
+            watch=watch,
         )
         await self._run(publishers)
         appender.on_commit(publishers.committed)
@@ -127,7 +138,7 @@ class App:
         signals.on_signal(administration.committed)
         tails = LiveTails(nats, reader)
         self._parts.push_async_callback(tails.stop)
-        subscriptions = Subscriptions(leases, reader, tails)
+        subscriptions = Subscriptions(leases, reader, tails, watch)
         self._parts.push_async_callback(subscriptions.stop)
         appender.on_commit(subscriptions.wake)
         signals.on_signal(subscriptions.wake)
@@ -168,13 +179,44 @@ class App:
             administration.sessions,
             self.health,
             denied=administration.audit.denied,
+            watch=watch,
         )
         administration.users.on_change(server.calls.end_invalid)
         await self._parts.enter_async_context(_background(self._watch(database, catalog), "health"))
+        telemetry = Telemetry(
+            settings,
+            watch,
+            node_id=self.node_id,
+            health=self.health,
+            database=database,
+            catalog=catalog,
+            appender=appender,
+            publishers=publishers,
+            subscriptions=subscriptions,
+            nats=nats,
+        )
+        await self._run(telemetry)
         self.health.set_storage(True)
         await server.start()
         self._parts.push_async_callback(server.stop, settings.shutdown_grace * _CALLS_SHARE)
         self.address = f"{settings.grpc_host}:{server.port}"
+        web.show(
+            Parts(
+                settings=settings,
+                node_id=self.node_id,
+                administration=administration,
+                catalog=catalog,
+                database=database,
+                reader=reader,
+                indexes=indexes,
+                appender=appender,
+                subscriptions=subscriptions,
+                publishers=publishers,
+                telemetry=telemetry,
+                watch=watch,
+            )
+        )
+        self._parts.callback(web.hide)
 
     async def _run(self, part: _Part) -> None:
         await part.start()

@@ -93,6 +93,23 @@ def effective(settings: Settings) -> dict[str, str]:
     return shown
 
 
+def origins(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each variable's value comes from: environment, default or derived (from other variables)."""
+    known = variables()
+    given = _given(environ, known, [])
+    return {variable: _origin(variable, field, given, settings) for variable, field in known.items()}
+
+
+def descriptions() -> dict[str, str]:
+    """What each variable means."""
+    return {
+        variable: (Settings.model_fields[field].description or "").removeprefix("Ours. ")
+        if field
+        else "`boundary:schema` pairs; a bare `x` means `x:x`"
+        for variable, field in variables().items()
+    }
+
+
 def reference() -> str:
     """The tables of ``docs/configuration.md``."""
     defaults, lines = Settings(), list[str]()

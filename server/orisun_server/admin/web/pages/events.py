@@ -1,0 +1,209 @@
+"""The event browser: pages of events by criteria, one event, and what comes live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from orisun_api import eventstore_pb2 as pb
+
+from ....core.criteria import Query, query
+from ....core.event import Event
+from ....core.position import NOTHING, Position
+from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted
+from ..context import Context
+from ..security import check_text
+
+_SIZES = (20, 50, 100)
+_PAIR = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?=\s|$)')
+_POSITION = re.compile(r"(-?\d{1,18})-(-?\d{1,18})")
+#: Live tails of one server, events shown at a time, and seconds between two showings.
+_MOST_TAILS, _SHOWN, _PAUSE = 50, 25, 0.3
+_HEARTBEAT = 15.0
+_tails: set[str] = set()
+
+
+def parse_query(text: str, event_type: str) -> Query:
+    """The query of a form: a criterion a line, ``key=value`` separated by spaces, ``"…"`` (as JSON writes texts) where
+    a key or value has spaces; the event type, if one is given, is asked for in each. Raises InvalidArgument."""
+    criteria = []
+    for number, line in enumerate(map(str.rstrip, text.splitlines()), start=1):
+        tags, at = [], 0
+        while at < len(line):
+            pair = _PAIR.match(line, at)
+            if pair is None:
+                raise InvalidArgument(
+                    f'criteria, line {number}: "{line[at : at + 40].strip()}" is not key=value; write '
+                    'username=alice, or name="Alice Smith"'
+                )
+            tags.append((_plain(pair[1]), _plain(pair[2])))
+            at = pair.end()
+        if tags:
+            criteria.append(tags)
+    if event_type:
+        criteria = [[*tags, ("eventType", event_type)] for tags in criteria or [[]]]
+    return query(criteria)
+
+
+def _plain(text: str) -> str:
+    if not text.startswith('"'):
+        return text
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        raise InvalidArgument(f"criteria: {text} is no text in quotes as JSON writes it") from None
+
+
+def _asked(context: Context) -> Query:
+    text = check_text("criteria", context.query.get("criteria", ""), 10_000)
+    return parse_query(text, check_text("type", context.query.get("type", "").strip(), 255))
+
+
+async def events(context: Context) -> Response:
+    one = context.boundary
+    descending = context.query.get("direction", "newest") != "oldest"
+    size = min(_SIZES, key=lambda choice: abs(choice - context.number("size", _SIZES[0], 1, 1_000)))
+    problem, found = "", list[Event]()
+    after = _position(context.query.get("after", ""))
+    try:
+        asked = _asked(context)
+        found = await context.parts.reader.page(one, asked, size + 1, descending=descending, after=after)
+    except (InvalidArgument, ResourceExhausted) as error:
+        problem = str(error)
+    more = len(found) > size
+    found = found[:size]
+    values: dict[str, Any] = {
+        "boundary": one.name,
+        "events": found,
+        "sizes": _SIZES,
+        "size": size,
+        "descending": descending,
+        "criteria_text": context.query.get("criteria", ""),
+        "type": context.query.get("type", ""),
+        "problem": problem,
+        "next": f"{found[-1].commit}-{found[-1].prepare}" if more and found else "",
+        "first": after is None,
+        "live_url": context.link(size=None, direction=None, after=None).replace(
+            path := context.path, path + "/live", 1
+        ),
+    }
+    return context.render("events.html", 400 if problem else 200, **values)
+
+
+async def event(context: Context) -> Response:
+    one, reader = context.boundary, context.parts.reader
+    position = _position(context.request.path_params["position"])
+    if position is None:
+        raise NotFound("a position is written as transaction_id-global_id, such as 42-41")
+    found = await reader.page(one, (), 1, start=position)
+    if not found or found[0].position != position:
+        raise NotFound(
+            f'boundary "{one.name}" has no event at position ({position.commit}, {position.prepare}); a failed call '
+            "may have left a gap there"
+        )
+    before = await reader.page(one, (), 1, after=position, descending=True)
+    following = await reader.page(one, (), 1, after=position)
+    return context.render(
+        "event.html",
+        boundary=one.name,
+        event=found[0],
+        before=before[0] if before else None,
+        following=following[0] if following else None,
+    )
+
+
+async def go_to(context: Context) -> Response:
+    """From a form with a position to its event."""
+    text = context.query.get("position", "").strip().strip("()").replace(", ", "-").replace(",", "-")
+    position = _position(text)
+    if position is None:
+        raise InvalidArgument(f'"{text[:60]}" is no position; write transaction_id-global_id, such as 42-41')
+    return context.go(f"/b/{context.boundary.name}/events/{position.commit}-{position.prepare}")
+
+
+async def live(context: Context) -> Response:
+    """New events as they come, as server-sent events whose data is HTML."""
+    asked = _asked(context)
+    if len(_tails) >= _MOST_TAILS:
+        raise ResourceExhausted(f"{_MOST_TAILS} live tails are open on this server already; close one")
+    head = await context.parts.reader.head(context.boundary)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(_stream(context, asked, head), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterator[str]:
+    parts, one = context.parts, context.boundary
+    name = f"admin page: {context.caller.username[:100]} {secrets.token_hex(4)}"
+    pending: list[Event] = []
+    missed = 0
+    changed = asyncio.Event()
+    failure: list[str] = []
+
+    async def follow() -> None:
+        nonlocal missed
+        after = None if head == NOTHING else head
+        try:
+            async with aclosing(parts.subscriptions.subscribe(one, asked, after, name)) as stream:
+                async for body in stream:
+                    pending.append(_event(body))
+                    if len(pending) > _SHOWN:
+                        del pending[0]
+                        missed += 1
+                    changed.set()
+        except OrisunError as error:
+            failure.append(str(error))
+            changed.set()
+
+    _tails.add(name)
+    task = asyncio.create_task(follow(), name="admin-live-tail")
+    template = context.site.env.get_template("_event_rows.html")
+    try:
+        yield "retry: 3000\n\n"
+        while parts.sessions.is_valid(context.caller):
+            try:
+                async with asyncio.timeout(_HEARTBEAT):
+                    await changed.wait()
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            changed.clear()
+            shown, skipped = pending[:], missed
+            pending.clear()
+            missed = 0
+            if shown:
+                html = template.render(events=shown[::-1], boundary=one.name, skipped=skipped, live=True)
+                yield "".join(f"data: {line}\n" for line in html.replace("\r", " ").split("\n")) + "\n"
+            if failure:
+                yield "event: ended\ndata: " + failure[0].replace("\r", " ").replace("\n", " ") + "\n\n"
+                return
+            await asyncio.sleep(_PAUSE)
+    finally:
+        _tails.discard(name)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _event(body: bytes) -> Event:
+    message = pb.Event.FromString(body)
+    position = message.position
+    return Event(
+        position.commit_position,
+        position.prepare_position,
+        message.event_id,
+        message.event_type,
+        message.data,
+        message.metadata,
+        message.date_created.ToDatetime(),
+    )
+
+
+def _position(text: str) -> Position | None:
+    found = _POSITION.fullmatch(text)
+    return Position(int(found[1]), int(found[2])) if found else None

@@ -1,0 +1,63 @@
+"""The overview: health, nodes, boundaries with their rates and lag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from ....core import audit
+from ....storage.boundaries import BACKEND, BoundaryRecord
+from ..context import Context
+from ..security import check_text
+
+_PER_PAGE = 25
+
+
+async def overview(context: Context) -> Response:
+    parts = context.parts
+    await parts.sampler.fresh()
+    wanted = context.query.get("find", "").strip().lower()
+    records = [record for record in await parts.catalog.list() if _shown(context, record)]
+    found = [record for record in records if wanted in record.name.lower()]
+    pages = max(1, -(-len(found) // _PER_PAGE))
+    page = context.number("page", 1, 1, pages)
+    holders = {lease.boundary: lease.node_id for lease in await parts.insight.held("publisher")}
+    values: dict[str, Any] = {
+        "records": found[(page - 1) * _PER_PAGE : page * _PER_PAGE],
+        "boundaries": len(records),
+        "find": context.query.get("find", ""),
+        "page": page,
+        "pages": pages,
+        "holders": holders,
+        "progress": parts.sampler.progress,
+        "rates": parts.sampler.rates,
+        "nodes": await parts.insight.nodes(),
+        "node_id": parts.node_id,
+        "health": context.site.state.health,
+        "pools": [
+            (name, pool.get_size() - pool.get_idle_size(), pool.get_max_size()) for name, pool in parts.database.pools()
+        ],
+        "jetstream": parts.sampler.jetstream,
+        "waiting": parts.appender.waiting,
+        "subscriptions": len(parts.subscriptions.connected()),
+        "unindexed": len(parts.watch.queries.entries(unindexed=True)),
+    }
+    return context.render("_overview.html" if context.is_fragment else "overview.html", **values)
+
+
+def _shown(context: Context, record: BoundaryRecord) -> bool:
+    return context.may("boundary", record.name)
+
+
+async def new_boundary(context: Context) -> Response:
+    return context.render("boundary_new.html", values={}, problem="")
+
+
+async def create_boundary(context: Context) -> Response:
+    form = await context.form()
+    name, description, schema = (form.get(field, "").strip() for field in ("name", "description", "schema"))
+    check_text("description", description)
+    record = await context.parts.catalog.create(name, description, BACKEND, schema or name, False)
+    await context.parts.audit.acted(audit.BOUNDARY_CREATED, context.caller, name=name, namespace=schema or name)
+    return context.go(f"/b/{name}", f"Boundary {name} is {record.status.name.lower()}.")

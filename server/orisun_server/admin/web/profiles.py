@@ -1,0 +1,83 @@
+"""Profiles over HTTP on a port of their own (ORISUN_PPROF_PORT), at the paths of pprof's tools; for ADMIN only."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ...core.access import PAGES, check
+from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
+from ...telemetry import profiling
+from .parts import State
+from .security import SecurityHeaders, peer_of
+
+_DEFAULT_SECONDS, _MOST_SECONDS = 10.0, 120.0
+_INDEX = """\
+Profiles of this server, as gzipped pprof files. ?seconds=N says how long to look (10; at most 120).
+
+/debug/pprof/profile    where the processor's time goes
+/debug/pprof/heap       what is allocated while it looks, and stays
+
+go tool pprof -http : profile.pb.gz, or drop the file on a speedscope page.
+"""
+
+
+def build_profiles(state: State) -> Starlette:
+    """The application of the profiles' port."""
+
+    async def index(request: Request) -> Response:
+        return await _refused(state, request) or Response(_INDEX, media_type="text/plain")
+
+    async def cpu(request: Request) -> Response:
+        return await _refused(state, request) or await _profile(request, "profile")
+
+    async def heap(request: Request) -> Response:
+        return await _refused(state, request) or await _profile(request, "heap")
+
+    routes = [
+        Route("/debug/pprof/", index),
+        Route("/debug/pprof/profile", cpu),
+        Route("/debug/pprof/heap", heap),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(SecurityHeaders, secure=False)])
+
+
+async def _profile(request: Request, kind: str) -> Response:
+    try:
+        seconds = float(request.query_params.get("seconds", _DEFAULT_SECONDS))
+        if not 0 < seconds <= _MOST_SECONDS:
+            raise ValueError
+    except ValueError:
+        return Response(f"seconds: a number up to {_MOST_SECONDS:g}\n", 400, media_type="text/plain")
+    try:
+        body = await (profiling.cpu(seconds) if kind == "profile" else profiling.heap(seconds))
+    except profiling.AlreadyProfiling as error:
+        return Response(f"{error}\n", 409, media_type="text/plain")
+    headers = {"content-disposition": f'attachment; filename="orisun-{kind}.pb.gz"', "cache-control": "no-store"}
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+async def _refused(state: State, request: Request) -> Response | None:
+    """Why the caller gets nothing; None for an ADMIN."""
+    parts = state.parts
+    if parts is None:
+        return Response("the server is starting\n", 503, media_type="text/plain")
+    try:
+        session = await parts.sessions.authenticate(
+            request.headers.get("authorization"), request.headers.get("x-auth-token"), lambda: peer_of(request)
+        )
+    except Unauthenticated as error:
+        return Response(f"{error}\n", 401, {"www-authenticate": 'Basic realm="orisun"'}, "text/plain")
+    except ResourceExhausted as error:
+        return Response(f"{error}\n", 429, media_type="text/plain")
+    except OrisunError as error:
+        return Response(f"{error}\n", 503, media_type="text/plain")
+    try:
+        check("profiles", PAGES, session.caller)
+    except PermissionDenied as error:
+        parts.audit.denied(session.caller._replace(peer=peer_of(request)), "page profiles")
+        return Response(f"{error}\n", 403, media_type="text/plain")
+    return None

@@ -1,0 +1,153 @@
+"""Who is at the page: sign-in by cookie, and the proof that a form came from a page of ours.
+
+The cookie holds the session token that rpcs know too (admin/sessions.py) and a nonce of this sign-in. A script cannot
+read it (HttpOnly), no other site sends it along (SameSite=Strict), and it is new at each sign-in, so that a cookie
+planted before is worth nothing. Forms carry a value that follows from the nonce; and a browser that says that a request
+comes from another site is refused whatever it carries.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...core.users import Caller
+from ...errors import InvalidArgument, PermissionDenied, Unauthenticated
+from ..sessions import LIFETIME, Sessions
+
+_COOKIE = "orisun_session"
+_SEPARATOR = "~"
+_MOST_ENDED = 10_000
+
+#: Everything comes from this server, nothing runs inline, no frame shows the page.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SignedIn(NamedTuple):
+    """Somebody who is signed in."""
+
+    caller: Caller
+    #: What forms carry.
+    csrf: str
+    #: The cookie to set when the session was prolonged, "" to leave it.
+    cookie: str
+
+
+class SignIns:
+    """Begins, recognises and ends sign-ins of one server. An end is known on this server only: the session token that
+    the cookie held is good on others until it expires or the password changes."""
+
+    def __init__(self, *, secure: bool) -> None:
+        """``secure``: the page is served over TLS, and the cookie never leaves it."""
+        self._secure = secure
+        self._name = f"__Host-{_COOKIE}" if secure else _COOKIE
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    async def begin(self, sessions: Sessions, username: str, password: str, peer: str) -> str:
+        """The cookie's value. Raises Unauthenticated, or ResourceExhausted after too many wrong passwords."""
+        if not username or not password or "\0" in username or ":" in username:
+            raise Unauthenticated("invalid credentials")
+        basic = "Basic " + base64.b64encode(f"{username}:{password}".encode(errors="surrogatepass")).decode()
+        session = await sessions.authenticate(basic, None, lambda: peer)
+        return f"{session.token}{_SEPARATOR}{secrets.token_urlsafe(18)}"
+
+    async def find(self, sessions: Sessions, request: Request) -> SignedIn | None:
+        """Who sent the request; None for nobody."""
+        token, separator, nonce = request.cookies.get(self._name, "").partition(_SEPARATOR)
+        if not separator or len(nonce) < 20 or nonce in self._ended:
+            return None
+        try:
+            session = await sessions.authenticate(None, token)
+        except Unauthenticated:
+            return None
+        caller = session.caller._replace(peer=peer_of(request))
+        cookie = "" if session.token == token else f"{session.token}{_SEPARATOR}{nonce}"
+        return SignedIn(caller, _csrf(nonce), cookie)
+
+    def set(self, response: Response, cookie: str) -> None:
+        response.set_cookie(
+            self._name, cookie, max_age=LIFETIME, path="/", secure=self._secure, httponly=True, samesite="strict"
+        )
+
+    def end(self, request: Request, response: Response) -> None:
+        nonce = request.cookies.get(self._name, "").partition(_SEPARATOR)[2]
+        if nonce:
+            self._ended[nonce] = None
+            if len(self._ended) > _MOST_ENDED:
+                self._ended.popitem(last=False)
+        response.delete_cookie(self._name, path="/", secure=self._secure, httponly=True, samesite="strict")
+
+
+def check_origin(request: Request) -> None:
+    """Raises PermissionDenied when the browser says that a form comes from elsewhere."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is not None and site not in ("same-origin", "none"):
+        raise PermissionDenied("the request came from another site")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        raise PermissionDenied("the request came from another site")
+
+
+def check_csrf(signed_in: SignedIn, given: str) -> None:
+    """Raises PermissionDenied unless the form is one of ours."""
+    if not hmac.compare_digest(given.encode(errors="replace"), signed_in.csrf.encode()):
+        raise PermissionDenied("the form is too old or not of this page; load it again")
+
+
+def peer_of(request: Request) -> str:
+    """The address that a request came from."""
+    return request.client.host if request.client else ""
+
+
+def local_path(text: str) -> str:
+    """Where to go after signing in: a path of this server, else the overview."""
+    plain = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable() and "\\" not in text
+    return text if plain and not urlsplit(text).netloc else "/"
+
+
+def check_text(field: str, text: str, most: int = 1_000) -> str:
+    """A text of a form. Raises InvalidArgument."""
+    if len(text) > most or "\0" in text:
+        raise InvalidArgument(f"{field}: at most {most} characters, and no NUL")
+    return text
+
+
+def _csrf(nonce: str) -> str:
+    return hashlib.sha256(f"orisun form {nonce}".encode()).hexdigest()[:40]
+
+
+class SecurityHeaders:
+    """Adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp, *, secure: bool) -> None:
+        headers = HEADERS | ({"strict-transport-security": "max-age=31536000"} if secure else {})
+        self._app = app
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *self._headers]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
