@@ -1,0 +1,143 @@
+"""Servers that are killed, stopped and restarted under a client: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+import orisun
+from orisun import NewEvent, where
+from orisun_server.settings import Settings
+from tests.harness import ServerProcess, eventually
+
+pytestmark = pytest.mark.fault
+
+PATIENT = orisun.RetryPolicy(attempts=1_000, first=0.05, longest=0.5)
+
+
+class Network:
+    """A port that passes bytes on to another one, and whose connections can be cut. Use as ``async with``."""
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def cut(self) -> None:
+        """Drop every connection, without a word."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        for source, sink in ((reader, to_writer), (to_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        self._writers.add(sink)
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.transport.abort()
+        self._writers.discard(sink)
+
+    async def __aenter__(self) -> Network:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def collect(subscription: orisun.Subscription, into: list[int]) -> None:
+    async for event in subscription:
+        into.append(event.data["number"])
+
+
+async def test_a_subscription_and_appends_outlive_a_killed_server(
+    settings: Settings, server_process: ServerProcess, make_client: Callable[..., orisun.Client]
+) -> None:
+    orders = make_client(server_process.address, retry=PATIENT, timeout=60).boundary(settings.boundaries[0].name)
+    came: list[int] = []
+    appended = 0
+
+    async def append() -> None:
+        nonlocal appended
+        while appended < 60:
+            # the same objects again after a failure: the client repeats the call by itself
+            await orders.append(
+                [NewEvent("Counted", {"number": appended}), NewEvent("Noise", {"number": -1})],
+            )
+            appended += 1
+
+    async with orders.subscribe("counter", where("Counted")) as subscription:
+        reading = asyncio.ensure_future(collect(subscription, came))
+        appending = asyncio.ensure_future(append())
+        for part in (15, 35):
+            await eventually(lambda part=part: appended >= part, 30)  # type: ignore[misc]
+            await server_process.kill()
+            await server_process.start()
+        await asyncio.wait_for(appending, 60)
+        await eventually(lambda: len(came) >= 60, 30, message="all events")
+        assert came == list(range(60))
+        assert subscription.reconnects >= 2
+        reading.cancel()
+    # every append is stored once, whatever became of its first attempt
+    assert [event.data["number"] async for event in orders.read(where("Counted"))] == list(range(60))
+
+
+async def test_a_subscription_goes_on_after_an_orderly_stop(
+    settings: Settings, server_process: ServerProcess, make_client: Callable[..., orisun.Client]
+) -> None:
+    orders = make_client(server_process.address, retry=PATIENT).boundary(settings.boundaries[0].name)
+    async with orders.subscribe("counter") as subscription:
+        await orders.append([NewEvent("Counted", {"number": 0})])
+        assert (await anext(subscription)).data == {"number": 0}
+        await server_process.stop()
+        waiting = asyncio.ensure_future(anext(subscription))
+        await server_process.start()
+        await orders.append([NewEvent("Counted", {"number": 1})])
+        assert (await asyncio.wait_for(waiting, 30)).data == {"number": 1}
+
+
+async def test_a_connection_that_is_cut_again_and_again(
+    settings: Settings, server_process: ServerProcess, make_client: Callable[..., orisun.Client]
+) -> None:
+    async with Network(server_process.port) as network:
+        direct = make_client(server_process.address).boundary(settings.boundaries[0].name)
+        orders = make_client(f"127.0.0.1:{network.port}", retry=PATIENT).boundary(direct.name)
+        came: list[int] = []
+        async with orders.subscribe("counter") as subscription:
+            reading = asyncio.ensure_future(collect(subscription, came))
+            for number in range(40):
+                await direct.append([NewEvent("Counted", {"number": number})])
+                if number % 10 == 5:
+                    network.cut()
+            await eventually(lambda: len(came) >= 40, 30)
+            assert came == list(range(40))
+            reading.cancel()
+
+
+async def test_a_slow_reader_holds_a_bounded_number_of_events(
+    settings: Settings, server_process: ServerProcess, make_client: Callable[..., orisun.Client]
+) -> None:
+    from orisun.streaming import BUFFER
+
+    orders = make_client(server_process.address).boundary(settings.boundaries[0].name)
+    await orders.append([NewEvent("Counted", {"number": number}) for number in range(3 * BUFFER)])
+    async with orders.subscribe("slow") as subscription:
+        await eventually(lambda: len(subscription._items) >= BUFFER)
+        assert (await anext(subscription)).data["number"] == 0
+        await asyncio.sleep(0.1)
+        assert len(subscription._items) <= BUFFER
+        rest = [(await anext(subscription)).data["number"] for _ in range(3 * BUFFER - 1)]
+        assert rest == list(range(1, 3 * BUFFER))
