@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api.boundary import BoundarySpec
-from ..api.cluster import ClusterSpec
 from ..kube import Object, Ref
 from ..resources import archive as resources
+from ..resources.cluster import Cluster
 from . import Blocked, Context
 from .report import Report
 from .target import spec_of
@@ -46,15 +46,7 @@ async def archive(obj: Object, spec: BoundarySpec, cluster: Object, report: Repo
     context = report.context
     namespace = obj["metadata"]["namespace"]
     await _ensure_claim(obj, spec, report)
-    cluster_spec = spec_of(cluster)
-    job = resources.job(
-        obj,
-        spec,
-        cluster_spec,
-        image=cluster_spec.image or context.settings.server_image,
-        env=_environment(cluster, cluster_spec),
-        files=_files(cluster_spec),
-    )
+    job = resources.job(obj, spec, await _cluster(context, cluster))
     ref = Ref.of(job)
     live = await context.kube.get(ref)
     if live is None:
@@ -123,56 +115,21 @@ def _parse(message: str, claim: str) -> Archived | None:
         return None
 
 
-def _environment(cluster: Object, spec: ClusterSpec) -> list[dict[str, Any]]:
-    """The ORISUN_PG_* variables, with user and password from the cluster's own Secret."""
-    name = cluster["metadata"]["name"]
-    postgres = spec.postgres
-
-    def variable(of: str, value: str) -> dict[str, Any]:
-        return {"name": f"ORISUN_PG_{of}", "value": value}
-
-    def secret(of: str, secret_name: str, key: str, *, optional: bool = False) -> dict[str, Any]:
-        reference = {"name": secret_name, "key": key} | ({"optional": True} if optional else {})
-        return {"name": f"ORISUN_PG_{of}", "valueFrom": {"secretKeyRef": reference}}
-
-    if (external := postgres.external) is not None:
-        credentials = external.credentials_secret_ref
-        found = [
-            variable("HOST", external.host),
-            variable("PORT", str(external.port)),
-            variable("NAME", external.database),
-            variable("SSLMODE", external.ssl_mode),
-            secret("USER", credentials.name, credentials.username_key),
-            secret("PASSWORD", credentials.name, credentials.password_key),
-        ]
-        if external.ca_secret_ref is not None:
-            found.append(variable("SSLROOTCERT", f"/etc/orisun/pg/{external.ca_secret_ref.key}"))
-        return found
-    if (native := postgres.cloud_native_pg) is not None:
-        app = f"{native.cluster_name}-app"
-        return [
-            variable("HOST", f"{native.cluster_name}-rw"),
-            secret("PORT", app, "port", optional=True),
-            variable("NAME", native.database) if native.database else secret("NAME", app, "dbname"),
-            variable("SSLMODE", "require"),
-            secret("USER", app, "username"),
-            secret("PASSWORD", app, "password"),
-        ]
-    made = f"{name}-postgres"
-    return [
-        secret(of, made, key)
-        for of, key in (
-            ("HOST", "host"),
-            ("PORT", "port"),
-            ("NAME", "database"),
-            ("USER", "username"),
-            ("PASSWORD", "password"),
-        )
+async def _cluster(context: Context, obj: Object) -> Cluster:
+    """The cluster with the image that its servers run now."""
+    metadata, spec = obj["metadata"], spec_of(obj)
+    servers = await context.kube.get(Ref("apps/v1", "StatefulSet", metadata["namespace"], metadata["name"]))
+    running = [
+        container["image"]
+        for container in (servers or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers", ())
+        if container["name"] == "server"
     ]
-
-
-def _files(spec: ClusterSpec) -> dict[str, Any] | None:
-    external = spec.postgres.external
-    if external is None or external.ca_secret_ref is None:
-        return None
-    return {"secret": {"secretName": external.ca_secret_ref.name, "defaultMode": 0o444}}
+    return Cluster(
+        metadata["namespace"],
+        metadata["name"],
+        metadata["uid"],
+        spec,
+        image=running[0] if running else spec.image or context.settings.server_image,
+        nats_image="",
+        pull_policy=spec.image_pull_policy or context.settings.image_pull_policy,
+    )

@@ -8,14 +8,14 @@ from typing import Any
 
 from ..api import API_VERSION
 from ..api.boundary import KIND, BoundarySpec
-from ..api.cluster import ClusterSpec
+from .cluster import Cluster, Object
+from .connection import connection
+from .security import container_security, pod_security
 
 #: The label that finds the Job's pods.
 LABEL = "orisun.io/archive"
-CONTAINER = "archive"
-_MOUNT = "/archive"
-#: The user of the images; the volume belongs to its group.
-_USER = 10001
+CONTAINER = COMPONENT = "archive"
+_MOUNT, _POSTGRES_CA = "/archive", "/etc/orisun/postgres"
 
 
 def short(name: str, ending: str, longest: int = 63) -> str:
@@ -36,9 +36,9 @@ def file_name(obj: Mapping[str, Any], spec: BoundarySpec) -> str:
     return f"{spec.name}-{obj['metadata']['uid'][:8]}.jsonl.gz"
 
 
-def claim(obj: Mapping[str, Any], spec: BoundarySpec) -> dict[str, Any]:
+def claim(obj: Mapping[str, Any], spec: BoundarySpec) -> Object:
     """The claim that is made where the spec names none. It has no owner: the archive outlives its boundary."""
-    wanted: dict[str, Any] = {
+    wanted: Object = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": str(spec.archive.size)}},
     }
@@ -50,44 +50,35 @@ def claim(obj: Mapping[str, Any], spec: BoundarySpec) -> dict[str, Any]:
         "metadata": {
             "name": claim_name(obj, spec),
             "namespace": obj["metadata"]["namespace"],
-            "labels": {"app.kubernetes.io/name": "orisun", "app.kubernetes.io/component": "archive"},
+            "labels": {"app.kubernetes.io/name": "orisun", "app.kubernetes.io/component": COMPONENT},
         },
         "spec": wanted,
     }
 
 
-def job(
-    obj: Mapping[str, Any],
-    spec: BoundarySpec,
-    cluster: ClusterSpec,
-    *,
-    image: str,
-    env: list[dict[str, Any]],
-    files: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The Job. ``env`` says where PostgreSQL is; ``files`` is a volume for what it names, mounted at /etc/orisun/pg."""
+def job(obj: Mapping[str, Any], spec: BoundarySpec, cluster: Cluster) -> Object:
+    """The Job; it reaches PostgreSQL as the servers of the cluster do."""
     metadata = obj["metadata"]
     name = short(metadata["name"], f"-archive-{metadata['uid'][:5]}")
-    labels = {
-        "app.kubernetes.io/name": "orisun",
-        "app.kubernetes.io/component": "archive",
-        LABEL: name,
-    }
-    volumes: list[dict[str, Any]] = [
+    labels = {**cluster.labels(COMPONENT), LABEL: name}
+    postgres = connection(cluster)
+    values = dict(postgres.values)
+    volumes: list[Object] = [
         {"name": "archive", "persistentVolumeClaim": {"claimName": claim_name(obj, spec)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
     ]
-    mounts: list[dict[str, Any]] = [
+    mounts: list[Object] = [
         {"name": "archive", "mountPath": _MOUNT},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of its own
     ]
-    if files is not None:
-        volumes.append({"name": "pg", **files})
-        mounts.append({"name": "pg", "mountPath": "/etc/orisun/pg", "readOnly": True})
-    container: dict[str, Any] = {
+    if postgres.ca is not None:
+        values["ORISUN_PG_SSLROOTCERT"] = f"{_POSTGRES_CA}/{postgres.ca.key}"
+        volumes.append({"name": "postgres-ca", "secret": {"secretName": postgres.ca.name, "defaultMode": 0o444}})
+        mounts.append({"name": "postgres-ca", "mountPath": _POSTGRES_CA, "readOnly": True})
+    container: Object = {
         "name": CONTAINER,
-        "image": image,
-        "command": ["python", "-m", "orisun", "archive"],
+        "image": cluster.image,
+        "command": ["orisun", "archive"],
         "args": [
             spec.name,
             f"--schema={spec.pg_schema}",
@@ -95,39 +86,37 @@ def job(
             f"--file={file_name(obj, spec)}",
             "--report=/dev/termination-log",
         ],
-        "env": env,
+        "env": [
+            *({"name": variable, "value": value} for variable, value in values.items()),
+            *(
+                {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+                for variable, (secret, key) in postgres.from_secret.items()
+            ),
+        ],
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "volumeMounts": mounts,
     }
-    if cluster.image_pull_policy:
-        container["imagePullPolicy"] = cluster.image_pull_policy
-    pod: dict[str, Any] = {
+    if cluster.pull_policy:
+        container["imagePullPolicy"] = cluster.pull_policy
+    pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [container],
         "volumes": volumes,
     }
-    if cluster.image_pull_secrets:
-        pod["imagePullSecrets"] = cluster.image_pull_secrets
-    if cluster.scheduling.tolerations:
-        pod["tolerations"] = cluster.scheduling.tolerations
-    if cluster.scheduling.node_selector:
-        pod["nodeSelector"] = cluster.scheduling.node_selector
+    scheduling = cluster.spec.scheduling
+    for key, value in (
+        ("imagePullSecrets", cluster.spec.image_pull_secrets),
+        ("tolerations", scheduling.tolerations),
+        ("nodeSelector", scheduling.node_selector),
+    ):
+        if value:
+            pod[key] = value
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": metadata["name"], "uid": metadata["uid"]}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -135,16 +124,7 @@ def job(
             "name": name,
             "namespace": metadata["namespace"],
             "labels": labels,
-            "ownerReferences": [
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": KIND,
-                    "name": metadata["name"],
-                    "uid": metadata["uid"],
-                    "controller": True,
-                    "blockOwnerDeletion": False,
-                }
-            ],
+            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": False}],
         },
         "spec": {"backoffLimit": 3, "template": {"metadata": {"labels": labels}, "spec": pod}},
     }

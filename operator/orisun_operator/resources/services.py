@@ -106,7 +106,8 @@ def network_policies(cluster: Cluster) -> list[Object]:
         )
     ]
     if cluster.spec.postgres.embedded is not None:
-        rule: Object = {"from": [pods, operator], "ports": [_allowed(POSTGRES_PORT)]}
+        archives: Object = {"podSelector": {"matchLabels": cluster.selector("archive")}}
+        rule: Object = {"from": [pods, archives, operator], "ports": [_allowed(POSTGRES_PORT)]}
         policies.append(_policy(cluster, "postgres", cluster.postgres, [rule]))
     return policies
 
