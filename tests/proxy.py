@@ -69,12 +69,21 @@ class PostgresProxy:
         await self._flowing.wait()
         sink.close()
 
-    async def __aenter__(self) -> PostgresProxy:
+    async def stop(self) -> None:
+        """Drop every connection, and let nobody connect."""
+        self._server.close()
+        await self.cut()
+
+    async def start(self) -> None:
+        """Let everybody connect."""
         path = Path(self._directory) / f".s.PGSQL.{self.settings.pg_port}"
+        path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, str(path))
+
+    async def __aenter__(self) -> PostgresProxy:
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self.cut()
+        await self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
