@@ -328,11 +328,38 @@ async def test_limits(server: Connection, boundary: str) -> None:
     assert (await refusal(save(server, boundary, event(), query=wide)))[0] is Code.INVALID_ARGUMENT
 
 
-async def test_what_is_not_supported_yet_says_so(server: Connection, boundary: str) -> None:
-    request = pb.SaveEventsRequest(boundary=boundary, events=[event()], command=pb.Command(command_id="c"))
-    assert (await refusal(server.events.SaveEvents(request, metadata=ADMIN)))[0] is Code.UNIMPLEMENTED
-    commands = server.events.GetCommands(pb.GetCommandsRequest(boundary=boundary), metadata=ADMIN)
-    assert (await refusal(commands))[0] is Code.UNIMPLEMENTED
+async def test_commands_refusals(server: Connection, boundary: str) -> None:
+    def told(**command: str) -> pb.SaveEventsRequest:
+        return pb.SaveEventsRequest(boundary=boundary, events=[event()], command=pb.Command(**command))
+
+    for command, message in (
+        ({}, "invalid command: command_id: must not be empty"),
+        ({"command_id": "c"}, "invalid command: type: must not be empty"),
+        (
+            {"command_id": "c" * 256, "type": "t"},
+            "invalid command: command_id: 256 characters; at most 255 are allowed",
+        ),
+        ({"command_id": "c\0", "type": "t"}, "invalid command: command_id: must not contain NUL characters"),
+    ):
+        request = server.events.SaveEvents(told(**command), metadata=ADMIN)
+        assert await refusal(request) == (Code.INVALID_ARGUMENT, message)
+    bad = {"command_id": "c", "type": "t", "data": "[]"}
+    code, message = await refusal(server.events.SaveEvents(told(**bad), metadata=ADMIN))
+    assert code is Code.INVALID_ARGUMENT
+    assert message.startswith("invalid command JSON: data: ")
+    huge = {"command_id": "c", "type": "t", "metadata": '{"n": 1e200000}'}
+    code, message = await refusal(server.events.SaveEvents(told(**huge), metadata=ADMIN))
+    assert (code, message) == (
+        Code.INVALID_ARGUMENT,
+        "invalid command JSON: metadata: a number is out of PostgreSQL's range",
+    )
+    for count, expected in ((0, "Count cannot be 0"), (10_001, "Count cannot exceed 10000")):
+        asked = pb.GetCommandsRequest(boundary=boundary, count=count)
+        found = await refusal(server.events.GetCommands(asked, metadata=ADMIN))
+        assert found == (Code.INVALID_ARGUMENT, expected)
+
+
+async def test_an_unknown_rpc_is_unimplemented(server: Connection) -> None:
     unknown = server.channel.unary_unary("/orisun.EventStore/Nothing")(b"", metadata=ADMIN)
     assert (await refusal(unknown))[0] is Code.UNIMPLEMENTED
 

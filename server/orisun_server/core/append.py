@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import InvalidArgument
 from .criteria import Query
-from .event import NewEvent
+from .event import Command, NewEvent
 from .jsonb import top_level
 from .position import Position
 
@@ -44,48 +44,59 @@ def checked_events(events: Sequence[NewEvent], max_events: int) -> list[CheckedE
         raise InvalidArgument(
             f"Invalid request: {len(events)} events; one call appends at most {max_events} (ORISUN_APPEND_MAX_EVENTS)"
         )
-    checked = [_checked(number, event) for number, event in enumerate(events)]
+    checked: list[CheckedEvent] = []
+    last_metadata = None
+    for number, (given_id, event_type, given_data, given_metadata) in enumerate(events):
+        event_id = given_id
+        if not (0 < len(event_id) <= _MAX_TEXT and 0 < len(event_type) <= _MAX_TEXT) or "\0" in event_id + event_type:
+            _check_text("event", f"event {number} event_id", event_id)
+            _check_text("event", f"event {number} event_type", event_type)
+        data, values = _object("event", given_data, number, "data")
+        if given_metadata != last_metadata:  # the events of a batch often share it
+            metadata, _ = _object("event", given_metadata, number, "metadata")
+            last_metadata = given_metadata
+        if len(event_id) == 36 and (lower := event_id.lower()) != event_id and _UUID.fullmatch(event_id):
+            event_id = lower
+        checked.append(CheckedEvent(NewEvent(event_id, event_type, data, metadata), values))
     if len(checked) > 1:
         _refuse_twice(item.event.event_id for item in checked)
     return checked
 
 
-def _checked(number: int, event: NewEvent) -> CheckedEvent:
-    event_id, event_type, data, metadata = event
-    _check_text(number, "event_id", event_id)
-    _check_text(number, "event_type", event_type)
-    data, values = _object(number, "data", data)
-    metadata, _ = _object(number, "metadata", metadata)
-    if len(event_id) == 36 and _UUID.fullmatch(event_id):
-        event_id = event_id.lower()
-    return CheckedEvent(NewEvent(event_id, event_type, data, metadata), values)
+def checked_command(command: Command) -> Command:
+    """The command in normal form; raises InvalidArgument that names the field that is wrong, never its content."""
+    command_id, kind, data, metadata = command
+    _check_text("command", "command_id", command_id)
+    _check_text("command", "type", kind)
+    data, _ = _object("command", data, None, "data")
+    metadata, _ = _object("command", metadata, None, "metadata")
+    return Command(command_id, kind, data, metadata)
 
 
-def _check_text(number: int, field: str, text: str) -> None:
+def _check_text(what: str, where: str, text: str) -> None:
     if not text:
-        raise InvalidArgument(f"invalid event: event {number} {field}: must not be empty")
+        raise InvalidArgument(f"invalid {what}: {where}: must not be empty")
     if len(text) > _MAX_TEXT:
-        raise InvalidArgument(
-            f"invalid event: event {number} {field}: {len(text)} characters; at most {_MAX_TEXT} are allowed"
-        )
+        raise InvalidArgument(f"invalid {what}: {where}: {len(text)} characters; at most {_MAX_TEXT} are allowed")
     if "\0" in text:
-        raise InvalidArgument(f"invalid event: event {number} {field}: must not contain NUL characters")
+        raise InvalidArgument(f"invalid {what}: {where}: must not contain NUL characters")
 
 
-def _object(number: int, field: str, text: str) -> tuple[str, dict[str, msgspec.Raw]]:
+def _object(what: str, text: str, number: int | None, field: str) -> tuple[str, dict[str, msgspec.Raw]]:
     if not text or text == "null" or (len(text) < 64 and text.strip() == "null"):
         return "{}", {}
     try:
         values = top_level(text)
     except (msgspec.DecodeError, msgspec.ValidationError) as problem:
-        raise InvalidArgument(f"invalid event JSON: event {number} {field}: {problem}") from None
+        reason = str(problem)
     except RecursionError:
-        raise InvalidArgument(f"invalid event JSON: event {number} {field}: nested too deeply") from None
-    if "\\u0000" in text and _NUL_ESCAPE.search(text):
-        raise InvalidArgument(
-            f"invalid event JSON: event {number} {field}: \\u0000 cannot be stored; leave it out or encode the text"
-        )
-    return text, values
+        reason = "nested too deeply"
+    else:
+        if "\\u0000" not in text or not _NUL_ESCAPE.search(text):
+            return text, values
+        reason = "\\u0000 cannot be stored; leave it out or encode the text"
+    where = field if number is None else f"{what} {number} {field}"
+    raise InvalidArgument(f"invalid {what} JSON: {where}: {reason}")
 
 
 def _refuse_twice(event_ids: Iterable[str]) -> None:

@@ -17,6 +17,23 @@ class NewEvent(NamedTuple):
     metadata: str
 
 
+class Command(NamedTuple):
+    """A command to store beside the events that it led to; ``data`` and ``metadata`` are texts of JSON objects."""
+
+    command_id: str
+    type: str
+    data: str
+    metadata: str
+
+
+class StoredCommand(NamedTuple):
+    """A stored command and the position of the last event of its call; texts as PostgreSQL prints them."""
+
+    command: Command
+    position: Position
+    date_created: datetime
+
+
 class Event(NamedTuple):
     """A stored event; ``data`` and ``metadata`` are jsonb's own text, as PostgreSQL prints it.
 

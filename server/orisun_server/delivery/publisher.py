@@ -51,8 +51,9 @@ class HistoryChanged(OrisunError):
     """PostgreSQL does not hold the event any more that was published last."""
 
 
-#: Seconds from one small batch to the next, and while batches have many events: the price of a lone event's latency.
-_PACE, _BUSY_PACE, _BUSY = 0.003, 0.02, 50
+#: A publisher that is not behind rests this many times as long as its last batch took, within bounds in seconds:
+#: appends go first, and what they add meanwhile shares the cost of one batch. On a busy server batches take longer.
+_REST, _LEAST_REST, _LONGEST_REST = 3.0, 0.002, 0.05
 
 
 class Publisher:
@@ -76,7 +77,7 @@ class Publisher:
         self._stored_at = 0.0
         self._last_event_id: str | None = None
         self._refusals = 0
-        self._batch, self._published_at = 0, 0.0
+        self._rest_until = 0.0
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -155,11 +156,13 @@ class Publisher:
 
     async def _follow(self, stream: EventStream) -> None:
         ahead: asyncio.Task[Scan] | None = None
+        began = time.monotonic()
         try:
             while self._may_go_on():
                 if ahead is None:
-                    await self._pace()
+                    await self._rest()
                     self._wake.clear()
+                    began = time.monotonic()
                     found = await self._scan(self._at.position)
                 else:
                     found = await ahead
@@ -167,6 +170,8 @@ class Publisher:
                 ahead = None if found.at_head else asyncio.create_task(self._scan(found.covered))
                 if found.events:
                     await self._publish(stream, found.events)
+                    now = time.monotonic()
+                    self._rest_until = now + min(max(_REST * (now - began), _LEAST_REST), _LONGEST_REST)
                 await stream.complete()
                 if found.at_head:
                     await self._idle(stream)
@@ -174,10 +179,8 @@ class Publisher:
             if ahead is not None:
                 await end([ahead])
 
-    async def _pace(self) -> None:
-        """Leaves the processor to appends for a moment: what they add meanwhile shares the cost of one batch."""
-        pause = _BUSY_PACE if self._batch >= _BUSY else _PACE
-        await asyncio.sleep(max(0.0, self._published_at + pause - time.monotonic()))
+    async def _rest(self) -> None:
+        await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
 
     async def _scan(self, after: Position) -> Scan:
         size = self._settings.polling_publisher_batch_size
@@ -187,7 +190,6 @@ class Publisher:
         if not self.lease.valid:
             raise Fenced
         last = events[-1]
-        self._batch, self._published_at = len(events), time.monotonic()
         with self._watch.publish(self.boundary.name, [event.prepare for event in events]) as watched:
             await stream.publish(events, self._at.position, watched.origins)
         self._at = Checkpoint(last.position, self._at.events + len(events))

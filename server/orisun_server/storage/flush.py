@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ..core.append import CheckedEvent, Context
 from ..core.criteria import EVENT_TYPE, Criterion
+from ..core.event import Command
 from ..core.jsonb import text_of
 from .catalog import Boundary
 from .criteria_sql import Access, Plans, latest_sql
@@ -24,9 +25,12 @@ class Flush:
     def __init__(self, boundary: Boundary, plans: Plans) -> None:
         self._boundary, self._plans = boundary, plans
         self._calls: list[tuple[list[CheckedEvent], Context | None]] = []
+        self._commands: list[tuple[int, Command]] = []
 
-    def add(self, events: list[CheckedEvent], context: Context | None) -> None:
+    def add(self, events: list[CheckedEvent], context: Context | None, command: Command | None = None) -> None:
         self._calls.append((events, context))
+        if command is not None:
+            self._commands.append((len(self._calls), command))
 
     @property
     def statement(self) -> str:
@@ -41,7 +45,7 @@ class Flush:
         return last
 
     def arguments(self) -> tuple[object, ...]:
-        """The function's arguments, in its order (see migrations/boundary/0001_event_log.sql)."""
+        """The function's arguments, in its order (see migrations/boundary/0002_commands.sql)."""
         calls = self._calls
         last = self.last_of_call()
         counts = [len(events) for events, _ in calls]
@@ -71,6 +75,11 @@ class Flush:
             match_event,
             match_criterion,
             any(_may_hold_type_key(text) for text in data),
+            *(
+                zip(*((call, *command) for call, command in self._commands), strict=True)
+                if self._commands
+                else _NO_COMMANDS
+            ),
         )
 
     def _matches(self, contexts: _Contexts) -> tuple[list[int], list[int]]:
@@ -183,6 +192,8 @@ def _may_hold_type_key(data: str) -> bool:
     return EVENT_TYPE in data or "\\u" in data
 
 
+_NO_COMMANDS: tuple[tuple[object, ...], ...] = ((),) * 5
+
 _PARAMETERS = ", ".join(
     f"${number}::{kind}"
     for number, kind in enumerate(
@@ -195,6 +206,8 @@ _PARAMETERS = ", ".join(
             "text[]",
             *("int[]",) * 4,
             "boolean",
+            "int[]",
+            *("text[]",) * 4,
         ),
         start=1,
     )

@@ -15,9 +15,9 @@ from typing import Protocol
 import asyncpg
 import structlog
 
-from ..core.append import CheckedEvent, Context, checked_events
+from ..core.append import CheckedEvent, Context, checked_command, checked_events
 from ..core.criteria import Criterion
-from ..core.event import NewEvent
+from ..core.event import Command, NewEvent
 from ..core.position import Position
 from ..errors import (
     BoundaryNotActive,
@@ -76,14 +76,20 @@ class ReadyIndexes(Protocol):
 class Call:
     """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
 
-    __slots__ = ("answer", "context", "events", "size", "span")
+    __slots__ = ("answer", "command", "context", "events", "size", "span")
 
-    def __init__(self, events: list[CheckedEvent], context: Context | None, answer: asyncio.Future[Position]) -> None:
-        self.events, self.context, self.answer = events, context, answer
+    def __init__(
+        self,
+        events: list[CheckedEvent],
+        context: Context | None,
+        answer: asyncio.Future[Position],
+        command: Command | None = None,
+    ) -> None:
+        self.events, self.context, self.answer, self.command = events, context, answer, command
         self.span = current_span()
-        self.size = _CALL_OVERHEAD + sum(
-            len(event.data) + len(event.metadata) + len(event.event_id) + len(event.event_type) for event, _ in events
-        )
+        self.size = _CALL_OVERHEAD + sum([sum(map(len, event)) for event, _ in events])
+        if command is not None:
+            self.size += sum(map(len, command))
 
     def resolve(self, position: Position) -> None:
         if not self.answer.done():
@@ -120,8 +126,14 @@ class Appender:
         """Calls ``listener(boundary name)`` after each flush that appended something."""
         self._listeners.append(listener)
 
-    async def append(self, boundary: Boundary, events: Sequence[NewEvent], context: Context | None) -> Position:
-        """Appends the events, all or none, and returns the position of the last one.
+    async def append(
+        self,
+        boundary: Boundary,
+        events: Sequence[NewEvent],
+        context: Context | None,
+        command: Command | None = None,
+    ) -> Position:
+        """Appends the events, all or none, and returns the position of the last one; a command is stored with them.
 
         Raises InvalidArgument (an event breaks a rule), ContextChanged, DuplicateEventId, ResourceExhausted (the queue
         is full) or Unavailable (PostgreSQL cannot be reached, or was lost while it committed: repeat the call
@@ -130,7 +142,9 @@ class Appender:
         checked = checked_events(events, self._max_events)
         if self._stopping:
             raise Unavailable("the server is shutting down; try another one")
-        call = Call(checked, context, asyncio.get_running_loop().create_future())
+        if command is not None:
+            command = checked_command(command)
+        call = Call(checked, context, asyncio.get_running_loop().create_future(), command)
         if self._calls >= self._queue_calls or self._bytes + call.size > max(self._queue_bytes, call.size):
             raise ResourceExhausted(
                 f"{self._calls} appends with {self._bytes} bytes wait already (ORISUN_APPEND_QUEUE_CALLS="
@@ -255,7 +269,7 @@ class _Lane:
             self._plans = Plans(indexes)
         flush = Flush(self.boundary, self._plans)
         for call in group:
-            flush.add(call.events, call.context)
+            flush.add(call.events, call.context, call.command)
         arguments = flush.arguments()
         with self._database.guard():
             connection = await self._connections.take()
@@ -289,7 +303,8 @@ class _Lane:
                     try:
                         await self._database.write.fetchval("SELECT $1::text::jsonb IS NULL", text)
                     except _CONTENT_ERRORS as found:
-                        return InvalidArgument(f"invalid event JSON: event {number} {field}: {_reason(found)}")
+                        what, place = ("command", "") if number is None else ("event", f"event {number} ")
+                        return InvalidArgument(f"invalid {what} JSON: {place}{field}: {_reason(found)}")
         except Unavailable as failure:
             return failure
         return InvalidArgument(f"invalid event JSON: PostgreSQL cannot store an event of this call: {_reason(problem)}")
@@ -303,10 +318,13 @@ class _Lane:
             call.fail(error)
 
 
-def _fields(call: Call) -> Iterator[tuple[int, str, str]]:
+def _fields(call: Call) -> Iterator[tuple[int | None, str, str]]:
     for number, checked in enumerate(call.events):
         yield number, "data", checked.event.data
         yield number, "metadata", checked.event.metadata
+    if call.command is not None:
+        yield None, "data", call.command.data
+        yield None, "metadata", call.command.metadata
 
 
 def _reason(problem: BaseException) -> str:

@@ -75,7 +75,7 @@ class Scope:
     def _values(self) -> Mapping[str, str]:
         values = {"schema": quote(self.schema)}
         if (names := self.names) is not None:
-            for name in ("events", "sequence", "published", "checkpoints", "append", "event_id_index"):
+            for name in ("events", "sequence", "published", "checkpoints", "commands", "append", "event_id_index"):
                 values[name] = quote(getattr(names, name))
                 values["q_" + name] = names.qualified(getattr(names, name))
             values["lock_key"] = str(names.lock_key)

@@ -73,6 +73,10 @@ class BoundaryNames:
         return self._name("projector_checkpoint")
 
     @cached_property
+    def commands(self) -> str:
+        return self._name("orisun_command")
+
+    @cached_property
     def append(self) -> str:
         return self._name("orisun_append")
 
@@ -100,6 +104,10 @@ class BoundaryNames:
     @cached_property
     def q_checkpoints(self) -> str:
         return self.qualified(self.checkpoints)
+
+    @cached_property
+    def q_commands(self) -> str:
+        return self.qualified(self.commands)
 
     @cached_property
     def q_append(self) -> str:

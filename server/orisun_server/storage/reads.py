@@ -15,7 +15,7 @@ from typing import NamedTuple
 import asyncpg
 
 from ..core.criteria import Criterion, Query
-from ..core.event import Event
+from ..core.event import Command, Event, StoredCommand
 from ..core.position import NOTHING, Position
 from ..errors import FailedPrecondition, ResourceExhausted
 from ..observation import Watch
@@ -167,6 +167,20 @@ class Reader:
         if len(events) >= limit or _is_over(events, max_bytes - 1):
             return Scan(events, events[-1].position, at_head=False)
         return Scan(events, max(end, events[-1].position) if events else end, at_head)
+
+    async def commands(self, boundary: Boundary, after: Position, count: int) -> list[StoredCommand]:
+        """Up to ``count`` commands stored after a position, in the order of positions.
+
+        Raises ResourceExhausted when they have more than ``max_bytes`` bytes.
+        """
+        statement = Statement(boundary.names.q_commands)
+        rows = await self._fetch(read_sql.commands(statement, after, count, self._max_bytes), statement)
+        commands = [StoredCommand(Command._make(row[2:6]), Position(row[0], row[1]), row[6]) for row in rows]
+        if count > 1 and sum(len(command.data) + len(command.metadata) for command, _, _ in commands) > self._max_bytes:
+            raise ResourceExhausted(
+                f"a page of {count} commands has more than {self._max_bytes} bytes; ask for fewer at a time"
+            )
+        return commands
 
     async def count(self, boundary: Boundary) -> int:
         """How many events the boundary has. The first call reads them all, a later one those since."""

@@ -13,7 +13,7 @@ from orisun_api import eventstore_pb2 as pb
 
 from ..core.append import Context
 from ..core.criteria import WHOLE_BOUNDARY, Criterion, Query, criterion, query
-from ..core.event import NewEvent
+from ..core.event import Command, NewEvent, StoredCommand
 from ..core.position import NOTHING, Position
 from ..errors import InvalidArgument
 from ..storage.names import is_identifier
@@ -48,6 +48,20 @@ def position_message(place: tuple[int, int]) -> pb.Position:
 
 def new_events(events: Iterable[pb.EventToSave]) -> list[NewEvent]:
     return [NewEvent(event.event_id, event.event_type, event.data, event.metadata) for event in events]
+
+
+def command(message: pb.Command) -> Command:
+    return Command(message.command_id, message.type, message.data, message.metadata)
+
+
+def stored_command(stored: StoredCommand) -> pb.StoredCommand:
+    told, place, created = stored
+    message = pb.StoredCommand(
+        command=pb.Command(command_id=told.command_id, type=told.type, data=told.data, metadata=told.metadata),
+        position=position_message(place),
+    )
+    message.date_created.FromDatetime(created)
+    return message
 
 
 def criteria(message: Iterable[pb.Criterion], limits: Limits) -> Query:

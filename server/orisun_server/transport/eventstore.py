@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from orisun_api import eventstore_pb2 as pb
 
 from ..core.audit import PREFIX as RESERVED_TYPES
+from ..core.position import NOTHING
 from ..core.users import Caller
 from ..delivery.codec import encode_event
 from ..delivery.pubsub import PubSub
 from ..delivery.subscription import Subscriptions
-from ..errors import InvalidArgument, Unimplemented
+from ..errors import InvalidArgument
 from ..storage.catalog import Catalog
 from ..storage.group_commit import Appender
 from ..storage.indexes import Indexes
@@ -82,17 +83,13 @@ class EventStore(IndexRpcs):
                         f'invalid event: event {number} event_type: "{RESERVED_TYPES}" begins types that are the'
                         " server's own"
                     )
-        if request.HasField("command"):
-            raise Unimplemented("SaveEvents with a command is not supported yet")
+        command = convert.command(request.command) if request.HasField("command") else None
         context = convert.context(request, self._limits, check_unscoped=self._check_unscoped)
-        last = await self._appender.append(boundary, convert.new_events(request.events), context)
+        last = await self._appender.append(boundary, convert.new_events(request.events), context, command)
         return convert.write_result(last)
 
     async def get_events(self, request: pb.GetEventsRequest, _: Caller) -> bytes:
-        if not request.count:
-            raise InvalidArgument("Count cannot be 0")
-        if request.count > _MAX_PAGE:
-            raise InvalidArgument(f"Count cannot exceed {_MAX_PAGE}")
+        _check_count(request.count)
         boundary = self._boundary(request.boundary)
         if request.HasField("from_position") and request.HasField("after_position"):
             raise InvalidArgument("Invalid request: give from_position or after_position, not both")
@@ -153,8 +150,19 @@ class EventStore(IndexRpcs):
             async for message in messages:
                 yield message
 
-    async def get_commands(self, _request: pb.GetCommandsRequest, _: Caller) -> pb.GetCommandsResponse:
-        raise Unimplemented("GetCommands is not supported yet")
+    async def get_commands(self, request: pb.GetCommandsRequest, _: Caller) -> pb.GetCommandsResponse:
+        _check_count(request.count)
+        boundary = self._boundary(request.boundary)
+        after = convert.position(request.after_position) if request.HasField("after_position") else NOTHING
+        commands = await self._reader.commands(boundary, after, request.count)
+        return pb.GetCommandsResponse(commands=map(convert.stored_command, commands))
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise InvalidArgument("Count cannot be 0")
+    if count > _MAX_PAGE:
+        raise InvalidArgument(f"Count cannot exceed {_MAX_PAGE}")
 
 
 def _version() -> str:
