@@ -9,9 +9,20 @@ import uuid
 import grpc
 import pytest
 
+from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 
 from ..harness import ADMIN, Connection
+
+
+@pytest.fixture
+async def boundary(server: Connection) -> str:
+    """A fresh boundary of the running server."""
+    name = f"commands_{uuid.uuid4().hex[:12]}"
+    placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace="public")
+    request = admin_pb2.CreateBoundaryRequest(name=name, placement=placement)
+    await server.admin.CreateBoundary(request, metadata=ADMIN)
+    return name
 
 
 def event(key: str = "k") -> pb.EventToSave:
