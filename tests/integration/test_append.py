@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 
 import pytest
 
 from orisun_server.core.append import Context, checked_events
-from orisun_server.core.criteria import WHOLE_BOUNDARY, Query, query
+from orisun_server.core.criteria import WHOLE_BOUNDARY, Criterion, Query, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import ContextChanged, DuplicateEventId, InvalidArgument, ResourceExhausted, Unavailable
@@ -16,7 +17,8 @@ from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Plans
 from orisun_server.storage.database import Database
 from orisun_server.storage.flush import Flush
-from orisun_server.storage.group_commit import Appender
+from orisun_server.storage.group_commit import SHORT_LOG, Appender
+from orisun_server.storage.survey import Seen, Survey
 from tests.harness import eventually
 
 
@@ -223,3 +225,68 @@ async def test_an_open_transaction_elsewhere_stalls_nothing(
         async with asyncio.timeout(5):
             await appender.append(boundary, [event("a")], None)
         assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == 1
+
+
+async def _fill(appender: Appender, boundary: Boundary, count: int) -> None:
+    await appender.append(boundary, [event(f"old-{number}", account="other") for number in range(count)], None)
+
+
+async def test_without_an_index_a_context_is_exact_although_it_is_looked_up_before_the_lock(
+    appender: Appender, boundary: Boundary
+) -> None:
+    await _fill(appender, boundary, SHORT_LOG)
+    won = 0
+    expected = NOTHING
+    for turn in range(5):
+        answers = await asyncio.gather(
+            *(
+                appender.append(
+                    boundary, [event(f"{turn}-{number}", account="x")], Context(expected, about(account="x"))
+                )
+                for number in range(20)
+            ),
+            return_exceptions=True,
+        )
+        (expected,) = (answer for answer in answers if isinstance(answer, Position))
+        assert {type(answer) for answer in answers} == {Position, ContextChanged}
+        won += 1
+    assert won == 5
+
+
+async def test_what_comes_between_the_look_and_the_lock_is_a_conflict(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    await _fill(appender, boundary, SHORT_LOG)
+    await appender.append(boundary, [event("first", account="x")], None)
+    context = Context(NOTHING, about(account="y"))
+    async with database.write.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", boundary.names.lock_key)
+        held = asyncio.create_task(appender.append(boundary, [event("late", account="y")], context))
+        waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await eventually(lambda: database.admin.fetchval(waits))
+        flush = Flush(boundary, Plans(()))
+        flush.add(checked_events([event("between", account="y")], 10), None)
+        await connection.fetchrow(flush.statement, *flush.arguments())
+    with pytest.raises(ContextChanged):
+        await held
+
+
+async def test_a_long_look_holds_up_nobody(appender: Appender, boundary: Boundary, database: Database) -> None:
+    """The events are locked against the look, not the boundary: others append meanwhile."""
+    await _fill(appender, boundary, SHORT_LOG)
+    survey = appender._survey
+    going_on = asyncio.Event()
+
+    class Slow(Survey):
+        async def __call__(self, *arguments: object) -> Mapping[Criterion, Seen]:
+            await going_on.wait()
+            return await survey(*arguments)  # type: ignore[arg-type]
+
+    appender._survey = Slow(database)
+    slow = asyncio.create_task(
+        appender.append(boundary, [event("slow", account="y")], Context(NOTHING, about(account="y")))
+    )
+    await appender.append(boundary, [event("quick")], None)
+    assert not slow.done()
+    going_on.set()
+    assert await slow > NOTHING

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orisun_server.core.append import Context
-from orisun_server.core.criteria import query
+from orisun_server.core.criteria import Criterion, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import OrisunError
+from orisun_server.storage import group_commit
 from orisun_server.storage.catalog import Boundary
+from orisun_server.storage.criteria_sql import Access
 from orisun_server.storage.database import Database
 from orisun_server.storage.group_commit import Appender
+from orisun_server.storage.survey import Seen, Survey
 
 KEYS = ("account", "kind", "eventType")
 VALUES = ('"a"', '"b"', "1", "1.0", "1e0", "true", "null", '{"y":1,"x":[1, 2]}', '"T1"')
@@ -87,6 +92,22 @@ async def _empty(database: Database, boundary: Boundary) -> None:
     await database.write.execute("SELECT setval($1::regclass, 0, false)", boundary.names.q_sequence)
 
 
+class Before(Survey):
+    """Knows what was seen of all criteria before any of the calls, and takes no time: these keep their order."""
+
+    seen: Mapping[Criterion, Seen]
+
+    @classmethod
+    async def looked(cls, database: Database, appender: Appender, boundary: Boundary, calls: list[Asked]) -> Before:
+        before = cls(database)
+        wanted = [criterion for call in calls for criterion in query(call.criteria or ()) if criterion]
+        before.seen = await Survey(database)(boundary, appender._lane(boundary).long_lookups(tuple(wanted)))
+        return before
+
+    async def __call__(self, boundary: Boundary, plans: Iterable[tuple[Criterion, Access]]) -> Mapping[Criterion, Seen]:
+        return {criterion: self.seen[criterion] for criterion, _ in plans}
+
+
 async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -> None:
     appender = Appender(database, NoIndexes())
     await _empty(database, boundary)
@@ -102,6 +123,7 @@ async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -
     stored = await database.read.fetch(content)
 
     await _empty(database, boundary)
+    appender._survey = await Before.looked(database, appender, boundary, calls)
     together = await asyncio.gather(
         *(_answer(appender, boundary, call, expected) for call, expected in zip(calls, expectations, strict=True))
     )
@@ -109,7 +131,11 @@ async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -
     assert await database.read.fetch(content) == stored
 
 
-async def test_a_group_answers_as_its_calls_one_by_one(database: Database, boundary: Boundary) -> None:
+@pytest.mark.parametrize("short_log", [0, group_commit.SHORT_LOG], ids=["looked up before", "under the lock"])
+async def test_a_group_answers_as_its_calls_one_by_one(
+    database: Database, boundary: Boundary, short_log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "SHORT_LOG", short_log)
     loop = asyncio.get_running_loop()
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -128,10 +128,16 @@ class Plans:
 
 
 def latest_sql(
-    events_table: str, access: Access, parameters: Sequence[str], columns: str = "transaction_id, global_id"
+    events_table: str,
+    access: Access,
+    parameters: Sequence[str],
+    columns: str = "transaction_id, global_id",
+    *,
+    after: str = "",
 ) -> str:
-    """SELECT of the latest event that matches, or no row. ``events_table`` is quoted and qualified."""
-    condition = access.condition(parameters)
+    """SELECT of the latest event that matches, or no row. ``events_table`` is quoted and qualified; ``after`` is an
+    expression for a global_id behind which it has to lie."""
+    condition = access.condition(parameters) + (f" AND global_id > {after}" if after else "")
     return f"SELECT {columns} FROM {events_table} WHERE {condition} ORDER BY {access.order(descending=True)} LIMIT 1"
 
 

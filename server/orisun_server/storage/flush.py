@@ -7,7 +7,7 @@ keys are looked up among the criteria. So the cost grows with events times sets 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.append import CheckedEvent, Context
 from ..core.criteria import EVENT_TYPE, Criterion
@@ -15,8 +15,10 @@ from ..core.event import Command
 from ..core.jsonb import text_of
 from .catalog import Boundary
 from .criteria_sql import Access, Plans, latest_sql
+from .survey import Seen
 
 _WHOLE: Criterion = ()
+_NOTHING_SEEN: Mapping[Criterion, Seen] = {}
 
 
 class Flush:
@@ -26,9 +28,19 @@ class Flush:
         self._boundary, self._plans = boundary, plans
         self._calls: list[tuple[list[CheckedEvent], Context | None]] = []
         self._commands: list[tuple[int, Command]] = []
+        self._seen: dict[Criterion, Seen] = {}
 
-    def add(self, events: list[CheckedEvent], context: Context | None, command: Command | None = None) -> None:
+    def add(
+        self,
+        events: list[CheckedEvent],
+        context: Context | None,
+        command: Command | None = None,
+        seen: Mapping[Criterion, Seen] = _NOTHING_SEEN,
+    ) -> None:
+        """``seen`` holds what was looked up of the context's criteria before."""
         self._calls.append((events, context))
+        if seen:
+            self._seen.update(seen)
         if command is not None:
             self._commands.append((len(self._calls), command))
 
@@ -52,7 +64,7 @@ class Flush:
         starts = [end - count + 1 for end, count in zip(last, counts, strict=True)]
         group = [checked.event for events, _ in calls for checked in events]
         ids, types, data, metadata = zip(*group, strict=True)
-        contexts = _Contexts(self._boundary, self._plans)
+        contexts = _Contexts(self._boundary, self._plans, self._seen)
         for number, (_, context) in enumerate(calls, start=1):
             if context is not None:
                 contexts.add(number, context)
@@ -103,9 +115,9 @@ class Flush:
 class _Contexts:
     """The distinct criteria of a group, numbered from 1 so that those of one shape stand together."""
 
-    def __init__(self, boundary: Boundary, plans: Plans) -> None:
-        self._boundary, self._plans = boundary, plans
-        self._shapes: dict[str, list[tuple[Criterion, Access | None]]] = {}
+    def __init__(self, boundary: Boundary, plans: Plans, seen: Mapping[Criterion, Seen]) -> None:
+        self._boundary, self._plans, self._seen = boundary, plans, seen
+        self._shapes: dict[tuple[str, bool], list[tuple[Criterion, Access | None, tuple[str, ...]]]] = {}
         self._known: set[Criterion] = set()
         self._by_call: list[tuple[int, Sequence[Criterion]]] = []
         self.numbers: dict[Criterion, int] = {}
@@ -119,7 +131,12 @@ class _Contexts:
             if criterion not in self._known:
                 self._known.add(criterion)
                 plan = self._plans.access(criterion) if criterion else None
-                self._shapes.setdefault(plan.key if plan else "", []).append((criterion, plan))
+                seen = self._seen.get(criterion)
+                values = plan.values if plan else ()
+                if seen is not None:
+                    values = (*values, str(seen.latest.commit), str(seen.latest.prepare), str(seen.head))
+                shape = plan.key if plan else "", seen is not None
+                self._shapes.setdefault(shape, []).append((criterion, plan, values))
 
     def probes(self) -> tuple[list[str], list[int], list[int], list[str]]:
         """For each shape: its SQL, the values of a criterion, the number of criteria; and all values, by column."""
@@ -127,16 +144,15 @@ class _Contexts:
         widths: list[int] = []
         rows: list[int] = []
         values: list[str] = []
-        for members in self._shapes.values():
-            plan = members[0][1]
-            statements.append(probe_sql(self._boundary, plan))
-            widths.append(len(plan.values) if plan else 0)
+        for (_, seen), members in self._shapes.items():
+            _, plan, first = members[0]
+            statements.append(probe_sql(self._boundary, plan, seen=seen))
+            widths.append(len(first))
             rows.append(len(members))
-            for criterion, _ in members:
+            for criterion, _, _ in members:
                 self.numbers[criterion] = len(self.numbers) + 1
-            if plan:
-                for column in range(len(plan.values)):
-                    values.extend(member.values[column] for _, member in members if member)
+            for column in range(len(first)):
+                values.extend(own[column] for _, _, own in members)
         for call, criteria in self._by_call:
             for criterion in criteria:
                 number = self.numbers[criterion]
@@ -157,8 +173,11 @@ class _Contexts:
         return sets
 
 
-def probe_sql(boundary: Boundary, plan: Access | None) -> str:
-    """SQL that gives the latest positions for $2 criteria of one shape, whose values stand in $1 column by column."""
+def probe_sql(boundary: Boundary, plan: Access | None, *, seen: bool = False) -> str:
+    """SQL that gives the latest positions for $2 criteria of one shape, whose values stand in $1 column by column.
+
+    ``seen``: after the values come the parts of what was looked up before (``Seen``), behind whose head the rest lies.
+    """
     table = boundary.names.q_events
     if plan is None:
         latest = f"SELECT transaction_id, global_id FROM {table} ORDER BY global_id DESC LIMIT 1"
@@ -166,12 +185,15 @@ def probe_sql(boundary: Boundary, plan: Access | None) -> str:
             "SELECT ARRAY[coalesce(m.transaction_id, -1)], ARRAY[coalesce(m.global_id, -1)] "
             f"FROM (SELECT 1) AS one LEFT JOIN ({latest}) AS m ON true"
         )
-    columns = [f"v{number}" for number in range(len(plan.values))]
+    columns = [f"v{number}" for number in range(len(plan.values) + 3 * seen)]
     slices = ", ".join(f"($1)[{number} * $2 + 1 : {number + 1} * $2]" for number in range(len(columns)))
-    latest = latest_sql(table, plan, [f"c.{column}" for column in columns])
+    after, commit, prepare = "", "-1", "-1"
+    if seen:
+        commit, prepare, after = (f"c.{column}::bigint" for column in columns[-3:])
+    latest = latest_sql(table, plan, [f"c.{column}" for column in columns], after=after)
     return (
-        "SELECT array_agg(coalesce(m.transaction_id, -1) ORDER BY c.n), "
-        "array_agg(coalesce(m.global_id, -1) ORDER BY c.n) "
+        f"SELECT array_agg(coalesce(m.transaction_id, {commit}) ORDER BY c.n), "
+        f"array_agg(coalesce(m.global_id, {prepare}) ORDER BY c.n) "
         f"FROM unnest({slices}) WITH ORDINALITY AS c({', '.join(columns)}, n) LEFT JOIN LATERAL ({latest}) AS m ON true"
     )
 

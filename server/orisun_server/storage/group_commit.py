@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
 import structlog
 
 from ..core.append import CheckedEvent, Context, checked_command, checked_events
-from ..core.criteria import Criterion
+from ..core.criteria import Criterion, Query
 from ..core.event import Command, NewEvent
 from ..core.position import Position
 from ..errors import (
@@ -31,17 +31,21 @@ from ..errors import (
 from ..observation import Watch
 from ..observation.tracing import current_span
 from .catalog import Boundary
-from .criteria_sql import Plans
+from .criteria_sql import Access, Plans
 from .database import Database
 from .flush import Flush
 from .index_sql import IndexDefinition
 from .kept import KeptConnections
+from .survey import Seen, Survey
 
 log = structlog.get_logger(__name__)
 
 #: Most events and bytes of one flush; a single call may be larger and then goes alone.
 GROUP_EVENTS = 5_000
 GROUP_BYTES = 8 * 1024 * 1024
+
+#: A log of so many events is read under the lock where no index serves a criterion; a longer one before (``survey``).
+SHORT_LOG = 1_000
 
 #: Memory of a queued call beside its texts, in bytes, roughly.
 _CALL_OVERHEAD = 1_000
@@ -76,7 +80,7 @@ class ReadyIndexes(Protocol):
 class Call:
     """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
 
-    __slots__ = ("answer", "command", "context", "events", "size", "span")
+    __slots__ = ("answer", "command", "context", "events", "seen", "size", "span")
 
     def __init__(
         self,
@@ -87,6 +91,8 @@ class Call:
     ) -> None:
         self.events, self.context, self.answer, self.command = events, context, answer, command
         self.span = current_span()
+        #: What was looked up of the context's criteria before.
+        self.seen: Mapping[Criterion, Seen] = {}
         self.size = _CALL_OVERHEAD + sum([sum(map(len, event)) for event, _ in events])
         if command is not None:
             self.size += sum(map(len, command))
@@ -116,6 +122,7 @@ class Appender:
         self._database, self._indexes = database, indexes
         self._watch = watch or Watch()
         self._connections = KeptConnections(database.write)
+        self._survey = Survey(database)
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
         self._lanes: dict[str, _Lane] = {}
@@ -136,8 +143,9 @@ class Appender:
         """Appends the events, all or none, and returns the position of the last one; a command is stored with them.
 
         Raises InvalidArgument (an event breaks a rule), ContextChanged, DuplicateEventId, ResourceExhausted (the queue
-        is full) or Unavailable (PostgreSQL cannot be reached, or was lost while it committed: repeat the call
-        unchanged, a repeat is never stored twice).
+        is full), FailedPrecondition (no index serves the context, and looking it up took a minute) or Unavailable
+        (PostgreSQL cannot be reached, or was lost while it committed: repeat the call unchanged, a repeat is never
+        stored twice).
         """
         checked = checked_events(events, self._max_events)
         if self._stopping:
@@ -153,7 +161,12 @@ class Appender:
         self._calls += 1
         self._bytes += call.size
         try:
-            self._lane(boundary).add(call)
+            lane = self._lane(boundary)
+            if context is not None and context.query and (plans := lane.long_lookups(context.query)):
+                call.seen = await self._survey(boundary, plans)
+                if self._stopping:
+                    raise Unavailable("the server is shutting down; try another one")
+            lane.add(call)
             return await call.answer
         finally:
             self._calls -= 1
@@ -200,6 +213,7 @@ class _Lane:
         self._database, self._connections = database, connections
         self._indexes, self._committed = indexes, committed
         self._plans = Plans(())
+        self._head = SHORT_LOG  # at least; how long the log is shows at the first flush
         self._queue: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -207,6 +221,20 @@ class _Lane:
         self._queue.append(call)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"append:{self.boundary.name}")
+
+    def long_lookups(self, query: Query) -> list[tuple[Criterion, Access]]:
+        """The criteria for which much may have to be read: no index serves them, and the log is not short."""
+        if self._head < SHORT_LOG:
+            return []
+        plans = self._current_plans()
+        accesses = ((criterion, plans.access(criterion)) for criterion in query if criterion)
+        return [(criterion, plan) for criterion, plan in accesses if not plan.indexed]
+
+    def _current_plans(self) -> Plans:
+        indexes = self._indexes.ready(self.boundary.name)
+        if indexes is not self._plans.indexes:
+            self._plans = Plans(indexes)
+        return self._plans
 
     async def drained(self) -> None:
         if self._task is not None:
@@ -264,12 +292,9 @@ class _Lane:
             self._fail(group, OrisunError("the events could not be stored; the server's log says more"))
 
     async def _flush(self, group: list[Call]) -> None:
-        indexes = self._indexes.ready(self.boundary.name)
-        if indexes is not self._plans.indexes:
-            self._plans = Plans(indexes)
-        flush = Flush(self.boundary, self._plans)
+        flush = Flush(self.boundary, self._current_plans())
         for call in group:
-            flush.add(call.events, call.context, call.command)
+            flush.add(call.events, call.context, call.command, call.seen)
         arguments = flush.arguments()
         with self._database.guard():
             connection = await self._connections.take()
@@ -280,6 +305,7 @@ class _Lane:
             finally:
                 self._connections.give_back(connection, sound=sound)
         base, status, commits, prepares = row
+        self._head = base
         if status is None:
             for call, last in zip(group, flush.last_of_call(), strict=True):
                 call.resolve(Position(base + last, base + last - 1))

@@ -1,0 +1,68 @@
+"""Looking up criteria that no index serves before a boundary's lock is taken.
+
+Such a lookup may read the whole log. Under the lock it would hold up everybody, so it is done before, in one snapshot
+with the head; under the lock, what came after that head is all that is left to read. (Order comes from the lock, so the
+snapshot holds everything up to its head.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ..core.criteria import Criterion
+from ..core.position import NOTHING, Position
+from ..errors import FailedPrecondition
+from .catalog import Boundary
+from .criteria_sql import Access, latest_sql
+from .database import Database
+from .shared import SharedReads
+
+#: Lookups at the same time, of all boundaries: reading whole logs must leave room for everything else.
+_AT_ONCE = 4
+
+#: Seconds after which a lookup is given up.
+PATIENCE = 60.0
+
+
+class Seen(NamedTuple):
+    """The latest position that matches among the events up to ``head``, a global_id (-1 in an empty boundary)."""
+
+    latest: Position
+    head: int
+
+
+class Survey:
+    """Looks criteria up; equal ones at the same time share one lookup."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lookups: SharedReads[Seen] = SharedReads()
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def __call__(self, boundary: Boundary, plans: Iterable[tuple[Criterion, Access]]) -> Mapping[Criterion, Seen]:
+        """What is seen of each criterion. Raises FailedPrecondition when it takes too long, Unavailable."""
+        return {
+            criterion: await self._lookups((boundary, criterion), functools.partial(self._look, boundary, plan))
+            for criterion, plan in plans
+        }
+
+    async def _look(self, boundary: Boundary, plan: Access) -> Seen:
+        table = boundary.names.q_events
+        latest = latest_sql(table, plan, [f"${number}::text" for number in range(1, len(plan.values) + 1)])
+        sql = (
+            "SELECT coalesce(m.transaction_id, -1), coalesce(m.global_id, -1), coalesce(h.global_id, -1) "
+            f"FROM (SELECT max(global_id) AS global_id FROM {table}) AS h LEFT JOIN ({latest}) AS m ON true"
+        )
+        async with self._room:
+            with self._database.guard():
+                try:
+                    commit, prepare, head = await self._database.read.fetchrow(sql, *plan.values, timeout=PATIENCE)
+                except TimeoutError:
+                    raise FailedPrecondition(
+                        f"looking for the context took more than {PATIENCE:.0f} s, because no index of boundary "
+                        f'"{boundary.name}" serves one of its criteria; create one with CreateIndex for its keys'
+                    ) from None
+        return Seen(Position(commit, prepare) if prepare >= 0 else NOTHING, head)
