@@ -41,7 +41,7 @@ async def target(make_settings: Callable[..., Settings], transport: str) -> Asyn
     """One server for all tests of a transport; whatever they do, it is well at the end and has told nothing."""
     settings = make_settings(grpc_transport=transport, logging_level="DEBUG")
     async with ServerProcess(settings) as process:
-        target = fuzzing.Target(process, settings.boundaries[0].name)
+        target = fuzzing.Target(process, settings.boundaries[0].name, settings)
         yield target
         await target.is_well()
         assert fuzzing.MARK not in process.logs

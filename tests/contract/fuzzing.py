@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from orisun_api import admin_pb2, eventstore_pb2
+from orisun_server.settings import Settings
 from tests.harness import ADMIN, ServerProcess
 
 PRIVATE = {"data", "metadata"}
@@ -58,8 +59,8 @@ TURNS = METHODS + 3 * [
 class Target:
     """A server in a process of its own, and calls with bytes of any kind."""
 
-    def __init__(self, process: ServerProcess, boundary: str) -> None:
-        self.process, self.boundary = process, boundary
+    def __init__(self, process: ServerProcess, boundary: str, settings: Settings) -> None:
+        self.process, self.boundary, self.settings = process, boundary, settings
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self.channel = grpc.aio.insecure_channel(process.address, options=options)
 

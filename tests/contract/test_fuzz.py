@@ -157,7 +157,8 @@ async def test_headers_of_any_kind(target: Target) -> None:
         code, _ = answer = with_server(loop, target.call(method, b"", headers))
         check(method, answer)
         if method.containing_service.full_name != "grpc.health.v1.Health":
-            assert code is Code.UNAUTHENTICATED
+            # the latter when one user name came too often
+            assert code in (Code.UNAUTHENTICATED, Code.RESOURCE_EXHAUSTED)
 
     await asyncio.to_thread(run)
     await target.is_well()
