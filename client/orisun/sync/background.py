@@ -1,0 +1,134 @@
+"""One event loop in a thread of its own, and what makes methods of it that block their caller."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+
+from ..errors import OrisunError
+
+A = TypeVar("A")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Items of an iterator that are fetched from the loop at a time.
+_CHUNK = 100
+
+
+class BackgroundLoop:
+    """The event loop of all synchronous clients of this process; its thread starts at the first use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that runs in the loop. When the waiting is interrupted, it is cancelled."""
+        loop = self._running()
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise OrisunError("orisun.sync was called from its own event loop; use the asynchronous face there")
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def forget(self) -> None:
+        """After a fork: the child has no such thread."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="orisun-sync", daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+LOOP = BackgroundLoop()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=LOOP.forget)
+
+
+class Face(Generic[A]):
+    """A synchronous object that stands for an asynchronous one, which is its ``aio``."""
+
+    def __init__(self, aio: A) -> None:
+        self.aio = aio
+
+
+class blocking(Generic[A, P, T]):
+    """A method that runs the asynchronous one of the same name and waits for its result."""
+
+    def __init__(self, function: Callable[Concatenate[A, P], Coroutine[Any, Any, T]]) -> None:
+        self._function = function
+
+    @overload
+    def __get__(self, face: None, owner: type) -> Callable[Concatenate[Any, P], T]: ...
+
+    @overload
+    def __get__(self, face: Face[A], owner: type) -> Callable[P, T]: ...
+
+    def __get__(self, face: Face[A] | None, owner: type) -> Callable[..., T]:
+        function = self._function
+
+        @functools.wraps(function)
+        def of_class(self: Face[A], *args: P.args, **kwargs: P.kwargs) -> T:
+            return LOOP.run(function(self.aio, *args, **kwargs))
+
+        return of_class if face is None else MethodType(of_class, face)
+
+
+class iterating(Generic[A, P, T]):
+    """A method that iterates over what the asynchronous one of the same name yields."""
+
+    def __init__(self, function: Callable[Concatenate[A, P], AsyncIterator[T]]) -> None:
+        self._function = function
+
+    @overload
+    def __get__(self, face: None, owner: type) -> Callable[Concatenate[Any, P], Iterator[T]]: ...
+
+    @overload
+    def __get__(self, face: Face[A], owner: type) -> Callable[P, Iterator[T]]: ...
+
+    def __get__(self, face: Face[A] | None, owner: type) -> Callable[..., Iterator[T]]:
+        function = self._function
+
+        @functools.wraps(function)
+        def of_class(self: Face[A], *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+            return _iterate(function(self.aio, *args, **kwargs))
+
+        return of_class if face is None else MethodType(of_class, face)
+
+
+def _iterate(items: AsyncIterator[T]) -> Iterator[T]:
+    async def take() -> list[T]:
+        chunk: list[T] = []
+        async for item in items:
+            chunk.append(item)
+            if len(chunk) >= _CHUNK:
+                break
+        return chunk
+
+    async def close() -> None:
+        async with aclosing(cast(Any, items)):
+            pass
+
+    try:
+        while chunk := LOOP.run(take()):
+            yield from chunk
+            if len(chunk) < _CHUNK:
+                return
+    finally:
+        LOOP.run(close())

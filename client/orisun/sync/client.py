@@ -1,0 +1,308 @@
+"""The synchronous faces of the client's parts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar
+
+from .. import admin as aio_admin
+from .. import boundary as aio_boundary
+from .. import client as aio_client
+from .. import decisions, executor, snapshots, streaming, streams
+from ..channels import TLS
+from ..codecs import Codec, EventTypes
+from ..decisions import Decision, Projector
+from ..errors import refuse
+from ..events import Event
+from ..position import Position
+from ..pubsub import Message
+from ..queries import EVERYTHING, Query
+from ..retries import RetryPolicy
+from ..subscription import Subscription as AioSubscription
+from .background import LOOP, Face, blocking, iterating
+
+C = TypeVar("C")
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def _like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Gives a function the docstring of the asynchronous one, without its ``async``."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        function.__doc__ = (original.__doc__ or "").replace("async with", "with").replace("async for", "for")
+        return function
+
+    return decorate
+
+
+class Admin(Face[aio_admin.Admin]):
+    __doc__ = aio_admin.Admin.__doc__
+
+    create_boundary = blocking(aio_admin.Admin.create_boundary)
+    boundaries = blocking(aio_admin.Admin.boundaries)
+    boundary = blocking(aio_admin.Admin.boundary)
+    event_count = blocking(aio_admin.Admin.event_count)
+    create_index = blocking(aio_admin.Admin.create_index)
+    drop_index = blocking(aio_admin.Admin.drop_index)
+    indexes = blocking(aio_admin.Admin.indexes)
+    index = blocking(aio_admin.Admin.index)
+    create_user = blocking(aio_admin.Admin.create_user)
+    delete_user = blocking(aio_admin.Admin.delete_user)
+    set_roles = blocking(aio_admin.Admin.set_roles)
+    change_password = blocking(aio_admin.Admin.change_password)
+    users = blocking(aio_admin.Admin.users)
+    user_count = blocking(aio_admin.Admin.user_count)
+    validate_credentials = blocking(aio_admin.Admin.validate_credentials)
+    create_token = blocking(aio_admin.Admin.create_token)
+    tokens = blocking(aio_admin.Admin.tokens)
+    revoke_token = blocking(aio_admin.Admin.revoke_token)
+
+
+class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
+    """An endless stream of items; iterate over it, inside ``with`` so that it ends when you leave.
+
+    ``close`` may be called from another thread: iteration stops.
+    """
+
+    def __init__(self, aio: streaming.LiveStream[T]) -> None:
+        super().__init__(aio)
+        self._items: deque[T] = deque()
+
+    def __enter__(self) -> Self:
+        LOOP.run(self.aio.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        """The next item, as soon as there is one."""
+        if not self._items:
+            self._items.extend(LOOP.run(self.aio.batch(streaming.BUFFER)))
+            if not self._items:
+                raise StopIteration
+        return self._items.popleft()
+
+    @_like(streaming.LiveStream.batch)
+    def batch(self, most: int, *, timeout: float | None = None) -> list[T]:
+        if not self._items:
+            self._items.extend(LOOP.run(self.aio.batch(most, timeout=timeout)))
+        return [self._items.popleft() for _ in range(min(most, len(self._items)))]
+
+    def close(self) -> None:
+        """Ends the stream."""
+        LOOP.run(self.aio.aclose())
+
+
+class Subscription(LiveStream[Event]):
+    __doc__ = AioSubscription.__doc__
+
+    def __init__(self, aio: AioSubscription) -> None:
+        super().__init__(aio)
+        #: The position of the last event handed out, at first the one that the subscription began after.
+        self.position = aio.position
+
+    def __next__(self) -> Event:
+        event = super().__next__()
+        self.position = event.position
+        return event
+
+    @_like(streaming.LiveStream.batch)
+    def batch(self, most: int, *, timeout: float | None = None) -> list[Event]:
+        events = super().batch(most, timeout=timeout)
+        self.position = events[-1].position if events else self.position
+        return events
+
+
+class Messages(LiveStream[Message]):
+    """The messages of a subject; see ``Client.messages``."""
+
+
+class AggregateStream(Face[streams.AggregateStream]):
+    __doc__ = streams.AggregateStream.__doc__
+
+    append = blocking(streams.AggregateStream.append)
+    version = blocking(streams.AggregateStream.version)
+    read = iterating(streams.AggregateStream.read)
+
+    @_like(streams.AggregateStream.fold)
+    def fold(
+        self,
+        initial: S,
+        apply: Callable[[S, Event], S],
+        *,
+        snapshots: snapshots.Snapshots[S] | None = None,
+        every: int = 100,
+    ) -> streams.Folded[S]:
+        return LOOP.run(self.aio.fold(initial, apply, snapshots=snapshots, every=every))
+
+    def __str__(self) -> str:
+        return str(self.aio)
+
+
+class Boundary(Face[aio_boundary.Boundary]):
+    __doc__ = aio_boundary.Boundary.__doc__
+
+    append = blocking(aio_boundary.Boundary.append)
+    read = iterating(aio_boundary.Boundary.read)
+    latest = blocking(aio_boundary.Boundary.latest)
+    commands = iterating(aio_boundary.Boundary.commands)
+    decide = blocking(aio_boundary.Boundary.decide)
+
+    @property
+    def name(self) -> str:
+        """The boundary's name."""
+        return self.aio.name
+
+    @_like(aio_boundary.Boundary.stream)
+    def stream(self, aggregate_type: str, aggregate_id: object) -> AggregateStream:
+        return AggregateStream(self.aio.stream(aggregate_type, aggregate_id))
+
+    @_like(aio_boundary.Boundary.subscribe)
+    def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
+        async def make() -> AioSubscription:
+            return self.aio.subscribe(name, query, after=after)
+
+        return Subscription(LOOP.run(make()))
+
+
+class Client(Face[aio_client.Client]):
+    """Connections to the servers of a store; ``orisun.sync.connect`` makes it.
+
+    It connects at the first call. Use it inside ``with``, or ``close`` it. Any thread may use it, many at a time.
+    """
+
+    ping = blocking(aio_client.Client.ping)
+    server_info = blocking(aio_client.Client.server_info)
+    publish = blocking(aio_client.Client.publish)
+    close = blocking(aio_client.Client.close)
+
+    @property
+    def admin(self) -> Admin:
+        """Boundaries, indexes, users and API tokens."""
+        return Admin(self.aio.admin)
+
+    @_like(aio_client.Client.boundary)
+    def boundary(self, name: str) -> Boundary:
+        return Boundary(self.aio.boundary(name))
+
+    @_like(aio_client.Client.messages)
+    def messages(self, subject: str, consumer: str) -> Messages:
+        async def make() -> streaming.LiveStream[Message]:
+            return self.aio.messages(subject, consumer)
+
+        return Messages(LOOP.run(make()))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CommandExecutor:
+    """``orisun.CommandExecutor``, whose handlers are plain functions; they run in threads, and may block."""
+
+    @_like(executor.CommandExecutor.__init__)
+    def __init__(
+        self,
+        store: Boundary,
+        *,
+        retry: RetryPolicy = executor.ON_CONFLICT,
+        max_commands: int | None = None,
+        track: bool = False,
+    ) -> None:
+        self._executor = executor.CommandExecutor(store.aio, retry=retry, max_commands=max_commands, track=track)
+
+    @_like(executor.CommandExecutor.register)
+    def register(
+        self,
+        kind: type[C],
+        projectors: Callable[[C], Iterable[Projector[Any]]],
+        handle: Callable[[C, Decision], Iterable[object]],
+    ) -> None:
+        if inspect.iscoroutinefunction(handle):
+            refuse("handlers of a synchronous executor are plain functions; orisun.CommandExecutor awaits coroutines")
+
+        def in_thread(command: C, decision: Decision) -> Coroutine[Any, Any, Iterable[object]]:
+            # list: a generator does its work there too, not in the loop
+            return asyncio.to_thread(lambda: list(handle(command, decision)))
+
+        self._executor.register(kind, projectors, in_thread)
+
+    @_like(executor.CommandExecutor.handler)
+    def handler(
+        self, kind: type[C], projectors: Callable[[C], Iterable[Projector[Any]]]
+    ) -> Callable[[Callable[[C, Decision], Iterable[object]]], Callable[[C, Decision], Iterable[object]]]:
+        def decorate(handle: Callable[[C, Decision], Iterable[object]]) -> Callable[[C, Decision], Iterable[object]]:
+            self.register(kind, projectors, handle)
+            return handle
+
+        return decorate
+
+    @_like(executor.CommandExecutor.execute)
+    def execute(
+        self,
+        command: object,
+        *,
+        command_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> executor.Executed:
+        return LOOP.run(self._executor.execute(command, command_id=command_id, metadata=metadata, timeout=timeout))
+
+
+def event_snapshots(
+    store: Boundary, kind: type[S] | None = None, *, schema: int = 1, codec: Codec | None = None
+) -> snapshots.EventSnapshots[S]:
+    """``orisun.EventSnapshots`` for ``AggregateStream.fold``, on a synchronous boundary."""
+    return snapshots.EventSnapshots(store.aio, kind, schema=schema, codec=codec)
+
+
+@_like(decisions.decide)
+def decide(store: Boundary, *projectors: Projector[Any], page_size: int = 500) -> Decision:
+    return LOOP.run(decisions.decide(store.aio, *projectors, page_size=page_size))
+
+
+@functools.wraps(aio_client.connect)
+def connect(
+    target: str | Sequence[str] = "localhost:5005",
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    tls: bool | TLS = False,
+    types: EventTypes | None = None,
+    timeout: float = 30.0,
+    retry: RetryPolicy | None = None,
+    keepalive: float = 30.0,
+    max_calls: int | None = None,
+) -> Client:
+    return Client(
+        aio_client.connect(
+            target,
+            username=username,
+            password=password,
+            token=token,
+            tls=tls,
+            types=types,
+            timeout=timeout,
+            retry=retry,
+            keepalive=keepalive,
+            max_calls=max_calls,
+        )
+    )
