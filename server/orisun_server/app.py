@@ -55,6 +55,9 @@ _HEALTH_INTERVAL, _HEALTH_PATIENCE = 1.0, 3.0
 class App:
     """A server: ``start`` returns when it serves; ``stop`` finishes what was taken and hands over its leases."""
 
+    #: Metrics and what they are made of; known after ``start``.
+    telemetry: Telemetry
+
     def __init__(self, settings: Settings) -> None:
         #: As asked for.
         self.settings = settings
@@ -183,7 +186,7 @@ class App:
         )
         administration.users.on_change(server.calls.end_invalid)
         await self._parts.enter_async_context(_background(self._watch(database, catalog), "health"))
-        telemetry = Telemetry(
+        self.telemetry = telemetry = Telemetry(
             settings,
             watch,
             node_id=self.node_id,

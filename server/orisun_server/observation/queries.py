@@ -64,8 +64,9 @@ class QueryEntry:
 class QueryLog:
     """The shapes of criteria that were slow (``slow_seconds`` or more) or without an index, those used last."""
 
-    def __init__(self, slow_seconds: float = 0.5, *, most: int = _MOST) -> None:
-        self._slow, self._most = slow_seconds, most
+    def __init__(self, slow_seconds: float = 0.5, *, ignored: str = "", most: int = _MOST) -> None:
+        """``ignored`` is a boundary whose queries are the server's own."""
+        self._slow, self._ignored, self._most = slow_seconds, ignored, most
         self._entries: OrderedDict[Shape, QueryEntry] = OrderedDict()
         #: How many there were in each boundary.
         self.slow: Counter[str] = Counter()
@@ -77,6 +78,8 @@ class QueryLog:
 
     def note(self, boundary: str, kind: str, criteria: Iterable[tuple[Criterion, bool]], seconds: float) -> None:
         """A read or check of these criteria, each with whether an index served it, took that long."""
+        if boundary == self._ignored:
+            return
         slow = seconds >= self._slow
         if slow:
             self.slow[boundary] += 1

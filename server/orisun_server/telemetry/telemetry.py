@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def new_watch(settings: Settings) -> Watch:
     """What the parts tell of their work."""
     return Watch(
-        queries=QueryLog(settings.slow_query_threshold), tracing=Tracing(float(settings.otel_traces_per_second))
+        queries=QueryLog(settings.slow_query_threshold, ignored=settings.admin_boundary),
+        tracing=Tracing(float(settings.otel_traces_per_second)),
     )
 
 

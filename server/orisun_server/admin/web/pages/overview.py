@@ -16,7 +16,7 @@ _PER_PAGE = 25
 
 async def overview(context: Context) -> Response:
     parts = context.parts
-    await parts.sampler.fresh()
+    await parts.sampler.fresh(0.5)
     wanted = context.query.get("find", "").strip().lower()
     records = [record for record in await parts.catalog.list() if _shown(context, record)]
     found = [record for record in records if wanted in record.name.lower()]

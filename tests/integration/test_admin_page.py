@@ -1,0 +1,407 @@
+"""The admin page as HTTP sees it: sign-in, roles, forms, pages with and without content, probes and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from orisun_api import eventstore_pb2 as pb
+from orisun_server.app import App
+from orisun_server.settings import Settings
+from tests.harness import ADMIN, Connection, eventually
+from tests.integration.web import Browser, browsing, running
+
+PAGES = ("/", "/subscriptions", "/queries", "/users", "/tokens", "/audit", "/configuration", "/account")
+
+
+@pytest.fixture(scope="module")
+async def app(make_settings: Callable[..., Settings]) -> AsyncIterator[App]:
+    async with running(make_settings("orders")) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+async def connection(app: App) -> AsyncIterator[Connection]:
+    connection = Connection(app.address)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def browser(app: App) -> AsyncIterator[Browser]:
+    async with browsing(app) as browser:
+        yield browser
+
+
+def orders(app: App) -> str:
+    return app.settings.boundaries[0].name
+
+
+async def save(connection: Connection, boundary: str, *events: tuple[str, str, str]) -> None:
+    made = [pb.EventToSave(event_id=i, event_type=t, data=d, metadata="{}") for i, t, d in events]
+    await connection.events.SaveEvents(pb.SaveEventsRequest(boundary=boundary, events=made), metadata=ADMIN)
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_pages_answer(browser: Browser, path: str) -> None:
+    text = await browser.text(path)
+    assert "<h1" in text
+    assert "changeit" not in text
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/b/orders", "/b/orders/events"])
+async def test_pages_ask_to_sign_in(app: App, path: str) -> None:
+    async with browsing(app, "") as stranger:
+        answer = await stranger.get(path)
+        assert answer.status_code == 303
+        assert answer.headers["location"].startswith("/sign-in")
+
+
+async def test_wrong_passwords_and_where_sign_in_leads(app: App) -> None:
+    async with browsing(app, "") as stranger:
+        wrong = await stranger.client.post("/sign-in", data={"username": "admin", "password": "wrong!"})
+        assert wrong.status_code == 401
+        assert "do not belong together" in wrong.text
+        assert "wrong!" not in wrong.text
+        for target, led in (
+            ("/users", "/users"),
+            ("//evil.example", "/"),
+            ("/\\evil.example", "/"),
+            ("https://x/", "/"),
+        ):
+            right = await stranger.client.post(
+                "/sign-in", data={"username": "admin", "password": "changeit", "next": target}
+            )
+            assert (right.status_code, right.headers["location"]) == (303, led)
+
+
+async def test_the_cookie_is_for_this_server_alone(app: App) -> None:
+    async with browsing(app, "") as stranger:
+        cookies = []
+        for _ in range(2):
+            answer = await stranger.client.post("/sign-in", data={"username": "admin", "password": "changeit"})
+            cookies.append(answer.headers["set-cookie"])
+        assert all("HttpOnly" in cookie and "SameSite=strict" in cookie for cookie in cookies)
+        # a cookie that was planted before is not the one of the session
+        assert cookies[0].partition(";")[0] != cookies[1].partition(";")[0]
+
+
+async def test_sign_out_ends_the_session(browser: Browser) -> None:
+    kept = dict(browser.client.cookies)
+    assert (await browser.submit("/", {}, to="/sign-out")).status_code == 303
+    browser.client.cookies.update(kept)
+    assert (await browser.get("/")).status_code == 303
+
+
+async def test_forms_of_elsewhere_are_refused(browser: Browser) -> None:
+    fields = {"name": "Eve", "username": "evelyn", "password": "secret99", "roles": "ADMIN"}
+    without = await browser.client.post("/users/new", data=fields)
+    assert without.status_code == 403
+    token = await browser.csrf("/users/new")
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}):
+        answer = await browser.client.post("/users/new", data={**fields, "csrf": token}, headers=headers)
+        assert answer.status_code == 403
+    assert "evelyn" not in await browser.text("/users")
+
+
+async def test_every_answer_carries_the_headers(browser: Browser) -> None:
+    for path in ("/", "/sign-in", "/nowhere", "/healthz", "/metrics", "/static/x/style.css", "/b/none/events"):
+        headers = (await browser.get(path)).headers
+        assert "default-src 'none'" in headers["content-security-policy"], path
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+
+
+async def test_pages_obey_the_policy(browser: Browser, app: App) -> None:
+    for path in (*PAGES, f"/b/{orders(app)}", f"/b/{orders(app)}/events", f"/b/{orders(app)}/indexes/new"):
+        text = await browser.text(path)
+        assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=|javascript:", text), path
+
+
+async def test_a_reader_sees_events_and_nothing_else(app: App, browser: Browser) -> None:
+    fields = {"name": "Rita", "username": "rita", "password": "secret99", "roles": f"reader:{orders(app)}"}
+    assert (await browser.submit("/users/new", fields)).headers["location"] == "/users"
+    async with browsing(app, "rita", "secret99") as reader:
+        assert (await reader.get(f"/b/{orders(app)}/events")).status_code == 200
+        for path in ("/", "/users", "/audit", "/configuration", f"/b/{orders(app)}/indexes", "/subscriptions"):
+            assert (await reader.get(path)).status_code == 403, path
+        assert (await reader.get(f"/b/{app.settings.admin_boundary}/events")).status_code == 403
+        csrf = await reader.csrf("/account")
+        refused = await reader.client.post("/users/new", data={**fields, "username": "rita2", "csrf": csrf})
+        assert refused.status_code == 403
+
+    async def told() -> bool:
+        return "page users and tokens" in await browser.text("/audit?type=orisun.CallDenied")
+
+    await eventually(told)
+
+
+async def test_users_from_creation_to_deletion(browser: Browser) -> None:
+    fields = {"name": "Mallory", "username": "mallory", "password": "secret99", "roles": "user"}
+    refused = await browser.submit("/users/new", {**fields, "roles": "boss"})
+    assert refused.status_code == 400
+    assert "unsupported role" in refused.text
+    assert "secret99" not in refused.text
+    await browser.submit("/users/new", fields)
+    listed = await browser.text("/users?find=mallory")
+    path = re.search(r'href="(/users/[0-9a-f-]{36})"', listed)
+    assert path is not None
+    await browser.submit(path[1], {"roles": "READER"})
+    assert "READER" in await browser.text(path[1])
+    assert "Delete user mallory" in await browser.text(f"{path[1]}/delete")
+    await browser.submit(f"{path[1]}/delete", {})
+    assert (await browser.get(path[1])).status_code == 404
+    audit = await browser.text("/audit")
+    assert all(act in audit for act in ("UserCreated", "UserRolesChanged", "UserDeleted"))
+
+
+async def test_tokens_are_shown_once(app: App, browser: Browser) -> None:
+    made = await browser.submit("/tokens/new", {"name": "reports", "roles": "READER", "days": "7"})
+    secret = re.search(r"orisun_[0-9a-f]{32}_[\w-]+", made.text)
+    assert secret is not None
+    assert made.headers["cache-control"] == "no-store"
+    listed = await browser.text("/tokens")
+    assert "reports" in listed
+    assert secret[0] not in listed
+    path = re.search(r'href="(/tokens/[0-9a-f]+/revoke)"', listed)
+    assert path is not None
+    await browser.submit(path[1], {})
+    assert "reports" not in re.sub(r"Token reports was revoked", "", await browser.text("/tokens"))
+
+
+async def test_the_own_password(app: App, browser: Browser) -> None:
+    await browser.submit("/users/new", {"name": "Olga", "username": "olga", "password": "secret99", "roles": "READER"})
+    async with browsing(app, "olga", "secret99") as olga:
+        wrong = await olga.submit("/account", {"current": "secret98", "new": "secret11", "again": "secret11"})
+        assert wrong.status_code == 400
+        right = await olga.submit("/account", {"current": "secret99", "new": "secret11", "again": "secret11"})
+        assert right.headers["location"] == "/sign-in?changed=1"
+        assert (await olga.get("/account")).status_code == 303
+    async with browsing(app, "olga", "secret11") as olga:
+        assert (await olga.get("/account")).status_code == 200
+
+
+async def test_the_event_browser(app: App, connection: Connection, browser: Browser) -> None:
+    boundary = orders(app)
+    hostile = json.dumps({"username": "<script>alert(1)</script>", "total": 12345678901234567890, "n": 0.10})
+    await save(connection, boundary, *((f"e{n}", "OrderPlaced", '{"username": "alice"}') for n in range(25)))
+    await save(connection, boundary, ("x1", "Odd<Type>", hostile))
+    first = await browser.text(f"/b/{boundary}/events")
+    assert first.count('class="event"') == 20
+    assert "<script>alert" not in first
+    assert "12345678901234567890" in first
+    assert "Odd&lt;Type&gt;" in first
+    older = re.search(r'rel="next" href="([^"]+)"', first)
+    assert older is not None
+    second = await browser.text(older[1].replace("&amp;", "&"))
+    assert second.count('class="event"') == 6
+    found = await browser.text(f"/b/{boundary}/events?criteria=username%3Dalice&type=OrderPlaced&size=50")
+    assert found.count('class="event"') == 25
+    link = re.search(rf'href="(/b/{boundary}/events/\d+-\d+)"', first)
+    assert link is not None
+    assert "x1" in await browser.text(link[1])
+    nothing = await browser.text(f"/b/{boundary}/events?criteria=username%3Dnobody")
+    assert "No event matches" in nothing
+    wrong = await browser.get(f"/b/{boundary}/events?criteria=a%3Db%0Awhat")
+    assert wrong.status_code == 400
+    assert "line 2: &#34;what&#34; is not key=value" in wrong.text
+    assert (await browser.get(f"/b/{boundary}/events/999999-999998")).status_code == 404
+    gone = await browser.get(f"/b/{boundary}/events/go?position=(1,%200)")
+    assert gone.headers["location"] == f"/b/{boundary}/events/1-0"
+
+
+@pytest.mark.parametrize("criteria", ["a'=b'--", 'k="x\\u0027; DROP TABLE t"', "data->>'x'=1", '"a\\"b"=c', "%=_"])
+async def test_criteria_are_never_sql(app: App, browser: Browser, criteria: str) -> None:
+    answer = await browser.get(f"/b/{orders(app)}/events", params={"criteria": criteria})
+    assert answer.status_code in (200, 400)
+
+
+async def test_live_events(app: App, connection: Connection, browser: Browser) -> None:
+    boundary = orders(app)
+    url = f"/b/{boundary}/events/live"
+    async with browser.client.stream("GET", url, params={"type": "LiveOne"}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = stream.aiter_lines()
+        assert await anext(lines) == "retry: 3000"
+        await save(connection, boundary, ("other", "Other", "{}"), ("live", "LiveOne", '{"a": "<b>"}'))
+        told = []
+        async with asyncio.timeout(10):
+            async for line in lines:
+                told.append(line)
+                if line == "" and len(told) > 1:
+                    break
+        text = "\n".join(told)
+        assert "LiveOne" in text
+        assert "&lt;b&gt;" in text
+        assert "Other" not in text
+
+
+async def test_indexes_from_preview_to_drop(app: App, connection: Connection, browser: Browser) -> None:
+    boundary = orders(app)
+    form, path = {"name": "by_user", "key0": "username", "type0": "TEXT"}, f"/b/{boundary}/indexes/new"
+    preview = await browser.submit(path, {**form, "act": "preview"})
+    assert "CREATE INDEX CONCURRENTLY" in preview.text
+    assert "by_user" not in await browser.text(f"/b/{boundary}/indexes")
+    wrong = await browser.submit(path, {**form, "key0": "", "act": "create"})
+    assert wrong.status_code == 400
+    await browser.submit(path, {**form, "act": "create"})
+
+    async def ready() -> bool:
+        return ">ready<" in await browser.text(f"/b/{boundary}/indexes")
+
+    await eventually(ready, timeout=20)
+    assert "Drop index by_user?" in await browser.text(f"/b/{boundary}/indexes/by_user/drop")
+    await browser.submit(f"/b/{boundary}/indexes/by_user/drop", {})
+    assert "No index yet" in await browser.text(f"/b/{boundary}/indexes")
+    assert "IndexDropped" in await browser.text("/audit")
+
+
+async def test_queries_without_an_index_and_what_would_help(app: App, connection: Connection, browser: Browser) -> None:
+    boundary = orders(app)
+    about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="colour", value="very private")])])
+    await connection.events.GetEvents(pb.GetEventsRequest(boundary=boundary, query=about, count=1), metadata=ADMIN)
+    text = await browser.text("/queries")
+    assert "colour" in text
+    assert "very private" not in text
+    assert f"/b/{boundary}/indexes/new?key=colour" in text
+    assert "by" not in (await browser.text(f"/b/{boundary}/indexes/new?key=colour")).partition('value="colour"')[0][-5:]
+
+
+async def test_boundaries_are_made_here(app: App, browser: Browser) -> None:
+    name = f"made_{orders(app)}"
+    answer = await browser.submit("/boundaries/new", {"name": name, "description": "for a test", "schema": ""})
+    assert answer.headers["location"] == f"/b/{name}"
+    assert name in await browser.text("/")
+    assert "empty" in await browser.text(f"/b/{name}")
+    assert "no events yet" in await browser.text(f"/b/{name}/events")
+    again = await browser.submit("/boundaries/new", {"name": name, "description": "", "schema": ""})
+    assert again.status_code == 409
+
+
+async def test_subscriptions_show_where_they_are(app: App, connection: Connection, browser: Browser) -> None:
+    boundary = orders(app)
+    request = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="billing <1>")
+    stream = connection.events.CatchUpSubscribeToEvents(request, metadata=ADMIN)
+    await stream.read()
+
+    async def shown() -> bool:
+        text = await browser.text("/subscriptions")
+        return "billing &lt;1&gt;" in text and "this server" in text
+
+    await eventually(shown)
+    stream.cancel()
+
+
+async def test_configuration_masks_secrets(browser: Browser) -> None:
+    text = await browser.text("/configuration?find=password")
+    assert "ORISUN_ADMIN_PASSWORD" in text
+    assert "********" in text
+    assert "ORISUN_GRPC_PORT" not in text
+
+
+async def test_probes(app: App) -> None:
+    async with browsing(app, "") as stranger:
+        assert (await stranger.get("/healthz")).text == "ok\n"
+        ready = await stranger.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["postgresql"] == "ok"
+
+
+async def test_metrics_are_well_formed_and_true(app: App, connection: Connection) -> None:
+    boundary = orders(app)
+    await save(connection, boundary, ("m1", "Measured", "{}"), ("m2", "Measured", "{}"))
+    expected = pb.SaveQuery(
+        expected_position=pb.Position(commit_position=-1, prepare_position=-1), subsetQuery=pb.Query()
+    )
+    conflict = pb.SaveEventsRequest(
+        boundary=boundary, query=expected, events=[pb.EventToSave(event_id="m3", event_type="M")]
+    )
+    with pytest.raises(Exception, match="OptimisticConcurrency"):
+        await connection.events.SaveEvents(conflict, metadata=ADMIN)
+    async with browsing(app, "") as stranger:
+        text = (await stranger.get("/metrics")).text
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+    def value(name: str, **labels: str) -> float:
+        return samples[name, tuple(sorted(labels.items()))]
+
+    assert value("orisun_appends_total", boundary=boundary, result="ok") >= 1
+    assert value("orisun_appends_total", boundary=boundary, result="conflict") == 1
+    assert value("orisun_events_appended_total", boundary=boundary) >= 2
+    assert value("orisun_commit_duration_seconds_count", boundary=boundary) >= 2
+    service = {"grpc_service": "orisun.EventStore", "grpc_method": "SaveEvents"}
+    assert value("grpc_server_handled_total", **service, grpc_code="ALREADY_EXISTS") == 1
+    assert value("grpc_server_handling_seconds_bucket", **service, le="+Inf") >= 2
+    assert value("orisun_head_position", boundary=boundary) >= 1
+    assert value("orisun_publisher_lag_events", boundary=boundary) >= 0
+    assert value("orisun_pool_max_connections", pool="write") == app.settings.pg_write_max_open_conns
+    assert value("orisun_serving") == 1
+    assert value("process_resident_memory_bytes") > 0
+
+
+async def test_metrics_may_be_kept_to_operators(make_settings: Callable[..., Settings]) -> None:
+    async with running(make_settings(admin_metrics_public=False)) as app, browsing(app, "") as stranger:
+        assert (await stranger.get("/metrics")).status_code == 401
+        answer = await stranger.get("/metrics", auth=httpx.BasicAuth("admin", "changeit"))
+        assert "orisun_serving" in answer.text
+
+
+async def test_a_taken_port_is_named(make_settings: Callable[..., Settings]) -> None:
+    from orisun_server.admin.web.http import PortTaken
+
+    async with running(make_settings()) as app:
+        taken = int(app.page_address.rpartition(":")[2])
+        with pytest.raises(PortTaken, match=f"{taken} .ORISUN_ADMIN_PORT.*0 takes a free one"):
+            async with running(make_settings(admin_port=taken)):
+                pass
+
+
+async def test_without_the_page(make_settings: Callable[..., Settings]) -> None:
+    async with running(make_settings(admin_enabled=False)) as app:
+        assert app.page_address == ""
+
+
+async def test_a_client_that_keeps_its_request_back_is_let_go(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orisun_server.admin.web.http._REQUEST_TIME", 0.3)
+    port = int(app.page_address.rpartition(":")[2])
+    for sent in (
+        b"",
+        b"GET / HTTP/1.1\r\nhost: x\r\n",
+        b"POST /sign-in HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\nuser",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            rest = await reader.read()
+        assert b"200 OK" not in rest
+        writer.close()
+
+
+async def test_too_much_is_refused(app: App, browser: Browser) -> None:
+    csrf = await browser.csrf("/users/new")
+    big = await browser.client.post("/users/new", data={"csrf": csrf, "name": "x" * 100_000})
+    assert big.status_code == 400
+    many = await browser.client.post("/users/new", data={f"f{n}": "" for n in range(500)})
+    assert many.status_code == 400
+    head = await browser.get("/", headers={"x-long": "x" * 400_000})
+    assert head.status_code in (400, 431)
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/x/../app.py", "/static/x/%2e%2e%2fapp.py", "/static/x/style.css%00", "/b/..%2f..%2fetc/events"]
+)
+async def test_no_path_leads_to_files(browser: Browser, path: str) -> None:
+    answer = await browser.get(path)
+    assert answer.status_code in (303, 400, 404, 409)
+    assert "import" not in answer.text
