@@ -69,7 +69,8 @@ class CommandExecutor:
     Args:
         retry: After how many conflicts to give up, and how long to wait in between.
         max_commands: Commands that may be under way at a time; one more raises TooManyCalls at once.
-        track: Store each command along with its events (``Boundary.commands`` reads them).
+        track: Store each command in the transaction of its events (``Boundary.commands`` reads them). Its class needs
+            a codec, as events' classes do; what must not be stored must not be in it.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class CommandExecutor:
         *,
         retry: RetryPolicy = ON_CONFLICT,
         max_commands: int | None = None,
-        track: bool = False,
+        track: bool = True,
     ) -> None:
         self._store, self._retry, self._track = store, retry, track
         self._limit = Limit(max_commands, "commands of this executor")

@@ -158,24 +158,26 @@ async def test_a_timeout_bounds_the_whole(orders: orisun.Boundary) -> None:
         await executor.execute(Withdraw("a", 1), timeout=0.05)
 
 
-async def tracking(orders: orisun.Boundary) -> bool:
-    try:
-        await orders.append([NewEvent("Probe", {})], command=orisun.Command("probe", "Probe"))
-    except orisun.Unimplemented:
-        return False
-    return True
-
-
 async def test_commands_are_stored_with_their_events(orders: orisun.Boundary, executor: CommandExecutor) -> None:
-    if not await tracking(orders):
-        pytest.skip("this server does not store commands yet")
-    await orders.append([changed("a", 10)])
-    tracked = CommandExecutor(orders, track=True)
-    tracked.register(Withdraw, lambda command: [balance(command.account)], withdraw)
-    done = await tracked.execute(Withdraw("a", 4), command_id="w-1", metadata={"user": "u-1"})
+    await orders.append([changed("a", 10)], command=orisun.Command("d-1", "Deposit", {"amount": 10}))
+    done = await executor.execute(Withdraw("a", 4), command_id="w-1", metadata={"user": "u-1"})
     commands = [command async for command in orders.commands(page_size=1)]
-    assert [command.command_id for command in commands] == ["probe", "w-1"]
+    assert [command.command_id for command in commands] == ["d-1", "w-1"]
     stored = commands[-1]
     assert (stored.type, stored.data, stored.metadata["user"]) == ("Withdraw", {"account": "a", "amount": 4}, "u-1")
     assert stored.position == done.position
     assert [command.command_id async for command in orders.commands(after=commands[0].position)] == ["w-1"]
+
+
+async def test_commands_may_be_kept_to_oneself(orders: orisun.Boundary) -> None:
+    class Secret:
+        """A command without a codec."""
+
+    executor = CommandExecutor(orders, track=False)
+    executor.register(Secret, lambda command: [balance("a")], lambda command, decision: [changed("a", 1)])
+    assert (await executor.execute(Secret())).position is not None
+    assert [command async for command in orders.commands()] == []
+    tracking = CommandExecutor(orders)
+    tracking.register(Secret, lambda command: [balance("a")], lambda command, decision: [changed("a", 1)])
+    with pytest.raises(orisun.InvalidArgument, match="Secret is no dataclass"):
+        await tracking.execute(Secret())

@@ -224,7 +224,7 @@ class CommandExecutor:
         *,
         retry: RetryPolicy = executor.ON_CONFLICT,
         max_commands: int | None = None,
-        track: bool = False,
+        track: bool = True,
     ) -> None:
         self._executor = executor.CommandExecutor(store.aio, retry=retry, max_commands=max_commands, track=track)
 
