@@ -55,6 +55,8 @@ def reason_of(error: BaseException) -> str:
 def is_passing(error: BaseException) -> bool:
     """Whether a database's failure passes by itself (connection lost, restart, deadlock, no connection free), so that
     it says nothing about the event."""
+    if isinstance(error, OSError) and not isinstance(error, PermissionError):
+        return True  # outside a handler: a connection that cannot be made
     asyncpg = sys.modules.get("asyncpg")
     if asyncpg is None:
         return False

@@ -72,7 +72,8 @@ class FileCheckpoints:
                 for other in stale:
                     other.unlink()
                 for number in range(config.total_partitions):
-                    new = self._kept(config.total_partitions, start, version) | {"parked": [] if number else parked}
+                    own = [one for one in parked if self._partition(one["key"], config) == number]
+                    new = self._kept(config.total_partitions, start, version) | {"parked": own}
                     _write(self._path(projection.name, boundary, number), new)
             if not path.exists():
                 _write(path, self._kept(config.total_partitions, start, projection.version))
@@ -84,6 +85,10 @@ class FileCheckpoints:
             )
         position = Position(*kept["position"])
         return Assignment(projection, boundary, config.partition_key, config.total_partitions, 1, position)
+
+    @staticmethod
+    def _partition(key: str | None, config: ProcessorConfig) -> int:
+        return config.strategy.partition(key, config.total_partitions)
 
     @staticmethod
     def _kept(total: int, position: Position, version: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class PostgresCheckpoints:
                 if not config.repartition:
                     raise PartitionMismatch(
                         f'projection "{projection.name}" is laid out for {row["total_partitions"]} partitions'
-                        f' ({row["strategy"]}), and this worker is one of {config.total_partitions}'
+                        f" ({row['strategy']}), and this worker is one of {config.total_partitions}"
                         f" ({config.strategy.name}): start it with the same, or lay the projection out anew first"
                         f" (`repartition`; workers of the old layout then end)"
                     )
@@ -118,9 +118,7 @@ class PostgresCheckpoints:
         )
         return [Position(*row) for row in rows]
 
-    async def lay_out(
-        self, tx: Any, projection: str, boundary: str, total: int, strategy: PartitionStrategy
-    ) -> Any:
+    async def lay_out(self, tx: Any, projection: str, boundary: str, total: int, strategy: PartitionStrategy) -> Any:
         """Another number of partitions: what is done stays done, workers of the old layout are fenced off. Returns the
         projection's row. Raises PartitionMismatch when there is no such projection."""
         row = await self.locked(tx, projection, boundary)

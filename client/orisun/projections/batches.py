@@ -1,0 +1,227 @@
+"""Handing batches of events to a projection: one transaction each, and what happens when an event cannot be handled."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..codecs import EventTypes
+from ..events import Event
+from ..position import NOTHING, Position
+from .checkpoints import Assignment, Batch, Checkpoints
+from .config import BatchReport, ProcessorConfig
+from .errors import ProjectionStopped, is_passing, reason_of
+from .partitions import HashPartitions, PartitionStrategy
+
+#: Events passed over after which the checkpoint is moved although nothing was handled.
+_SKIPPED = 1_000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+
+
+@dataclass
+class Stats:
+    """What a processor has done since it was started."""
+
+    handled: int = 0
+    #: Another partition's events, or done before the partitions were laid out anew.
+    skipped: int = 0
+    parked: int = 0
+    batches: int = 0
+    #: Attempts at events that failed.
+    failures: int = 0
+    #: Another worker has the partition.
+    standby: bool = False
+    #: The last event that was taken in or passed over.
+    position: Position = NOTHING
+    #: Seconds between storing and handling of the last event.
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    event: Event
+    key: str | None
+    #: Why it cannot even be decoded.
+    failure: Exception | None = None
+
+
+class Stopped(Exception):
+    """The processor was asked to stop while it waited."""
+
+
+class _HandlerError(Exception):
+    """What ``handle`` raised, told from what the database raises around it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+
+class Worker:
+    """Processes the batches of one assignment, in order."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        checkpoints: Checkpoints,
+        *,
+        types: EventTypes,
+        config: ProcessorConfig,
+        stats: Stats,
+        stop: asyncio.Event,
+    ) -> None:
+        self._assignment, self._projection, self._checkpoints = assignment, assignment.projection, checkpoints
+        self._types, self._config, self._stats, self._stop = types, config, stats, stop
+        self._strategies: dict[str, PartitionStrategy] = {
+            one.name: one for one in (HashPartitions(), *config.former_strategies, config.strategy)
+        }
+        #: Where the checkpoint is kept; ``stats.position`` may have moved past it over events of others.
+        self._saved = assignment.position
+        self._unsaved = 0
+        self._names: dict[str, Any] = {"projection": assignment.projection.name, "partition": assignment.partition}
+        stats.position = assignment.position
+
+    async def process(self, events: Sequence[Event]) -> None:
+        """Take in these events, which follow on those before. Raises ProjectionStopped, Fenced, Stopped."""
+        items = [item for item in map(self._item, events) if item is not None]
+        last, skipped = events[-1].position, len(events) - len(items)
+        self._stats.skipped += skipped
+        self._stats.age = (datetime.datetime.now(datetime.UTC) - events[-1].created_at).total_seconds()
+        if not items:
+            # others' events move the checkpoint now and then
+            self._stats.position = last
+            self._unsaved += skipped
+            if self._unsaved >= _SKIPPED:
+                await self.save()
+            return
+        try:
+            await self._until_possible(items, last, skipped)
+        except _HandlerError:
+            # one of them cannot be handled: each by itself, so that the others are
+            for number, item in enumerate(items):
+                await self._alone(item, last if number == len(items) - 1 else item.event.position)
+
+    async def save(self) -> None:
+        """Keep how far the worker has come past events of others."""
+        if self._unsaved:
+            await self._until_possible([], self._stats.position)
+
+    def _item(self, event: Event) -> _Item | None:
+        """The event decoded, with its key; None when it is another partition's, or was done under an earlier layout."""
+        failure: Exception | None = None
+        key: str | None = None
+        try:
+            event = replace(event, data=self._types.decode(event.event_type, event.raw_data, event.metadata))
+            key = self._projection.key_of(event)
+        except Exception as error:
+            failure = error
+        total = self._assignment.total
+        if total > 1 and self._config.strategy.partition(key, total) != self._assignment.partition:
+            return None
+        if any(layout.covers(key, event.position, self._strategies) for layout in self._assignment.history):
+            return None
+        return _Item(event, key, failure)
+
+    async def _until_possible(
+        self, items: Sequence[_Item], last: Position, skipped: int = 0, parked: tuple[str, int] | None = None
+    ) -> None:
+        """Handle them in one transaction, again and again while the database is away. Raises _HandlerError."""
+        attempts = 0
+        while True:
+            try:
+                await self._transact(items, last, skipped, parked)
+                return
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                attempts += 1
+                if logger := self._config.logger:
+                    logger.error("database away", **self._names, attempts=attempts, reason=reason_of(error))  # noqa: TRY400
+                await self._pause(min(_FIRST_PAUSE * 2 ** min(attempts, 10), _LONGEST_PAUSE))
+
+    async def _alone(self, item: _Item, end: Position) -> None:
+        """One event in a transaction of its own, and what the policy says when that fails."""
+        policy, event, attempts = self._config.poison, item.event, 0
+        while True:
+            try:
+                await self._until_possible([item], end)
+                return
+            except _HandlerError as failed:
+                error = failed.error
+            attempts += 1
+            self._stats.failures += 1
+            reason, is_last = reason_of(error), attempts >= policy.attempts
+            if logger := self._config.logger:
+                names = self._names | {"event_id": event.event_id, "event_type": event.event_type}
+                logger.error(
+                    "event not handled", **names, position=str(event.position), attempts=attempts, reason=reason
+                )
+            if is_last and policy.then == "stop":
+                raise ProjectionStopped(
+                    self._projection.name, event.event_id, event.position, attempts, reason
+                ) from error
+            if is_last and policy.then == "park":
+                await self._until_possible([item], end, parked=(reason, attempts))
+                return
+            await self._pause(policy.pause(attempts))
+
+    async def _transact(
+        self, items: Sequence[_Item], last: Position, skipped: int, parked: tuple[str, int] | None
+    ) -> None:
+        """One transaction: these events, or their parking, and the checkpoint."""
+        began, handled = time.monotonic(), 0
+        async with self._checkpoints.batch(self._assignment, self._saved) as batch:
+            for item in items:
+                if parked is not None:
+                    await batch.park(item.event, item.key, reason=parked[0], attempts=parked[1])
+                elif self._config.poison.hold and item.key is not None and item.key in batch.parked_keys:
+                    await batch.park(item.event, item.key, reason="waits behind a parked event", attempts=0)
+                else:
+                    await self._handle(batch, item)
+                    handled += 1
+            try:
+                await batch.advance(last, handled)
+            except Exception as error:
+                # the handler caught what had already ended its transaction
+                if items and not is_passing(error) and parked is None:
+                    raise _HandlerError(error) from error
+                raise
+        self._stats.handled += handled
+        self._stats.parked += len(items) - handled
+        self._stats.batches += 1
+        self._stats.position = self._saved = last
+        self._unsaved = 0
+        self._report(handled, skipped, len(items) - handled, time.monotonic() - began)
+
+    async def _handle(self, batch: Batch, item: _Item) -> None:
+        if item.failure is not None:
+            raise _HandlerError(item.failure)
+        try:
+            await self._projection.handle(batch.tx, item.event)
+        except Exception as error:
+            is_closed = getattr(batch.tx, "is_closed", None)
+            if is_passing(error) and (not isinstance(error, OSError) or (is_closed is not None and is_closed())):
+                raise
+            raise _HandlerError(error) from error
+
+    def _report(self, handled: int, skipped: int, parked: int, seconds: float) -> None:
+        if logger := self._config.logger:
+            logger.debug("batch committed", **self._names, handled=handled, parked=parked, position=str(self._saved))
+        if self._config.on_batch is not None:
+            name, partition = self._names["projection"], self._names["partition"]
+            self._config.on_batch(
+                BatchReport(name, partition, handled, skipped, parked, seconds, self._saved, self._stats.age)
+            )
+
+    async def _pause(self, seconds: float) -> None:
+        """Raises Stopped when the processor is asked to stop meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+        raise Stopped

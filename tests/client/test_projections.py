@@ -1,0 +1,537 @@
+"""Projections against a real server and read model: exactly once, poison, repartitioning, reset and rebuild."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+import orisun
+from orisun.projections import (
+    Administration,
+    BatchReport,
+    FileCheckpoints,
+    NotParked,
+    PartitionMismatch,
+    PoisonPolicy,
+    PostgresCheckpoints,
+    Processor,
+    ProcessorConfig,
+    Projection,
+    ProjectionConfig,
+    ProjectionStopped,
+    Tables,
+    VersionMismatch,
+    by_key,
+    projection,
+    run_multiple_projections,
+    run_projection_partitions,
+)
+from orisun_server.settings import Settings
+from tests.harness import Connection, eventually
+
+
+@dataclass
+class Shop:
+    """A boundary to append to, and a schema of its own for the read model."""
+
+    boundary: orisun.Boundary
+    pool: asyncpg.Pool
+    schema: str
+    appended: list[orisun.Position] = field(default_factory=list)
+
+    async def append(self, *amounts: int, account: str = "a", event_type: str = "Deposited") -> None:
+        events = [orisun.NewEvent(event_type, {"account": account, "amount": amount}) for amount in amounts]
+        self.appended.append(await self.boundary.append(events))
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(schema=self.schema)
+
+    @property
+    def checkpoints(self) -> PostgresCheckpoints:
+        return PostgresCheckpoints(self.pool, self.tables)
+
+    def processor(self, **config: Any) -> Processor:
+        return Processor(self.checkpoints, self.boundary, ProcessorConfig(**config))
+
+    async def rows(self, schema: str | None = None) -> list[tuple[str, int]]:
+        """What the read model has, in the order in which it was written."""
+        found = await self.pool.fetch(f'SELECT account, amount FROM "{schema or self.schema}".deposit ORDER BY n')
+        return [tuple(row) for row in found]
+
+
+class Deposits(Projection):
+    """One row for each event, without a key that would hide a repetition."""
+
+    name = "deposits"
+    query = orisun.where("Deposited")
+    key_of = by_key("account")  # type: ignore[assignment]
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.poison: set[int] = set()
+        self.failures = 0
+
+    async def setup(self, tx: Any) -> None:
+        await tx.execute("CREATE TABLE deposit (n bigserial, account text, amount int)")
+
+    async def handle(self, tx: Any, event: orisun.Event) -> None:
+        await tx.execute(
+            "INSERT INTO deposit (account, amount) VALUES ($1, $2)", event.data["account"], event.data["amount"]
+        )
+        if event.data["amount"] in self.poison:
+            self.failures += 1
+            raise ValueError(f"secret {event.data['amount']}")
+
+
+@pytest.fixture
+async def client(server: Connection) -> AsyncIterator[orisun.Client]:
+    async with orisun.connect(server.address, username="admin", password="changeit") as client:
+        yield client
+
+
+@pytest.fixture
+async def shop(client: orisun.Client, settings: Settings, pg_dsn: str) -> AsyncIterator[Shop]:
+    schema = f"shop_{secrets.token_hex(4)}"
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=12) as pool:
+        await pool.execute(f'CREATE SCHEMA "{schema}"')
+        yield Shop(client.boundary(settings.boundaries[0].name), pool, schema)
+
+
+@contextlib.asynccontextmanager
+async def running(processor: Processor, projection: Projection) -> AsyncIterator[Processor]:
+    """A processor at work, stopped at the end."""
+    work = asyncio.create_task(processor.run(projection))
+    try:
+        yield processor
+        processor.stop()
+        await asyncio.wait_for(work, 10)
+    finally:
+        work.cancel()
+
+
+def has(shop: Shop, count: int, schema: str | None = None) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return len(await shop.rows(schema)) >= count
+
+    return check
+
+
+async def exists(shop: Shop) -> bool:
+    return bool(await shop.pool.fetchval("SELECT to_regclass($1) IS NOT NULL", f'"{shop.schema}".deposit'))
+
+
+# -- following -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_stored_and_what_comes(shop: Shop) -> None:
+    await shop.append(1, 2, 3)
+    await shop.append(99, event_type="Ignored")
+    deposits = Deposits(shop.schema)
+    async with running(shop.processor(), deposits) as processor:
+        await eventually(lambda: processor.stats.handled == 3)
+        await shop.append(4)
+        await eventually(lambda: processor.stats.handled == 4)
+        assert (await processor.lag(deposits)).events == 0
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4]
+    await shop.append(5, 6)
+    lag = await processor.lag(deposits)
+    assert lag.events == 2
+    assert lag.seconds >= 0
+    # a new worker goes on where that one was
+    async with running(shop.processor(), deposits) as processor:
+        await eventually(lambda: processor.stats.handled == 2)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_new_event_wakes_it_and_nothing_is_polled(shop: Shop) -> None:
+    async with running(shop.processor(), Deposits(shop.schema)) as processor:
+        await shop.append(1)
+        await eventually(lambda: processor.stats.handled == 1)
+        batches, acquired = processor.stats.batches, shop.pool.get_idle_size()
+        with pytest.raises(AssertionError):
+            await eventually(
+                lambda: processor.stats.batches != batches or shop.pool.get_idle_size() != acquired, 0.5, 0.001
+            )
+        began = asyncio.get_running_loop().time()
+        await shop.append(2)
+        await eventually(lambda: processor.stats.handled == 2, interval=0.002)
+        assert asyncio.get_running_loop().time() - began < 1
+
+
+async def test_two_workers_of_one_partition_do_everything_once(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    async with running(shop.processor(batch_size=3), deposits) as one:
+        await shop.append(*range(10))
+        await eventually(lambda: one.stats.handled == 10)
+        async with running(shop.processor(batch_size=3), deposits) as two:
+            await eventually(lambda: two.stats.standby)
+            one.stop()
+            await shop.append(*range(10, 20))
+            await eventually(lambda: one.stats.handled + two.stats.handled == 20)
+    assert [amount for _, amount in await shop.rows()] == list(range(20))
+
+
+async def test_a_worker_that_was_overtaken_writes_nothing(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    await shop.append(1, 2)
+    async with running(shop.processor(), deposits) as processor:
+        await eventually(lambda: processor.stats.handled == 2)
+        # another worker, of which the server knows nothing, has done the next one already
+        await shop.pool.execute(
+            f"UPDATE {shop.tables.q(shop.tables.checkpoints)} SET commit_position = 3, prepare_position = 2"
+        )
+        await shop.append(3)
+        await shop.append(4)
+        await eventually(lambda: processor.stats.handled == 3)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 4]
+
+
+async def test_functions_are_projections_and_config_is_checked(shop: Shop) -> None:
+    seen: list[int] = []
+
+    @projection("seen", orisun.where("Deposited"))
+    async def remember(tx: Any, event: orisun.Event) -> None:
+        seen.append(event.data["amount"])
+
+    reports: list[BatchReport] = []
+    await shop.append(1)
+    await shop.append(2)
+    async with running(shop.processor(start_after=shop.appended[0], on_batch=reports.append), remember) as processor:
+        await eventually(lambda: processor.stats.handled == 1)
+    assert seen == [2]
+    assert [(report.handled, report.position) for report in reports] == [(1, shop.appended[1])]
+    with pytest.raises(orisun.InvalidArgument, match="partition_key is 4 of 4"):
+        ProcessorConfig(partition_key=4, total_partitions=4)
+    with pytest.raises(orisun.InvalidArgument, match="cannot name a table"):
+        Tables(schema='x"; DROP TABLE y').ddl()
+
+
+async def test_multiple_projections_and_their_tables(shop: Shop) -> None:
+    names = Tables(shop.schema, projections="views", checkpoints="views_at", parked="views_parked")
+    counts: dict[str, int] = {"one": 0, "two": 0}
+
+    class Counting(Projection):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            counts[self.name] += 1
+
+    await shop.append(1, 2, 3)
+    stop = asyncio.Event()
+    configs = [ProjectionConfig(Counting("one"), ProcessorConfig(batch_size=1)), Counting("two")]
+    work = asyncio.create_task(
+        run_multiple_projections(PostgresCheckpoints(shop.pool, names), shop.boundary, configs, stop=stop)
+    )
+    await eventually(lambda: counts == {"one": 3, "two": 3})
+    stop.set()
+    processors = await work
+    assert processors[0].stats.batches == 3
+    assert await shop.pool.fetchval(f'SELECT count(*) FROM "{shop.schema}".views_at') == 2
+
+
+# -- partitions ----------------------------------------------------------------------------------------------------
+
+
+async def test_partitions_keep_the_order_of_each_key(shop: Shop) -> None:
+    deposits, stop = Deposits(shop.schema), asyncio.Event()
+    work = asyncio.create_task(
+        run_projection_partitions(
+            shop.checkpoints, shop.boundary, deposits, 4, ProcessorConfig(batch_size=5), stop=stop
+        )
+    )
+    for amount in range(20):
+        await shop.boundary.append(
+            [orisun.NewEvent("Deposited", {"account": f"a{n}", "amount": amount}) for n in range(6)]
+        )
+    await eventually(lambda: exists(shop))
+    await eventually(has(shop, 120), 20)
+    stop.set()
+    processors = await work
+    rows = await shop.rows()
+    assert len(rows) == 120
+    for account in {account for account, _ in rows}:
+        assert [amount for name, amount in rows if name == account] == list(range(20))
+    assert sum(1 for processor in processors if processor.stats.handled) > 1
+
+
+async def test_repartitioning_does_everything_once(shop: Shop) -> None:
+    """1 to 4 to 3, each time with partitions at different places."""
+    deposits = Deposits(shop.schema)
+    admin = Administration(shop.checkpoints, shop.boundary)
+    accounts = [f"a{n}" for n in range(12)]
+
+    async def deposit(first: int, count: int) -> None:
+        for amount in range(first, first + count):
+            events = [orisun.NewEvent("Deposited", {"account": name, "amount": amount}) for name in accounts]
+            await shop.boundary.append(events)
+
+    await deposit(0, 5)
+    async with running(shop.processor(batch_size=7), deposits) as processor:
+        await eventually(lambda: processor.stats.handled >= 21)  # it may stop in the middle
+    with pytest.raises(PartitionMismatch, match="laid out for 1 partitions"):
+        await shop.processor(partition_key=0, total_partitions=4).run(deposits)
+    await admin.repartition(deposits, ProcessorConfig(total_partitions=4))
+    # two of four go far ahead
+    for partition in (0, 2):
+        async with running(
+            shop.processor(batch_size=7, partition_key=partition, total_partitions=4), deposits
+        ) as processor:
+            await eventually(lambda processor=processor: processor.stats.position == (60, 59))
+    await deposit(5, 2)
+    async with running(shop.processor(partition_key=1, total_partitions=4), deposits) as processor:
+        await eventually(lambda: processor.stats.position == (84, 83))
+    stop = asyncio.Event()
+    config = ProcessorConfig(batch_size=7, repartition=True)
+    work = asyncio.create_task(
+        run_projection_partitions(shop.checkpoints, shop.boundary, deposits, 3, config, stop=stop)
+    )
+    await eventually(has(shop, 84), 20)
+    stop.set()
+    await work
+    rows = await shop.rows()
+    assert len(rows) == 84
+    for account in accounts:
+        assert [amount for name, amount in rows if name == account] == list(range(7))
+
+
+async def test_an_old_worker_is_fenced_when_the_layout_changes(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    await shop.append(1)
+    processor = shop.processor()
+    work = asyncio.create_task(processor.run(deposits))
+    await eventually(lambda: processor.stats.handled == 1)
+    await Administration(shop.checkpoints, shop.boundary).repartition(deposits, ProcessorConfig(total_partitions=2))
+    await shop.append(2)
+    with pytest.raises(PartitionMismatch, match="laid out for 2 partitions"):
+        await asyncio.wait_for(work, 10)
+    assert [amount for _, amount in await shop.rows()] == [1]
+
+
+# -- poison --------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_names_the_event_and_never_its_data(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    deposits.poison = {666}
+    await shop.append(1, 2, 666, 4)
+    with pytest.raises(ProjectionStopped) as caught:
+        await shop.processor(poison=PoisonPolicy("stop", attempts=2, first_pause=0.01)).run(deposits)
+    assert deposits.failures == 3  # once in the batch
+    assert caught.value.position == (4, 2)
+    assert "ValueError" in str(caught.value)
+    assert "666" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert [amount for _, amount in await shop.rows()] == [1, 2], "what came before is kept, what it wrote is not"
+    deposits.poison = set()
+    async with running(shop.processor(), deposits) as processor:
+        await eventually(lambda: processor.stats.handled == 2)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 666, 4]
+
+
+async def test_parked_events_are_replayed_in_the_order_of_their_key(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    deposits.poison = {666}
+    admin = Administration(shop.checkpoints, shop.boundary)
+    await shop.append(1, 666, 2, account="a")
+    await shop.append(10, account="b")
+    policy = PoisonPolicy("park", attempts=2, first_pause=0.01)
+    async with running(shop.processor(poison=policy), deposits) as processor:
+        await eventually(lambda: processor.stats.parked == 2)
+        await eventually(lambda: processor.stats.handled == 2)
+        assert await shop.rows() == [("a", 1), ("b", 10)]
+        first, second = await admin.parked(deposits)
+        assert (first.key, first.attempts, second.attempts) == ("a", 2, 0)
+        assert "ValueError" in first.reason
+        assert "secret" not in first.reason
+        # what comes later waits too, while others go on
+        await shop.append(3, account="a")
+        await shop.append(11, account="b")
+        await eventually(lambda: processor.stats.handled == 3)
+        with pytest.raises(NotParked, match="waits behind"):
+            _ = [one async for one in admin.replay(deposits, [second.event_id])]
+        failed = [one async for one in admin.replay(deposits)]
+        assert [bool(one.failure) for one in failed] == [True, True, True]
+        deposits.poison = set()
+        assert [one.failure async for one in admin.replay(deposits)] == ["", "", ""]
+        await shop.append(4, account="a")
+        await eventually(has(shop, 7))
+        assert await admin.parked(deposits) == []
+    assert [amount for name, amount in await shop.rows() if name == "a"] == [1, 666, 2, 3, 4]
+    assert [amount for name, amount in await shop.rows() if name == "b"] == [10, 11]
+
+
+async def test_discarded_events_hold_nothing_up(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    deposits.poison = {666}
+    admin = Administration(shop.checkpoints, shop.boundary)
+    await shop.append(666)
+    policy = PoisonPolicy("park", attempts=1)
+    async with running(shop.processor(poison=policy), deposits) as processor:
+        await eventually(lambda: processor.stats.parked == 1)
+        (parked,) = await admin.parked(deposits)
+        assert await admin.discard(deposits, [parked.event_id]) == 1
+        await shop.append(1)
+        await eventually(lambda: processor.stats.handled == 1)
+        with pytest.raises(NotParked, match=parked.event_id):
+            await admin.discard(deposits, [parked.event_id])
+
+
+async def test_a_payload_that_cannot_be_decoded_is_an_event_to_park(
+    server: Connection, shop: Shop, settings: Settings
+) -> None:
+    @dataclass
+    class Deposited:
+        account: str
+        amount: int
+
+    types = orisun.EventTypes()
+    types.register(Deposited)
+    await shop.boundary.append([orisun.NewEvent("Deposited", {"account": "a"})])
+    await shop.append(2, account="b")
+    seen: list[object] = []
+
+    @projection("typed", orisun.where("Deposited"))
+    async def remember(tx: Any, event: orisun.Event) -> None:
+        seen.append(event.data)
+
+    async with orisun.connect(server.address, username="admin", password="changeit", types=types) as typed:
+        policy = PoisonPolicy("park", attempts=1)
+        boundary = typed.boundary(settings.boundaries[0].name)
+        processor = Processor(shop.checkpoints, boundary, ProcessorConfig(poison=policy))
+        async with running(processor, remember):
+            await eventually(lambda: processor.stats.handled == 1)
+            assert processor.stats.parked == 1
+    assert seen == [Deposited("b", 2)]
+
+
+async def test_the_database_away_is_no_poison(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    async with running(shop.processor(poison=PoisonPolicy("stop", attempts=1)), deposits) as processor:
+        await shop.append(1)
+        await eventually(lambda: processor.stats.handled == 1)
+        for connection in range(3):
+            await shop.pool.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND query LIKE '%orisun_projection_checkpoint%'"
+            )
+            await shop.append(2 + connection)
+        await eventually(lambda: processor.stats.handled == 4)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4]
+
+
+# -- reset and rebuild ---------------------------------------------------------------------------------------------
+
+
+async def test_reset_begins_again_while_a_worker_runs(shop: Shop) -> None:
+    deposits = Deposits(f"{shop.schema}_view")
+    shop_rows = lambda: shop.rows(deposits.schema)  # noqa: E731
+    await shop.append(1, 2, 3)
+    async with running(shop.processor(), deposits) as processor:
+        await eventually(lambda: processor.stats.handled == 3)
+        await Administration(shop.checkpoints, shop.boundary).reset(deposits)
+        await shop.append(4)
+        await eventually(lambda: processor.stats.handled >= 7)
+    assert [amount for _, amount in await shop_rows()] == [1, 2, 3, 4]
+    await shop.pool.execute(f'DROP SCHEMA "{deposits.schema}" CASCADE')
+
+
+async def test_rebuild_swaps_in_one_step_while_workers_and_readers_go_on(shop: Shop) -> None:
+    view = f"{shop.schema}_view"
+    deposits = Deposits(view)
+
+    class Doubled(Deposits):
+        version = 2
+
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            await tx.execute(
+                "INSERT INTO deposit (account, amount) VALUES ($1, $2)", event.data["account"], 2 * event.data["amount"]
+            )
+
+    doubled = Doubled(view)
+    admin = Administration(shop.checkpoints, shop.boundary)
+    for first in range(0, 600, 100):
+        await shop.append(*range(first, first + 100))
+    old = shop.processor()
+    work = asyncio.create_task(old.run(deposits))
+    await eventually(lambda: old.stats.handled == 600)
+    seen: list[int] = []
+    reading = asyncio.Event()
+
+    async def read() -> None:
+        while not reading.is_set():
+            seen.append(len(await shop.rows(view)))
+            await shop.append(1)
+
+    reader = asyncio.create_task(read())
+    with pytest.raises(VersionMismatch, match="of version 1, and this worker of version 2"):
+        await shop.processor().run(doubled)
+    progress: list[int] = []
+    done = await admin.rebuild(
+        doubled, batch_size=50, on_progress=lambda one: progress.append(one.done), keep_previous=True
+    )
+    assert done.percent == 100
+    assert progress == sorted(progress)
+    await shop.append(1)
+    with pytest.raises(VersionMismatch, match="of version 2, and this worker of version 1"):
+        await asyncio.wait_for(work, 10)
+    reading.set()
+    await reader
+    assert seen == sorted(seen), "no reader saw fewer rows than before"
+    assert min(seen) >= 600
+    async with running(shop.processor(), doubled) as new:
+        await eventually(lambda: asyncio.ensure_future(_caught_up(new, doubled)), 10)
+    rows = await shop.rows(view)
+    assert sum(amount for _, amount in rows) == 2 * (sum(range(600)) + len(rows) - 600)
+    assert len(rows) == len(seen) + 601
+    assert len(await shop.rows(f"{view}__previous")) >= 600
+    for schema in (view, f"{view}__previous"):
+        await shop.pool.execute(f'DROP SCHEMA "{schema}" CASCADE')
+
+
+async def _caught_up(processor: Processor, projection: Projection) -> bool:
+    return (await processor.lag(projection)).events == 0
+
+
+# -- targets that are no PostgreSQL --------------------------------------------------------------------------------
+
+
+async def test_files_keep_checkpoints_at_least_once(shop: Shop, tmp_path: Path) -> None:
+    target: dict[int, str] = {}
+
+    class Search(Projection):
+        name = "search/index"
+        key_of = by_key("account")  # type: ignore[assignment]
+
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            if event.data["amount"] == 666:
+                raise ConnectionError("the target refuses")
+            tx[event.data["amount"]] = event.data["account"]
+
+    checkpoints = FileCheckpoints(tmp_path / "checkpoints", target)
+    await shop.append(1, 2, 666, 3, account="x")
+    await shop.append(4, account="y")
+    config = ProcessorConfig(poison=PoisonPolicy("park", attempts=2, first_pause=0.01))
+    async with running(Processor(checkpoints, shop.boundary, config), Search()) as processor:
+        await eventually(lambda: processor.stats.position == (5, 4))
+    assert target == {1: "x", 2: "x", 4: "y"}
+    # what follows a parked event waits; a new worker knows
+    async with running(Processor(checkpoints, shop.boundary, config), Search()) as processor:
+        await shop.append(5, account="x")
+        await shop.append(6, account="y")
+        await eventually(lambda: processor.stats.handled == 1)
+    assert 5 not in target
+    with pytest.raises(PartitionMismatch):
+        await Processor(checkpoints, shop.boundary, replace(config, total_partitions=2)).run(Search())
+    two = replace(config, total_partitions=2, repartition=True)
+    async with running(Processor(checkpoints, shop.boundary, two), Search()) as processor:
+        await eventually(lambda: processor.stats.position == (7, 6))
