@@ -64,6 +64,8 @@ class App:
         #: With the addresses of what was embedded; known after ``start``.
         self.effective = settings
         self.health = HealthState()
+        self.web = WebHost(settings, self.health)
+        self.watch = new_watch(settings)
         # begins with the machine's name, which in a cluster is the pod's
         self.node_id = f"{platform.node() or 'node'}-{secrets.token_hex(4)}"
         self.address = ""
@@ -83,7 +85,7 @@ class App:
         await self._parts.aclose()
 
     async def _start(self) -> None:
-        web = WebHost(self.settings, self.health)
+        web = self.web
         await self._run(web)
         self.page_address = web.address
         embedded = Embedded(self.settings)
@@ -100,7 +102,7 @@ class App:
         await self._run(catalog)
         indexes = Indexes(database, leases, settings.admin_schema)
         await self._run(indexes)
-        watch = new_watch(settings)
+        watch = self.watch
         reader = Reader(database, indexes, watch=watch)
         appender = Appender(
             database,

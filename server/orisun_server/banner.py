@@ -23,8 +23,9 @@ print(store.GetEvents(m.GetEventsRequest(boundary="{boundary}", count=10), metad
 _DEFAULT_BASIC = "YWRtaW46Y2hhbmdlaXQ="  # admin:changeit
 
 
-def banner(asked: Settings, effective: Settings, address: str, *, color: bool = False) -> str:
-    """The text, given the settings as asked for and with the addresses of what was embedded.
+def banner(asked: Settings, effective: Settings, address: str, page: str = "", *, color: bool = False) -> str:
+    """The text, given the settings as asked for and with the addresses of what was embedded; ``page`` is the admin
+    page's URL.
 
     A password shows only where it is the default, which everybody knows.
     """
@@ -32,6 +33,7 @@ def banner(asked: Settings, effective: Settings, address: str, *, color: bool = 
     boundary = next((b.name for b in asked.boundaries if b.name != asked.admin_boundary), asked.admin_boundary)
     rows = [
         ("gRPC", f"{address}  ({'TLS' if asked.grpc_tls_enabled else 'plaintext'}, {_credentials(asked)})"),
+        *([("admin page", _page(page))] if page else []),
         ("PostgreSQL", _postgres(asked, effective)),
         ("NATS", _nats(asked, effective)),
         ("boundaries", ", ".join(b.name for b in asked.boundaries)),
@@ -61,6 +63,11 @@ def banner(asked: Settings, effective: Settings, address: str, *, color: bool = 
 def _for_clients(address: str) -> str:
     host, _, port = address.rpartition(":")
     return f"localhost:{port}" if host.strip("[]") in (ALL_ADDRESSES, "::", "127.0.0.1", "::1", "") else address
+
+
+def _page(url: str) -> str:
+    scheme, _, address = url.partition("://")
+    return f"{scheme}://{_for_clients(address)}"
 
 
 def _credentials(settings: Settings) -> str:

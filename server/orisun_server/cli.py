@@ -68,7 +68,7 @@ def serve() -> None:
     def on_ready(app: App) -> None:
         from orisun_server.banner import banner
 
-        text = banner(settings, app.effective, app.address, color=sys.stderr.isatty())
+        text = banner(settings, app.effective, app.address, app.page_address, color=sys.stderr.isatty())
         click.echo(text, err=True)
 
     from orisun_server import app

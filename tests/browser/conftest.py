@@ -42,7 +42,9 @@ async def app(make_settings: Callable[..., Settings]) -> AsyncIterator[App]:
     async with running(make_settings("orders", "payments")) as app:
         connection = Connection(app.address)
         await store.fill(app, connection)
+        stream = await store.subscribe(app, connection)
         yield app
+        stream.cancel()
         await connection.close()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import Any
 
+from orisun_api import admin_pb2 as ad
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
 from orisun_server.telemetry.sampler import Sample
@@ -51,7 +53,23 @@ async def fill(app: App, connection: Connection) -> None:
     await eventually(ready, timeout=20)
     about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="customer", value="alice")])])
     await connection.events.GetEvents(pb.GetEventsRequest(boundary=boundary, query=about, count=5), metadata=ADMIN)
+    await connection.admin.CreateUser(
+        ad.CreateUserRequest(
+            name="Rita Reader", username="rita", password="secret99", roles=[f"READER:{boundary}", "USER"]
+        ),
+        metadata=ADMIN,
+    )
+    await connection.admin.CreateToken(ad.CreateTokenRequest(name="billing service", roles=["USER"]), metadata=ADMIN)
     _remember(app)
+
+
+async def subscribe(app: App, connection: Connection) -> Any:
+    """A subscription that stays open."""
+    about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="customer", value="alice")])])
+    request = pb.CatchUpSubscribeToEventStoreRequest(boundary=orders(app), subscriber_name="invoices", query=about)
+    stream = connection.events.CatchUpSubscribeToEvents(request, metadata=ADMIN)
+    await stream.read()
+    return stream
 
 
 def _remember(app: App) -> None:

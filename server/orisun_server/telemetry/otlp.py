@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at whether the collector listens, and how long one may take.
-_LOOK, _PATIENCE = 10.0, 2.0
+LOOK, _PATIENCE = 10.0, 2.0
 _DEFAULT_PORT = 4317
 
 
@@ -44,12 +44,11 @@ class Otlp:
         refresh: Callable[[], Awaitable[None]],
         attributes: dict[str, str],
         interval: float = 60.0,
-        look: float = _LOOK,
     ) -> None:
         """``attributes`` are those of the resource (``service.name`` ...); ``interval`` is that of metrics."""
         self._url = endpoint if "://" in endpoint else f"http://{endpoint}"
         self._tracing, self._collect, self._refresh = tracing, collect, refresh
-        self._attributes, self._interval, self._look = attributes, interval, look
+        self._attributes, self._interval = attributes, interval
         self._started_at = time.time_ns()
         self._provider: TracerProvider | None = None
         self._exporter: OTLPMetricExporter | None = None
@@ -66,8 +65,10 @@ class Otlp:
         """Sends what is left, for a second or two at most."""
         if self._task is not None:
             await end([self._task])
-            if self._provider is not None:
+            try:
                 await self._export()
+            except Exception as problem:  # a server that stops is not held up by this
+                _log.warning("the last metrics could not be sent", reason=type(problem).__name__)
         await self._off()
 
     async def _run(self) -> None:
@@ -78,13 +79,13 @@ class Otlp:
                     await self._off()
                 elif self._provider is None:
                     await asyncio.to_thread(self._on)
-                    export_at = time.monotonic() + min(self._interval, self._look)
+                    export_at = time.monotonic() + min(self._interval, LOOK)
                 if self._provider is not None and time.monotonic() >= export_at:
                     export_at = time.monotonic() + self._interval
                     await self._export()
             except Exception as problem:  # telemetry never ends a server, and the next look follows
                 _log.warning("OpenTelemetry failed", reason=type(problem).__name__, endpoint=self._url)
-            await asyncio.sleep(min(self._look, self._interval))
+            await asyncio.sleep(min(LOOK, self._interval))
 
     async def _listens(self) -> bool:
         parts = urlsplit(self._url)

@@ -40,7 +40,7 @@ def _metric(family: Family, started_at: int, now: int) -> Metric | None:
         data = Histogram(points, AggregationTemporality.CUMULATIVE)
         return Metric(family.name, family.documentation, unit, data)
     numbers = [
-        NumberDataPoint(dict(sample.labels), started_at, now, sample.value)
+        NumberDataPoint(dict(sample.labels), started_at, now, float(sample.value))
         for sample in family.samples
         if not sample.name.endswith("_created")
     ]

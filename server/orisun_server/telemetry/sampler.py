@@ -47,7 +47,7 @@ class Sampler:
     """Looks every INTERVAL seconds, and at once when somebody asks and the last look is too old."""
 
     def __init__(self, insight: Insight, boundaries: Callable[[], Sequence[Boundary]], nats: Nats) -> None:
-        self._insight, self._boundaries, self._nats = insight, boundaries, nats
+        self._insight, self._boundaries, self.nats = insight, boundaries, nats
         self.progress: dict[str, Progress] = {}
         #: None while JetStream does not answer.
         self.jetstream: JetStreamUse | None = None
@@ -99,10 +99,10 @@ class Sampler:
             await asyncio.sleep(INTERVAL)
 
     async def _jetstream(self) -> JetStreamUse | None:
-        if not self._nats.connected:
+        if not self.nats.connected:
             return None
         try:
-            connection = self._nats.connection
+            connection = self.nats.connection
             async with asyncio.timeout(2):
                 info = await connection.answer(connection.jetstream.account_info())
         except Exception as problem:  # NATS is not needed for anything here

@@ -93,6 +93,12 @@ def summary(text: str) -> str:
     return text if len(text) <= _SUMMARY else text[:_SUMMARY] + " …"
 
 
+def marked(text: str) -> Markup:
+    """A text in which backticks mark code."""
+    pieces = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
+
+
 def criteria(query: Query) -> str:
     """A query as the event browser writes it: one criterion a line."""
     return "\n".join(" ".join(f"{_quoted(tag.key)}={_quoted(tag.value)}" for tag in criterion) for criterion in query)
@@ -132,5 +138,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "pretty": pretty,
     "summary": summary,
     "criteria": criteria,
+    "marked": marked,
 }
 GLOBALS: dict[str, Callable[..., Any]] = {"sparkline": sparkline}
