@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -87,6 +87,33 @@ class ApiServer:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def stream(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[Object]:
+        """The events of a watch, for about that long. Raises KubeError (410: the version is too old)."""
+        self.requests["WATCH"] += 1
+        request = await self._client.param_serialize(
+            "GET",
+            path,
+            query_params=[*query.items(), ("watch", "true"), ("timeoutSeconds", str(seconds))],
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE, sock_read=seconds + _PATIENCE)
+        try:
+            response = await self._client.call_api(*request, _request_timeout=patience)
+            try:
+                if response.status != 200:
+                    raise KubeError(response.status, "WatchFailed", f"GET {path} was answered with {response.status}")
+                async for line in response.response.content:
+                    event = _parsed(line)
+                    if event.get("type") == "ERROR":
+                        told = event.get("object") or {}
+                        raise KubeError(int(told.get("code") or 500), "WatchFailed", str(told.get("message")))
+                    yield event
+            finally:
+                response.response.close()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise KubeError(0, "Unreachable", f"the API server does not answer: {error}") from error
 
     async def path(self, ref: Ref, subresource: str = "") -> str:
         group = "/api/v1" if ref.api_version == "v1" else f"/apis/{ref.api_version}"

@@ -6,7 +6,7 @@ Objects are plain dicts, as in YAML. Failures are ``KubeError`` with the API ser
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class Kube:
     @property
     def writes(self) -> int:
         """Requests so far that could have written something."""
-        return sum(count for verb, count in self.requests.items() if verb != "GET")
+        return sum(count for verb, count in self.requests.items() if verb not in ("GET", "WATCH"))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -96,6 +96,30 @@ class Kube:
             more = page["metadata"].get("continue") or ""
             if not more:
                 return found
+
+    async def watch(
+        self, api_version: str, kind: str, namespace: str | None, labels: str, *, seconds: int = 300
+    ) -> AsyncIterator[Object]:
+        """Every object with those labels, first as it is, then whenever it changes or goes, without end.
+
+        Raises KubeError or KindMissing; watch anew then.
+        """
+        path = await self._server.path(Ref(api_version, kind, namespace or "", ""))
+        while True:
+            page = await self._server.request("GET", path, query={"labelSelector": labels})
+            for item in page["items"]:
+                yield {"apiVersion": api_version, "kind": kind, **item}
+            version = page["metadata"]["resourceVersion"]
+            try:
+                while True:
+                    query = {"labelSelector": labels, "resourceVersion": version, "allowWatchBookmarks": "true"}
+                    async for event in self._server.stream(path, query, seconds):
+                        version = event["object"]["metadata"]["resourceVersion"]
+                        if event["type"] != "BOOKMARK":
+                            yield event["object"]
+            except KubeError as error:
+                if error.status != 410:
+                    raise
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

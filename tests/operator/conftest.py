@@ -37,6 +37,14 @@ def api_server(directory: Path) -> Iterator[ApiServer]:
 async def kube(api_server: ApiServer) -> AsyncIterator[Kube]:
     """A connection to it, with the CRDs in place."""
     kube = await Kube.connect(api_server.kubeconfig)
+    try:
+        await _install(kube)
+        yield kube
+    finally:
+        await kube.close()
+
+
+async def _install(kube: Kube) -> None:
     refs = []
     for file in sorted(CRDS.glob("*.yaml")):
         crd = yaml.safe_load(file.read_text())
@@ -44,18 +52,13 @@ async def kube(api_server: ApiServer) -> AsyncIterator[Kube]:
         refs.append(Ref.of(crd))
 
     async def established() -> bool:
-        found = [await kube.get(ref) for ref in refs]
-        return all(
-            any(
-                c["type"] == "Established" and c["status"] == "True"
-                for c in (crd or {}).get("status", {}).get("conditions", ())
-            )
-            for crd in found
-        )
+        for ref in refs:
+            conditions = ((await kube.get(ref) or {}).get("status") or {}).get("conditions") or ()
+            if not any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
+                return False
+        return True
 
     await eventually(established, 30, 0.1)
-    yield kube
-    await kube.close()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..jetstream import JetStream
 from ..kube import Kube
 from ..settings import OperatorSettings
 
@@ -54,3 +55,4 @@ class Context:
     postgres: Postgres
     settings: OperatorSettings
     clock: Callable[[], datetime.datetime] = field(default=_now)
+    jetstream: JetStream = field(default_factory=JetStream)

@@ -19,6 +19,11 @@ USER_ID = 10001
 
 #: On pods: the state of the spec that they were made from. It alone decides whether a pod is replaced.
 TEMPLATE_ANNOTATION = f"{PREFIX}template"
+#: On pods: which JetStream cluster they were made for.
+STREAMS_ANNOTATION = f"{PREFIX}jetstream"
+#: On the StatefulSet: the images that the cluster was created with, and its JetStream cluster's incarnation.
+IMAGE_ANNOTATION, NATS_IMAGE_ANNOTATION = f"{PREFIX}default-image", f"{PREFIX}default-nats-image"
+INCARNATION_ANNOTATION = f"{PREFIX}incarnation"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,15 @@ class Cluster:
     pods: int = 0
     #: Times that the JetStream cluster was begun anew (1 to n and back); each has a directory of its own.
     incarnation: int = 1
+    #: Of the NATS credentials: servers with different ones cannot form a cluster.
+    nats_digest: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> str:
+        """Which JetStream cluster a pod is made for."""
+        kind = "cluster" if self.spec.clustered else "single"
+        return f"{kind}-{self.incarnation}-{self.nats_digest[:8]}"
 
     # -- names -----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ DRAIN_PATIENCE, _HAND_OVER = 40, 3
 # store, and the operator removes the peers that no pod answers to any more.
 _START = r"""
 set -eu
+for old in /var/lib/nats/single-* /var/lib/nats/cluster-*; do
+  if [ "$old" != "$STORE" ]; then rm -rf "$old"; fi
+done
 mkdir -p "$STORE"
 if ! [ -s "$STORE/name" ]; then
   tr -dc a-z0-9 < /dev/urandom | head -c 8 > "$STORE/name.new"

@@ -12,7 +12,7 @@ from orisun_server.setting_types import default_schema
 from ..api.cluster import Pool, Storage
 from ..drift import quantity as parse_quantity
 from . import nats
-from .cluster import ADMIN_PORT, GRPC_PORT, TEMPLATE_ANNOTATION, Cluster, Object
+from .cluster import ADMIN_PORT, GRPC_PORT, STREAMS_ANNOTATION, TEMPLATE_ANNOTATION, Cluster, Object
 from .connection import connection
 from .security import container_security, pod_security
 
@@ -135,6 +135,7 @@ def _template(cluster: Cluster) -> Object:
                 **spec.pod_template.annotations,
                 "kubectl.kubernetes.io/default-container": "server",
                 TEMPLATE_ANNOTATION: cluster.template,
+                STREAMS_ANNOTATION: cluster.streams,
             },
         },
         "spec": pod,
@@ -194,6 +195,7 @@ def environment(cluster: Cluster) -> list[Object]:
         "ORISUN_BOUNDARIES": json.dumps([{"name": admin, "description": "The servers' own events"}]),
         "ORISUN_PG_SCHEMAS": f"{admin}:{default_schema(admin)}",
         "ORISUN_SCHEMA_MIGRATIONS": "verify",
+        "ORISUN_ADMIN_PASSWORD_ENFORCED": "true",
         "ORISUN_DRAINED_FILE": nats.DRAINED_FILE,
         "ORISUN_SHUTDOWN_GRACE": f"{_DRAIN}s",
         "ORISUN_LOGGING_FORMAT": "json",

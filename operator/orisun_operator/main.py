@@ -1,0 +1,201 @@
+"""Wiring: Kopf notices the resources, watches notice their children, a queue has them reconciled. No logic of kinds.
+
+Kopf's low-level event handlers alone are used: they write nothing of their own (no annotations, no finalizers) into
+resources that others keep in git. It runs standalone inside the holder of a Lease; its own peering elects nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+import structlog
+
+from .api import GROUP, VERSION
+from .endpoints import HealthServer, Liveness, serve_metrics
+from .kube import KindMissing, Kube, KubeError
+from .leader import Leader, LeaseLost
+from .metrics import Metrics
+from .reconcile import Context, boundary, cluster, index
+from .reconcile.postgres import Postgres
+from .settings import OperatorSettings
+from .work import Key, WorkQueue
+
+log = structlog.get_logger(__name__)
+
+_CLUSTER, _BOUNDARY, _INDEX = "orisunclusters", "boundaries", "eventindexes"
+_RECONCILERS = {_CLUSTER: cluster.reconcile, _BOUNDARY: boundary.reconcile, _INDEX: index.reconcile}
+_OWNERS = {"OrisunCluster": _CLUSTER, "Boundary": _BOUNDARY, "EventIndex": _INDEX}
+#: Everything of ours bears this label.
+_OURS = "app.kubernetes.io/managed-by=orisun-operator"
+_CHILDREN = (
+    ("apps/v1", "StatefulSet"),
+    ("v1", "Pod"),
+    ("v1", "Service"),
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("v1", "ServiceAccount"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("batch/v1", "Job"),
+)
+_WATCH_AGAIN = 5.0
+
+
+async def run(settings: OperatorSettings) -> None:
+    """Stand by, lead, work, until SIGTERM or SIGINT. Raises LeaseLost; the process must end then."""
+    kube = await Kube.connect()
+    liveness = Liveness()
+    metrics = Metrics(lambda: dict(kube.requests))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as parts:
+        parts.push_async_callback(kube.close)
+        if settings.health_port:
+            parts.callback(HealthServer(liveness, settings.health_port).stop)
+        if settings.metrics_port:
+            parts.callback(serve_metrics(metrics, settings.metrics_port))
+        beat = asyncio.create_task(liveness.beat())
+        parts.callback(beat.cancel)
+        leader = Leader(kube, settings.namespace, settings.lease_name, settings.lease_duration)
+        if not await _unless_stopped(stop, leader.acquire()):
+            return
+        metrics.leads(True)
+        hold = asyncio.create_task(leader.hold(), name="lease")
+        work = asyncio.create_task(_work(kube, settings, liveness, metrics), name="work")
+        asked = asyncio.create_task(stop.wait(), name="stop")
+        done, _ = await asyncio.wait((hold, work, asked), return_when=asyncio.FIRST_COMPLETED)
+        if hold in done and isinstance(hold.exception(), LeaseLost):
+            # another replica may work already: nothing may be written any more, not even by what is under way
+            log.error("the Lease is lost; this process ends", reason=str(hold.exception()))
+            os._exit(1)
+        for task in (work, hold, asked):
+            task.cancel()
+        results = await asyncio.gather(work, return_exceptions=True)
+        await leader.release()
+        if isinstance(results[0], Exception):
+            raise results[0]
+        log.info("stopped")
+
+
+async def _unless_stopped(stop: asyncio.Event, waiting: Any) -> bool:
+    """Whether the wait ended before the process was asked to stop."""
+    task, asked = asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+    for one in (task, asked):
+        if not one.done():
+            one.cancel()
+    if task.done() and not task.cancelled():
+        task.result()
+        return True
+    return False
+
+
+async def _work(kube: Kube, settings: OperatorSettings, liveness: Liveness, metrics: Metrics) -> None:
+    context = Context(kube, Postgres(kube), settings)
+    queue = WorkQueue(
+        {kind: functools.partial(reconcile, context) for kind, reconcile in _RECONCILERS.items()},
+        workers=settings.workers,
+        timer=settings.timer,
+        metrics=metrics,
+    )
+    liveness.longest = queue.longest
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(queue.run(), name="queue")
+            for api_version, kind in _CHILDREN:
+                for namespace in settings.namespaces or (None,):
+                    group.create_task(_watch_children(kube, queue, api_version, kind, namespace))
+            await kopf.operator(
+                registry=_registry(queue),
+                settings=_kopf_settings(settings),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+            )
+            raise RuntimeError("Kopf ended by itself")
+    finally:
+        await context.postgres.close()
+        await context.jetstream.close()
+
+
+def _registry(queue: WorkQueue) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for plural in _RECONCILERS:
+        seen: dict[str, Any] = {}
+        kopf.on.event(GROUP, VERSION, plural, registry=registry)(functools.partial(_noticed, queue, plural, seen))
+    return registry
+
+
+def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    found: kopf.ConnectionInfo | None = kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(
+        **arguments
+    )
+    return found
+
+
+def _kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
+    made = kopf.OperatorSettings()
+    made.posting.enabled = False
+    made.watching.server_timeout = 300
+    # with roles for single namespaces nobody may list namespaces or CRDs
+    made.scanning.disabled = bool(settings.namespaces)
+    return made
+
+
+async def _noticed(
+    queue: WorkQueue, plural: str, seen: dict[str, Any], *, event: Mapping[str, Any], **_: object
+) -> None:
+    """A resource came, changed or went. A changed status is our own doing and asks for nothing."""
+    obj = event["object"]
+    metadata = obj["metadata"]
+    key = Key(plural, metadata["namespace"], metadata["name"])
+    if event["type"] == "DELETED":
+        seen.pop(metadata["uid"], None)
+        queue.ask(key)
+        return
+    marks = [
+        metadata.get(field) for field in ("generation", "deletionTimestamp", "finalizers", "annotations", "labels")
+    ]
+    if seen.get(metadata["uid"]) != marks:
+        seen[metadata["uid"]] = marks
+        queue.ask(key)
+
+
+async def _watch_children(kube: Kube, queue: WorkQueue, api_version: str, kind: str, namespace: str | None) -> None:
+    """Whatever happens to something of ours has its owner reconciled."""
+    told = ""
+    while True:
+        try:
+            async for obj in kube.watch(api_version, kind, namespace, _OURS):
+                told = ""
+                for key in _owners_of(obj):
+                    queue.ask(key)
+        except (KubeError, KindMissing) as error:
+            if str(error) != told:
+                told = str(error)
+                log.warning("children are not watched; the timer finds what happens to them", kind=kind, error=told)
+        await asyncio.sleep(_WATCH_AGAIN)
+
+
+def _owners_of(obj: Mapping[str, Any]) -> list[Key]:
+    metadata = obj["metadata"]
+    namespace = metadata.get("namespace", "")
+    owners = [
+        Key(_OWNERS[owner["kind"]], namespace, owner["name"])
+        for owner in metadata.get("ownerReferences") or ()
+        if owner["kind"] in _OWNERS
+    ]
+    labels = metadata.get("labels") or {}
+    if not owners and (instance := labels.get("app.kubernetes.io/instance")):
+        # pods belong to their StatefulSet
+        owners.append(Key(_CLUSTER, namespace, instance))
+    return owners

@@ -1,0 +1,379 @@
+"""OrisunCluster: brings every child to what the spec wants, and the pods there step by step.
+
+What is not about pods is applied at each look, whatever else is wrong, so that drift is always repaired. Pods change
+one step at a time (``rollout``), when PostgreSQL's schema fits and JetStream's copies are current.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from ..api import API_VERSION, PREFIX
+from ..api.cluster import KIND, ClusterSpec, read_spec
+from ..api.conditions import set_condition
+from ..drift import contains
+from ..jetstream import Health, JetStreamError
+from ..kube import Applied, KindMissing, KubeError, NotOurs, Object, Ref
+from ..resources import nats, pods, postgres, services
+from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
+from ..rollout import Action, Pod, Step, View, next_step, stale_peers
+from . import SOON, Blocked, Context, Outcome
+from .cluster_pods import claims_of, pods_of
+from .cluster_schema import Schema, look_at_schema
+from .cluster_secrets import Secrets
+from .report import Report
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE, _DEGRADED = 0.5, 15.0
+
+
+async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
+    """One look at an OrisunCluster, and the next step."""
+    obj = await context.kube.get(Ref(API_VERSION, KIND, namespace, name))
+    if obj is None or obj["metadata"].get("deletionTimestamp"):
+        # its children go with it; what may stay says so itself (persistentVolumeClaimRetentionPolicy)
+        await context.postgres.forget(namespace, name)
+        return Outcome()
+    report = Report(context, obj)
+    try:
+        outcome = await _Work(context, obj, report).run()
+    except Blocked as problem:
+        report.blocked(problem)
+        outcome = Outcome(problem.retry)
+    except NotOurs as problem:
+        report.stalled("NameTaken", str(problem))
+        outcome = Outcome(30.0)
+    except KubeError as problem:
+        if problem.is_passing or (problem.status == 403 and "being terminated" in str(problem)):
+            report.waiting("KubernetesUnavailable", f"the API server refused for now: {problem}")
+        elif problem.status == 403:
+            report.stalled("Forbidden", f"the operator lacks a right: {problem}. Install the chart's roles again")
+        else:
+            report.stalled("Refused", f"the API server refused what follows from the spec: {problem}")
+        outcome = Outcome(30.0)
+    await report.send()
+    return outcome
+
+
+class _Work:
+    """One reconcile."""
+
+    def __init__(self, context: Context, obj: Object, report: Report) -> None:
+        self._context, self._kube, self._obj, self._report = context, context.kube, obj, report
+        metadata = obj["metadata"]
+        self._namespace, self._name = str(metadata["namespace"]), str(metadata["name"])
+        # what is missing now was there before, when the spec is the same and a whole look has succeeded
+        self._complete = report.before.get("observedGeneration") == report.generation and bool(
+            report.before.get("templateHash")
+        )
+
+    async def run(self) -> Outcome:
+        try:
+            spec = read_spec(self._obj)
+        except ValueError as error:
+            raise Blocked("InvalidSpec", f"{error}: correct the spec") from None
+        status = self._report.status
+        if spec.paused:
+            self._report.waiting("Paused", "spec.paused is set: nothing is changed until it is false")
+            set_condition(status, "Reconciling", False, "Paused", "nothing is under way", self._report.generation)
+            return Outcome()
+        live = await self._kube.get(Ref("apps/v1", "StatefulSet", self._namespace, self._name))
+        cluster = await self._resolve(spec, live)
+        secrets = Secrets(self._kube, cluster, self._context.clock())
+        auth, passwords = await secrets.nats()
+        await self._around(cluster, secrets, auth)
+        digests = await secrets.digests(passwords)
+        cluster = replace(cluster, nats_digest=digests["nats"])
+        cluster = replace(cluster, template=pods.template_hash(cluster, digests))
+        schema = await self._schema(cluster, live)
+        return await self._pods(cluster, live, schema, passwords)
+
+    async def _resolve(self, spec: ClusterSpec, live: Object | None) -> Cluster:
+        """The spec with what the cluster was created with: those stay when the operator is upgraded."""
+        settings, status = self._context.settings, self._report.status
+        kept: dict[str, str] = (live or {}).get("metadata", {}).get("annotations") or {}
+        default = kept.get(IMAGE_ANNOTATION) or settings.server_image
+        default_nats = kept.get(NATS_IMAGE_ANNOTATION) or settings.nats_image
+        kind = "cluster" if spec.clustered else "single"
+        before = kept.get(INCARNATION_ANNOTATION) or str((status.get("jetstream") or {}).get("incarnation") or "")
+        kind_before, _, number = before.partition("-")
+        incarnation = int(number) if number.isdigit() else 1
+        if number.isdigit() and kind_before != kind and spec.replicas:
+            incarnation += 1
+            await self._report.event(
+                "StreamsRebuilt",
+                f"with {spec.replicas} servers JetStream begins anew; subscriptions read PostgreSQL meanwhile",
+                warning=True,
+            )
+        marker = f"{kind}-{incarnation}"
+        status["jetstream"] = {**(status.get("jetstream") or {}), "incarnation": marker}
+        repository = settings.server_image.rpartition(":")[0] if ":" in settings.server_image.rpartition("/")[2] else ""
+        tagged = f"{repository or settings.server_image}:{spec.version}" if spec.version else ""
+        asked = (live or {}).get("spec", {}).get("replicas", 0)
+        return Cluster(
+            namespace=self._namespace,
+            name=self._name,
+            uid=self._obj["metadata"]["uid"],
+            spec=spec,
+            image=spec.image or tagged or default,
+            nats_image=spec.nats.image or default_nats,
+            pull_policy=spec.image_pull_policy or settings.image_pull_policy,
+            domain=settings.cluster_domain,
+            operator_namespace=settings.namespace,
+            pods=asked,
+            incarnation=incarnation,
+            annotations={
+                IMAGE_ANNOTATION: default,
+                NATS_IMAGE_ANNOTATION: default_nats,
+                INCARNATION_ANNOTATION: marker,
+            },
+        )
+
+    # -- what stands around the pods -------------------------------------------------------------------------------
+
+    async def _around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> None:
+        problem: Blocked | None = None
+        for obj in (services.service_account(cluster), services.headless(cluster), services.client(cluster)):
+            await self._apply(obj)
+        await self._apply(services.admin(cluster))
+        await self._apply(auth)
+        await self._apply(nats.configuration(cluster))
+        if cluster.spec.postgres.embedded is not None:
+            await self._embedded(cluster, secrets)
+        try:
+            if (admin := await secrets.admin()) is not None:
+                await self._apply(admin)
+            certificates, ends = await secrets.tls()
+            for obj in certificates:
+                await self._apply(obj)
+            await self._tell_tls(cluster, ends)
+        except KindMissing as missing:
+            problem = Blocked(
+                "CertManagerMissing", f"spec.tls.mode is certManager, and {missing}: install cert-manager, or change it"
+            )
+        except Blocked as blocked:
+            problem = blocked
+        await self._optional("policy/v1", "PodDisruptionBudget", cluster.name, services.disruption_budget(cluster))
+        policies = {policy["metadata"]["name"]: policy for policy in services.network_policies(cluster)}
+        for name in (cluster.name, cluster.postgres):
+            await self._optional("networking.k8s.io/v1", "NetworkPolicy", name, policies.get(name))
+        try:
+            await self._optional("monitoring.coreos.com/v1", "PodMonitor", cluster.name, services.pod_monitor(cluster))
+        except KindMissing as missing:
+            problem = problem or Blocked(
+                "PodMonitorMissing", f"spec.monitoring.podMonitor is on, and {missing}: install the Prometheus operator"
+            )
+        self._tell(cluster)
+        if problem is not None:
+            raise problem
+
+    async def _embedded(self, cluster: Cluster, secrets: Secrets) -> None:
+        ref = Ref("apps/v1", "StatefulSet", cluster.namespace, cluster.postgres)
+        live = await self._kube.get(ref)
+        containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
+        await self._apply(await secrets.postgres())
+        await self._apply(postgres.service(cluster))
+        if cluster.spec.hibernate and cluster.pods:
+            return  # servers first
+        await self._statefulset(postgres.statefulset(cluster, containers[0].get("image") or cluster.image), live)
+
+    async def _optional(self, api_version: str, kind: str, name: str, wanted: Object | None) -> None:
+        if wanted is not None:
+            await self._apply(wanted)
+            return
+        ref = Ref(api_version, kind, self._namespace, name)
+        there = await self._kube.get(ref)
+        owners = {owner["uid"] for owner in (there or {}).get("metadata", {}).get("ownerReferences") or ()}
+        if there is not None and self._obj["metadata"]["uid"] in owners:
+            await self._kube.delete(ref, precondition_uid=there["metadata"]["uid"])
+
+    async def _apply(self, obj: Object) -> Applied:
+        applied = await self._kube.apply(obj)
+        if applied.repaired:
+            fields = ", ".join(applied.repaired[:5])
+            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was changed by somebody: {fields} put back")
+        elif applied.created and self._complete:
+            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was missing and is made again")
+        return applied
+
+    async def _statefulset(self, obj: Object, live: Object | None) -> None:
+        """Apply; where Kubernetes does not let a field change, the StatefulSet is made anew around its pods."""
+        wanted = obj["spec"].get("volumeClaimTemplates") or []
+        fixed = live is not None and not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])
+        if live is not None and fixed:
+            await self._kube.delete(Ref.of(obj), propagation="Orphan", precondition_uid=live["metadata"]["uid"])
+            await self._report.event("StatefulSetRecreated", f"{Ref.of(obj)}: its volumes changed; pods are left alone")
+            for claim in await claims_of(self._kube, obj):
+                await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
+            raise Blocked("RecreatingStatefulSet", "a StatefulSet is made anew", stalled=False, retry=_AT_ONCE)
+        await self._apply(obj)
+
+    # -- schema ----------------------------------------------------------------------------------------------------
+
+    async def _schema(self, cluster: Cluster, live: Object | None) -> Schema:
+        if cluster.spec.hibernate:
+            return Schema("the cluster hibernates")
+        schema = await look_at_schema(self._context, self._obj)
+        status, generation = self._report.status, self._report.generation
+        reason = schema.blocked.reason if schema.blocked else "SchemaPending" if schema.problem else "SchemaReady"
+        set_condition(
+            status, "SchemaReady", not schema.problem, reason, schema.problem or "the tables fit", generation,
+            now=self._context.clock(),
+        )  # fmt: skip
+        if schema.blocked is None:
+            status["boundaries"] = schema.boundaries
+            status["unmanaged"] = {"boundaries": schema.unmanaged, "indexes": schema.unmanaged_indexes}
+        elif live is None and not status.get("templateHash"):
+            raise schema.blocked  # no server before there is something to serve
+        return schema
+
+    # -- pods ------------------------------------------------------------------------------------------------------
+
+    async def _pods(self, cluster: Cluster, live: Object | None, schema: Schema, passwords: dict[str, str]) -> Outcome:
+        status = self._report.status
+        if live is None or cluster.spec.hibernate or not schema.problem or self._is_applied(cluster, live):
+            await self._statefulset(pods.statefulset(cluster), live)
+            status["templateHash"] = cluster.template
+            status["image"], status["natsImage"] = cluster.image, cluster.nats_image
+        there = await pods_of(self._kube, cluster, self._context.clock())
+        health = await self._jetstream(cluster, there, passwords)
+        view = View(
+            wanted=0 if cluster.spec.hibernate else cluster.spec.replicas,
+            asked=cluster.pods,
+            pods=there,
+            template=cluster.template,
+            streams=cluster.streams,
+            jetstream=health.problem,
+            schema=schema.problem,
+            on_delete=cluster.spec.update_strategy.type == "OnDelete",
+            timeout=cluster.spec.update_strategy.pod_timeout_seconds,
+        )
+        step = next_step(view)
+        await self._take(cluster, step)
+        return self._conclude(cluster, view, step, health, schema)
+
+    def _is_applied(self, cluster: Cluster, live: Object) -> bool:
+        annotations = live["spec"]["template"]["metadata"].get("annotations") or {}
+        return bool(annotations.get(f"{PREFIX}template") == cluster.template)
+
+    async def _take(self, cluster: Cluster, step: Step) -> None:
+        if step.action is Action.SCALE:
+            await self._kube.apply(pods.statefulset(replace(cluster, pods=step.replicas)))
+            await self._report.event(step.reason, step.message)
+        elif step.action is Action.REPLACE and step.pod is not None:
+            ref = Ref("v1", "Pod", cluster.namespace, step.pod.name)
+            await self._kube.delete(ref, precondition_uid=step.pod.uid)
+            await self._report.event(step.reason, step.message)
+        elif step.action is Action.NOTHING and not cluster.spec.hibernate:
+            await self._drop_claims(cluster)
+
+    async def _drop_claims(self, cluster: Cluster) -> None:
+        """Volumes of pods that were scaled away: a server that comes back begins with none of its old state."""
+        for claim in await claims_of(self._kube, pods.statefulset(cluster)):
+            if claim.ordinal >= max(cluster.pods, cluster.spec.replicas):
+                await self._kube.delete(claim.ref)
+
+    async def _jetstream(self, cluster: Cluster, there: list[Pod], passwords: dict[str, str]) -> Health:
+        mine = {p.name: p.ip for p in there if p.ip and not p.terminating and p.streams == cluster.streams}
+        if not mine:
+            return Health()
+        health = await self._context.jetstream.health(mine, clustered=cluster.spec.clustered)
+        names = {pod.ordinal: health.names[pod.name] for pod in there if pod.name in health.names}
+        for peer in stale_peers(cluster.name, [p.name for p in health.peers], names, there, cluster.pods):
+            try:
+                await self._context.jetstream.remove(mine.values(), "system", passwords[nats.SYSTEM_PASSWORD], peer)
+                await self._report.event("PeerRemoved", f"{peer} is no member of JetStream's cluster any more")
+            except JetStreamError as error:
+                log.warning("a peer could not be removed", peer=peer, error=str(error))
+            health = replace(health, problem=health.problem or f"{peer}, which is gone, leaves JetStream's cluster")
+        return health
+
+    # -- status ----------------------------------------------------------------------------------------------------
+
+    def _conclude(self, cluster: Cluster, view: View, step: Step, health: Health, schema: Schema) -> Outcome:
+        report, status, generation = self._report, self._report.status, self._report.generation
+        now = self._context.clock()
+        ready = [pod for pod in view.pods if pod.ready and not pod.terminating]
+        status["replicas"], status["readyReplicas"] = len(view.pods), len(ready)
+        status["updatedReplicas"] = sum(pod.template == view.template for pod in view.pods)
+        off = not view.pods
+        status["jetstream"] = {
+            "state": "Off" if off else "Degraded" if health.problem else "Healthy",
+            "incarnation": status["jetstream"]["incarnation"],
+            **({"leader": health.leader, "peers": len(health.peers)} if health.leader and health.peers else {}),
+        }
+        set_condition(
+            status,
+            "JetStreamHealthy",
+            not off and not health.problem,
+            "Off" if off else "Degraded" if health.problem else "Healthy",
+            health.problem or ("no server runs" if off else "every server's copies of the streams are current"),
+            generation,
+            now=now,
+        )
+        set_condition(
+            status,
+            "Available",
+            bool(ready),
+            "Serving" if ready else "NotServing",
+            f"{len(ready)} of {view.wanted} servers serve" if ready else "no server serves",
+            generation,
+            now=now,
+        )
+        if schema.blocked is not None and not step.stalled:
+            report.blocked(schema.blocked)
+            return Outcome(schema.blocked.retry)
+        if step.stalled:
+            report.stalled(step.reason, step.message)
+            return Outcome(SOON)
+        if step.action is not Action.NOTHING:
+            report.waiting(step.reason, step.message)
+            return Outcome(_AT_ONCE if step.action in (Action.SCALE, Action.REPLACE) else SOON / 2)
+        if step.reason == "Ready":
+            report.ready("Ready", step.message)
+            if health.problem:
+                status["phase"] = "Degraded"
+                return Outcome(_DEGRADED)
+            return Outcome()
+        report.waiting(step.reason, step.message)
+        set_condition(status, "Reconciling", False, step.reason, "nothing is under way", generation, now=now)
+        return Outcome()
+
+    def _tell(self, cluster: Cluster) -> None:
+        status: dict[str, Any] = self._report.status
+        status["selector"] = ",".join(f"{key}={value}" for key, value in cluster.selector().items())
+        status["endpoints"] = {
+            "grpc": f"{cluster.grpc_host}:5005",
+            "admin": f"http://{cluster.admin_service}.{cluster.namespace}.svc:8991",
+        }
+        status["adminSecret"] = cluster.admin_secret
+        mode = cluster.spec.postgres.mode
+        status["postgres"] = {"mode": mode}
+        if mode == "embedded":
+            status["postgres"] |= {
+                "secret": cluster.postgres,
+                "note": f"for trying things out: the data goes with the claim data-{cluster.postgres}-0",
+            }
+
+    async def _tell_tls(self, cluster: Cluster, ends: str) -> None:
+        status: dict[str, Any] = self._report.status
+        if not cluster.spec.tls.enabled:
+            status.pop("tls", None)
+            return
+        before = (status.get("tls") or {}).get("notAfter")
+        status["tls"] = {"secret": cluster.tls_secret, **({"notAfter": ends} if ends else {})}
+        if before and ends and before != ends:
+            await self._report.event(
+                "CertificateRenewed", f"the certificate in {cluster.tls_secret} lasts until {ends}"
+            )
+        if not ends:
+            raise Blocked(
+                "AwaitingCertificate",
+                f"waiting for cert-manager to write {cluster.tls_secret}",
+                stalled=False,
+                retry=3.0,
+            )

@@ -1,0 +1,228 @@
+"""Secrets of a cluster: those that it makes, and what it reads from those that people make."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+
+from ..certificates import Issued, end_of, is_due, issue, make_authority
+from ..kube import Kube, Object, Ref
+from ..resources import nats, postgres
+from ..resources.cluster import Cluster
+from ..resources.connection import connection
+from . import Blocked
+
+#: 192 random bits, of characters that need no quoting anywhere.
+_BYTES = 24
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+#: An authority is replaced when this part of its life is over; the old one stays trusted until its end.
+_AUTHORITY_RENEWED = datetime.timedelta(days=365 * 5)
+
+
+class Secrets:
+    """Reads and makes the Secrets of one cluster."""
+
+    def __init__(self, kube: Kube, cluster: Cluster, now: datetime.datetime) -> None:
+        self._kube, self._cluster, self._now = kube, cluster, now
+
+    async def read(self, name: str) -> dict[str, bytes] | None:
+        """The contents of a Secret, None when there is none."""
+        found = await self._kube.get(Ref("v1", "Secret", self._cluster.namespace, name))
+        if found is None:
+            return None
+        try:
+            return {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
+        except binascii.Error:
+            return {}
+
+    async def need(self, name: str, keys: Sequence[str], field: str) -> dict[str, bytes]:
+        """The contents of a Secret that a person makes. Raises Blocked naming what is missing."""
+        found = await self.read(name)
+        where = f"Secret {self._cluster.namespace}/{name}"
+        if found is None:
+            raise Blocked("SecretNotFound", f"{where}, which {field} names, does not exist: create it", retry=10.0)
+        for key in keys:
+            if not found.get(key):
+                there = ", ".join(sorted(found)) or "none"
+                raise Blocked("UnknownSecretKey", f"{where} has no key {key!r} (it has {there}): add it", retry=10.0)
+        return found
+
+    async def nats(self) -> tuple[Object, dict[str, str]]:
+        """The Secret of the NATS servers, and its passwords; those that are there stay."""
+        there = await self.read(self._cluster.nats_secret) or {}
+        passwords = {key: there.get(key, b"").decode(errors="replace") or _password() for key in nats.PASSWORDS}
+        return nats.auth_secret(self._cluster, passwords), passwords
+
+    async def postgres(self) -> Object:
+        """The Secret of the embedded PostgreSQL."""
+        there = await self.read(self._cluster.postgres) or {}
+        return postgres.secret(self._cluster, there.get("password", b"").decode(errors="replace") or _password())
+
+    async def admin(self) -> Object | None:
+        """The administrator's Secret, None when a person makes it. Raises Blocked when that one is of no use."""
+        reference = self._cluster.spec.admin.secret_ref
+        if reference is None:
+            there = await self.read(self._cluster.admin_secret) or {}
+            data = {"username": there.get("username") or b"admin", "password": there.get("password") or b""}
+            if not data["password"]:
+                data["password"] = _password().encode()
+            return {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": self._cluster.metadata(self._cluster.admin_secret),
+                "type": "Opaque",
+                "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
+            }
+        keys = [reference.username_key, reference.password_key]
+        there = await self.need(reference.name, keys, "spec.admin.secretRef")
+        username, password = (there[key].decode(errors="replace") for key in keys)
+        where = f"Secret {self._cluster.namespace}/{reference.name}"
+        if password == "changeit":  # noqa: S105 - what must not be
+            raise Blocked("DefaultPassword", f"{where}: everybody knows the password: choose another one", retry=10.0)
+        if len(password) < 6:
+            raise Blocked("BadPassword", f"{where}: the password needs 6 characters at least", retry=10.0)
+        if len(username) < 3 or ":" in username:
+            raise Blocked("BadUsername", f"{where}: the user name needs 3 characters at least and no colon", retry=10.0)
+        return None
+
+    async def digests(self, passwords: Mapping[str, str]) -> dict[str, str]:
+        """Fingerprints of what servers read from Secrets at their start.
+
+        Keyed with a generated password, so that whoever reads a pod's annotation cannot guess at them.
+        """
+        spec, key = self._cluster.spec, passwords[nats.ROUTE_PASSWORD].encode()
+        credentials = connection(self._cluster)
+        wanted = {"postgres": (credentials.secret, sorted({key for _, key in credentials.from_secret.values()}))}
+        reference = spec.admin.secret_ref
+        names = (reference.username_key, reference.password_key) if reference else ("username", "password")
+        wanted["admin"] = (self._cluster.admin_secret, list(names))
+        if credentials.ca is not None:
+            wanted["postgres-ca"] = (credentials.ca.name, [credentials.ca.key])
+        digests = {"nats": hashlib.sha256(repr(sorted(passwords.items())).encode()).hexdigest()[:16]}
+        for what, (name, keys) in wanted.items():
+            there = await self.read(name) or {}
+            content = b"\0".join(there.get(one, b"") for one in keys)
+            digests[what] = hmac.new(key, content, hashlib.sha256).hexdigest()[:16]
+        return digests
+
+    # -- TLS -------------------------------------------------------------------------------------------------------
+
+    async def tls(self) -> tuple[list[Object], str]:
+        """What to apply for TLS, and the end of the certificate in use ("" while there is none).
+
+        Raises Blocked when the certificate is a person's, or cert-manager's, and not there.
+        """
+        tls, cluster = self._cluster.spec.tls, self._cluster
+        if tls.client_auth is not None:
+            ca = tls.client_auth.ca_secret_ref
+            await self.need(ca.name, [ca.key], "spec.tls.clientAuth.caSecretRef")
+        if tls.mode == "operator":
+            authority, server = await self._issue()
+            return [authority, server], _end(base64.b64decode(server["data"]["tls.crt"]), "")
+        if tls.mode == "secret":
+            there = await self.need(tls.secret_name, ["tls.crt", "tls.key"], "spec.tls.secretName")
+            return [], _end(there["tls.crt"], f"Secret {cluster.namespace}/{tls.secret_name}")
+        if tls.mode == "certManager":
+            there = await self.read(cluster.tls_secret) or {}
+            return [self._certificate()], _end(there["tls.crt"], "") if there.get("tls.crt") else ""
+        return [], ""
+
+    def names(self) -> list[str]:
+        """What clients may call the servers."""
+        cluster = self._cluster
+        service = f"{cluster.name}.{cluster.namespace}"
+        return [
+            f"{service}.svc",
+            f"{service}.svc.{cluster.domain}",
+            service,
+            cluster.name,
+            f"*.{cluster.headless}.{cluster.namespace}.svc.{cluster.domain}",
+            f"*.{cluster.headless}.{cluster.namespace}.svc",
+            *cluster.spec.tls.dns_names,
+        ]
+
+    def _certificate(self) -> Object:
+        tls, cluster = self._cluster.spec.tls, self._cluster
+        issuer = tls.issuer_ref
+        if issuer is None:
+            raise Blocked("InvalidSpec", "spec.tls.mode certManager needs spec.tls.issuerRef")
+        return {
+            "apiVersion": "cert-manager.io/v1",
+            "kind": "Certificate",
+            "metadata": cluster.metadata(cluster.tls_secret),
+            "spec": {
+                "secretName": cluster.tls_secret,
+                "dnsNames": self.names(),
+                "duration": tls.duration,
+                "renewBefore": tls.renew_before,
+                "usages": ["digital signature", "server auth"],
+                "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+                "issuerRef": {"name": issuer.name, "kind": issuer.kind, "group": issuer.group},
+            },
+        }
+
+    async def _issue(self) -> tuple[Object, Object]:
+        """The authority's Secret and the server's; both as they are while they are good."""
+        tls, cluster = self._cluster.spec.tls, self._cluster
+        authority_name = f"{cluster.name}-ca"
+        there = await self.read(authority_name) or {}
+        trusted = there.get("ca.crt", b"")
+        authority = Issued(there.get("tls.crt", b""), there.get("tls.key", b""))
+        if not authority.key or not _lasts(authority.certificate, self._now + _AUTHORITY_RENEWED):
+            authority = make_authority(f"{cluster.namespace}/{cluster.name}", self._now)
+            still = [pem for pem in _certificates(trusted) if _lasts(pem, self._now)]
+            trusted = b"".join([authority.certificate, *still])
+        server = await self.read(cluster.tls_secret) or {}
+        issued = Issued(server.get("tls.crt", b""), server.get("tls.key", b""))
+        names, before = self.names(), seconds_of(tls.renew_before)
+        if not issued.key or is_due(issued.certificate, authority.certificate, names, before, self._now):
+            issued = issue(authority, names, seconds_of(tls.duration), self._now)
+        return (
+            self._tls_secret(authority_name, authority, trusted),
+            self._tls_secret(cluster.tls_secret, issued, trusted),
+        )
+
+    def _tls_secret(self, name: str, issued: Issued, trusted: bytes) -> Object:
+        data = {"tls.crt": issued.certificate, "tls.key": issued.key, "ca.crt": trusted}
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": self._cluster.metadata(name),
+            "type": "kubernetes.io/tls",
+            "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
+        }
+
+
+def seconds_of(duration: str) -> datetime.timedelta:
+    """A duration such as 720h, as cert-manager writes it."""
+    return datetime.timedelta(seconds=sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([hms])", duration)))
+
+
+def _password() -> str:
+    return secrets.token_urlsafe(_BYTES)
+
+
+def _lasts(certificate: bytes, until: datetime.datetime) -> bool:
+    try:
+        return end_of(certificate) > until
+    except ValueError:
+        return False
+
+
+def _certificates(bundle: bytes) -> list[bytes]:
+    return re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", bundle, re.DOTALL)
+
+
+def _end(certificate: bytes, where: str) -> str:
+    try:
+        return end_of(certificate).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        if where:
+            raise Blocked("BadCertificate", f"{where}: tls.crt is no certificate in PEM: correct it") from None
+        return ""

@@ -1,0 +1,201 @@
+"""What to do next with the pods of a cluster: one step at a time, decided from what is. Pure.
+
+The rules: a pod is replaced only while all others serve and their copies of the streams are current; a pod that does
+not serve anyway is replaced first; while a replaced pod does not become ready nothing else is touched. So a bad image
+stops at its first pod, and taking the change back heals that pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of the StatefulSet. ``template`` and ``streams`` are what it was made from; ``age`` is in seconds."""
+
+    ordinal: int
+    name: str
+    uid: str
+    template: str
+    streams: str
+    ready: bool
+    terminating: bool = False
+    #: Why it is not ready, as far as the kubelet or the scheduler says.
+    problem: str = ""
+    age: float = 0.0
+    ip: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """What is, and what is wanted."""
+
+    #: Pods by the spec (0 while hibernating), and by the StatefulSet.
+    wanted: int
+    asked: int
+    pods: Sequence[Pod]
+    template: str
+    streams: str
+    #: Why JetStream is not as it should be; "" when it is.
+    jetstream: str = ""
+    #: Why the schema does not fit yet; "" when it does.
+    schema: str = ""
+    on_delete: bool = False
+    #: Seconds that a replaced pod may take.
+    timeout: float = 300.0
+
+
+class Action(Enum):
+    NOTHING = "Nothing"
+    WAIT = "Wait"
+    SCALE = "Scale"
+    REPLACE = "Replace"
+
+
+@dataclass(frozen=True)
+class Step:
+    """``replicas`` is for SCALE, ``pod`` for REPLACE; ``reason`` and ``message`` are for the conditions."""
+
+    action: Action
+    reason: str
+    message: str
+    replicas: int = 0
+    pod: Pod | None = None
+    stalled: bool = False
+
+
+def next_step(view: View) -> Step:
+    """The one next thing to do."""
+    if view.wanted == 0:
+        return _hibernate(view)
+    if view.asked == 0:
+        return _scale(view, view.wanted, "Starting", f"starting {_servers(view.wanted)}")
+    outdated = [pod for pod in view.pods if pod.ordinal < view.asked and not _is_current(view, pod)]
+    current = [pod for pod in view.pods if pod.ordinal < view.asked and _is_current(view, pod)]
+    unready = [pod for pod in current if not pod.ready]
+    # a first start of all pods at once is no rollout
+    if unready and (outdated or len(current) == view.asked):
+        return _await(view, unready)
+    broken = [pod for pod in outdated if not pod.ready and not pod.terminating]
+    if len(view.pods) < view.asked or any(pod.terminating for pod in view.pods):
+        gone = view.asked - sum(not pod.terminating for pod in view.pods)
+        leaving = [pod.name for pod in view.pods if pod.terminating]
+        what = f"{', '.join(leaving)} to end" if leaving else f"{_servers(max(gone, 1))} to be made"
+        return Step(Action.WAIT, "AwaitingPods", f"waiting for {what}")
+    if broken and not view.on_delete:
+        pod = broken[-1]
+        return _replace(view, pod, f"{pod.name} does not serve ({pod.problem or 'not ready'}) and is made anew")
+    if view.asked != view.wanted:
+        return _resize(view, outdated)
+    if outdated:
+        return _roll(view, outdated)
+    return Step(Action.NOTHING, "Ready", f"{_servers(view.wanted)} serve")
+
+
+def stale_peers(
+    cluster: str, peers: Sequence[str], names: dict[int, str], pods: Sequence[Pod], asked: int
+) -> list[str]:
+    """Members of JetStream's cluster that no pod will ever be again.
+
+    ``peers`` are their names, ``POD-suffix``; ``names`` the names that running pods answer with. A member is stale when
+    its ordinal is beyond the StatefulSet and its pod gone, or when its pod answers with another name (a lost volume).
+    """
+    there = {pod.ordinal for pod in pods}
+    stale = []
+    for peer in peers:
+        ordinal = _ordinal(cluster, peer)
+        if ordinal is None:
+            continue
+        removed = ordinal >= asked and ordinal not in there
+        if removed or names.get(ordinal, peer) != peer:
+            stale.append(peer)
+    return stale
+
+
+def _ordinal(cluster: str, peer: str) -> int | None:
+    rest = peer.removeprefix(f"{cluster}-")
+    number = rest.partition("-")[0]
+    return int(number) if rest != peer and number.isdigit() else None
+
+
+def _is_current(view: View, pod: Pod) -> bool:
+    return pod.template == view.template
+
+
+def _hibernate(view: View) -> Step:
+    if view.asked:
+        return _scale(view, 0, "Hibernating", "stopping all servers")
+    if view.pods:
+        return Step(Action.WAIT, "Hibernating", f"waiting for {', '.join(pod.name for pod in view.pods)} to end")
+    return Step(Action.NOTHING, "Hibernated", "no server runs; volumes and data are kept")
+
+
+def _await(view: View, unready: Sequence[Pod]) -> Step:
+    oldest = max(unready, key=lambda pod: pod.age)
+    why = "; ".join(f"{pod.name}: {pod.problem or 'starting'}" for pod in unready)
+    if oldest.age > view.timeout:
+        return Step(
+            Action.WAIT,
+            "PodsNotReady",
+            f"not ready after {view.timeout:.0f} s: {why}. Nothing else is changed until that is mended;"
+            f" see kubectl logs {oldest.name}, or take the last change of the spec back",
+            stalled=True,
+        )
+    return Step(Action.WAIT, "AwaitingPods", f"waiting for {why}")
+
+
+def _resize(view: View, outdated: Sequence[Pod]) -> Step:
+    rebuilt = [pod for pod in view.pods if pod.streams != view.streams]
+    if view.asked < view.wanted and rebuilt:
+        return _scale(view, view.wanted, "Growing", f"growing to {_servers(view.wanted)}; the streams begin anew")
+    if view.wanted == 1 and outdated:
+        # the one that stays first, so that somebody serves all the time
+        first = next((pod for pod in outdated if pod.ordinal == 0), None)
+        if first is not None:
+            return _gated(
+                view, _replace(view, first, f"{first.name} is made anew; the streams begin anew"), schema=True
+            )
+        return _scale(view, 1, "Shrinking", "shrinking to one server; the streams begin anew")
+    target = view.asked + 1 if view.asked < view.wanted else view.asked - 1
+    word = "Growing" if target > view.asked else "Shrinking"
+    step = _scale(view, target, word, f"{word.lower()} from {view.asked} to {_servers(target)}, {view.wanted} wanted")
+    return _gated(view, step)
+
+
+def _roll(view: View, outdated: Sequence[Pod]) -> Step:
+    if view.on_delete:
+        names = ", ".join(pod.name for pod in outdated)
+        return Step(
+            Action.NOTHING, "AwaitingDeletion", f"updateStrategy is OnDelete: delete {names} to have the change there"
+        )
+    pod = outdated[-1]
+    left = f"{len(outdated)} of {view.wanted} to go"
+    return _gated(view, _replace(view, pod, f"{pod.name} is made anew as the spec wants it, {left}"), schema=True)
+
+
+def _gated(view: View, step: Step, *, schema: bool = False) -> Step:
+    """The step, or what it waits for."""
+    others = [pod for pod in view.pods if not pod.ready and (step.pod is None or pod.uid != step.pod.uid)]
+    if others:
+        return _await(view, others)
+    rebuilding = any(pod.streams != view.streams for pod in view.pods)
+    if view.jetstream and not rebuilding:
+        return Step(Action.WAIT, "AwaitingJetStream", f"before the next change of a pod: {view.jetstream}")
+    if schema and view.schema:
+        return Step(Action.WAIT, "AwaitingSchema", f"before a pod is changed: {view.schema}")
+    return step
+
+
+def _scale(view: View, replicas: int, reason: str, message: str) -> Step:
+    return Step(Action.SCALE, reason, message, replicas=replicas)
+
+
+def _replace(view: View, pod: Pod, message: str) -> Step:
+    return Step(Action.REPLACE, "RollingOut", message, pod=pod)
+
+
+def _servers(count: int) -> str:
+    return "one server" if count == 1 else f"{count} servers"

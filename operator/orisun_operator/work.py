@@ -1,0 +1,128 @@
+"""The queue between what happens and who reconciles: each resource at most once at a time, soon again after a failure.
+
+A resource that is asked for while it is being reconciled is reconciled once more afterwards. Every known resource is
+looked at again after the timer's interval, with some jitter, so that nothing depends on a notice that got lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+import structlog
+
+from .metrics import Metrics
+from .reconcile import Outcome
+
+log = structlog.get_logger(__name__)
+
+_FIRST_RETRY, _LONGEST_RETRY = 1.0, 120.0
+#: Part of the timer's interval by which looks are spread.
+_JITTER = 0.1
+
+
+class Key(NamedTuple):
+    """Which resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+Reconcile = Callable[[str, str], Awaitable[Outcome]]
+
+
+class WorkQueue:
+    """``run`` works until it is cancelled; ``ask`` has a resource reconciled soon."""
+
+    def __init__(self, reconcilers: Mapping[str, Reconcile], *, workers: int, timer: float, metrics: Metrics) -> None:
+        self._reconcilers, self._workers, self._timer, self._metrics = reconcilers, workers, timer, metrics
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._queued: set[Key] = set()
+        self._running: dict[Key, float] = {}
+        self._again: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        #: Due time and key; an entry that is not the key's latest is void.
+        self._later: list[tuple[float, int, Key]] = []
+        self._due: dict[Key, int] = {}
+        self._numbers = itertools.count()
+        self._earlier = asyncio.Event()
+
+    def ask(self, key: Key) -> None:
+        """Reconcile it as soon as a worker is free."""
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
+            self._metrics.queued(len(self._queued))
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone; one last look was or will be taken."""
+        self._due.pop(key, None)
+        self._failures.pop(key, None)
+
+    def longest(self) -> float:
+        """Seconds that the longest reconcile under way has taken by now."""
+        return max((time.monotonic() - since for since in self._running.values()), default=0.0)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._clock())
+            for _ in range(self._workers):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._ready.get()
+            self._queued.discard(key)
+            self._metrics.queued(len(self._queued))
+            self._running[key] = time.monotonic()
+            try:
+                pause = await self._reconcile(key)
+            finally:
+                del self._running[key]
+            if key in self._again:
+                self._again.discard(key)
+                self.ask(key)
+            self._schedule(key, pause)
+
+    async def _reconcile(self, key: Key) -> float:
+        """Seconds until the next look."""
+        started = time.monotonic()
+        regular = self._timer * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
+        try:
+            outcome = await self._reconcilers[key.kind](key.namespace, key.name)
+        except Exception as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            self._metrics.failed(key.kind, time.monotonic() - started)
+            log.exception("a reconcile failed", kind=key.kind, namespace=key.namespace, name=key.name, error=str(error))
+            return float(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY))
+        self._failures.pop(key, None)
+        self._metrics.reconciled(key.kind, time.monotonic() - started)
+        return regular if outcome.requeue is None else min(outcome.requeue, regular)
+
+    def _schedule(self, key: Key, pause: float) -> None:
+        number = next(self._numbers)
+        self._due[key] = number
+        heapq.heappush(self._later, (time.monotonic() + pause, number, key))
+        self._earlier.set()
+
+    async def _clock(self) -> None:
+        while True:
+            self._earlier.clear()
+            now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                _, number, key = heapq.heappop(self._later)
+                if self._due.get(key) == number:
+                    self.ask(key)
+            pause = self._later[0][0] - now if self._later else None
+            try:
+                await asyncio.wait_for(self._earlier.wait(), pause)
+            except TimeoutError:
+                continue

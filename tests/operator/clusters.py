@@ -1,0 +1,204 @@
+"""An OrisunCluster on a real API server, and a hand in place of the controllers and the kubelet.
+
+There is no StatefulSet controller here: ``follow`` makes and removes the pods that it would, as it would; ``ready``
+says about a pod what its kubelet would. The PostgreSQL is the test run's own.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from orisun_operator.api import API_VERSION
+from orisun_operator.jetstream import Health, JetStream
+from orisun_operator.kube import Kube, Object, Ref
+from orisun_operator.reconcile import Context, Outcome, cluster
+from orisun_operator.reconcile.postgres import Postgres
+from orisun_operator.settings import OperatorSettings
+from orisun_server.settings import Settings
+from tests.harness import eventually
+
+NAME = "store"
+
+
+class StillJetStream(JetStream):
+    """The NATS servers of pods that are rows in etcd alone: nothing can be asked; what they would say is set here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = Health()
+        self.removed: list[str] = []
+
+    async def health(self, pods: Mapping[str, str], *, clustered: bool) -> Health:
+        return self.answer
+
+    async def remove(self, addresses: Any, user: str, password: str, peer: str) -> None:
+        self.removed.append(peer)
+
+
+class Stage:
+    """One OrisunCluster and its surroundings."""
+
+    def __init__(self, kube: Kube, namespace: str, settings: Settings) -> None:
+        self.kube, self.namespace, self.settings = kube, namespace, settings
+        self.late = 0.0
+        self.jetstream = StillJetStream()
+        self.context = self.operator()
+
+    def operator(self, **settings: Any) -> Context:
+        """An operator with its own connections."""
+        made = OperatorSettings(server_image="orisun:1", nats_image="orisun-nats:1", **settings)
+        return Context(self.kube, Postgres(self.kube), made, self._now, self.jetstream)
+
+    def _now(self) -> datetime.datetime:
+        return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self.late)
+
+    async def secret(self, name: str, **data: str) -> None:
+        """Create a Secret, or change it."""
+        obj = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "stringData": data,
+        }
+        if await self.kube.create(obj) is None:
+            await self.kube.patch(Ref.of(obj), {"stringData": data})
+
+    async def create(self, **spec: Any) -> Object:
+        """Create the OrisunCluster, on the test run's PostgreSQL unless the spec says otherwise."""
+        await self.secret("credentials", username=self.settings.pg_user, password="anything")
+        external = {
+            "host": self.settings.pg_host,
+            "port": self.settings.pg_port,
+            "database": self.settings.pg_name,
+            "sslMode": "disable",
+            "credentialsSecretRef": {"name": "credentials"},
+        }
+        wanted = {
+            "replicas": 3,
+            "postgres": {"external": external},
+            "admin": {"boundary": self.settings.admin_boundary},
+            **spec,
+        }
+        made = await self.kube.create(
+            {
+                "apiVersion": API_VERSION,
+                "kind": "OrisunCluster",
+                "metadata": {"name": NAME, "namespace": self.namespace},
+                "spec": wanted,
+            }
+        )
+        assert made is not None
+        return made
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(API_VERSION, "OrisunCluster", self.namespace, NAME)
+
+    async def get(self, api_version: str, kind: str, name: str) -> Object | None:
+        return await self.kube.get(Ref(api_version, kind, self.namespace, name))
+
+    async def statefulset(self) -> Object:
+        found = await self.get("apps/v1", "StatefulSet", NAME)
+        assert found is not None
+        return found
+
+    async def status(self) -> dict[str, Any]:
+        found = await self.kube.get(self.ref)
+        assert found is not None
+        status: dict[str, Any] = found["status"]
+        return status
+
+    async def condition(self, type: str) -> tuple[str, str, str]:
+        """Status, reason and message."""
+        found = {c["type"]: c for c in (await self.status())["conditions"]}[type]
+        return found["status"], found["reason"], found["message"]
+
+    async def patch(self, **spec: Any) -> None:
+        await self.kube.patch(self.ref, {"spec": spec})
+
+    async def reconcile(self) -> Outcome:
+        return await cluster.reconcile(self.context, self.namespace, NAME)
+
+    async def events(self, reason: str) -> list[str]:
+        found = await self.kube.list("events.k8s.io/v1", "Event", self.namespace)
+        return [event["note"] for event in found if event["reason"] == reason]
+
+    # -- what the controllers and the kubelet would do -------------------------------------------------------------
+
+    async def pods(self) -> dict[str, Object]:
+        return {p["metadata"]["name"]: p for p in await self.kube.list("v1", "Pod", self.namespace)}
+
+    async def follow(self) -> list[str]:
+        """Make the pods that the StatefulSet asks for, from its template, and remove those beyond; names of the new."""
+        statefulset = await self.statefulset()
+        there, made = await self.pods(), []
+        for ordinal in range(statefulset["spec"]["replicas"]):
+            name = f"{NAME}-{ordinal}"
+            if name in there:
+                continue
+            template = statefulset["spec"]["template"]
+            obj = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {**template["metadata"], "name": name, "namespace": self.namespace},
+                "spec": {
+                    **template["spec"],
+                    "volumes": [
+                        *template["spec"]["volumes"],
+                        {"name": "jetstream", "persistentVolumeClaim": {"claimName": f"jetstream-{name}"}},
+                    ],
+                },
+            }
+            obj["metadata"].pop("creationTimestamp", None)
+            assert await self.kube.create(obj) is not None
+            made.append(name)
+        for name in there:
+            if int(name.rpartition("-")[2]) >= statefulset["spec"]["replicas"]:
+                await self.end(name)
+        return made
+
+    async def end(self, name: str) -> None:
+        """What the kubelet does at the end of a pod that is being deleted."""
+        ref = Ref("v1", "Pod", self.namespace, name)
+        await self.kube._server.request("DELETE", await self.kube._server.path(ref), body={"gracePeriodSeconds": 0})
+
+    async def ready(self, name: str, *, ip: str = "127.9.9.9") -> None:
+        await self._tell(name, "True", ip, [])
+
+    async def failing(self, name: str, reason: str = "ImagePullBackOff", message: str = "no such image") -> None:
+        waiting = {"waiting": {"reason": reason, "message": message}}
+        container = {"name": "server", "ready": False, "restartCount": 0, "image": "x", "imageID": "", "state": waiting}
+        await self._tell(name, "False", "127.9.9.9", [container])
+
+    async def _tell(self, name: str, ready: str, ip: str, containers: list[Object]) -> None:
+        status = {
+            "phase": "Running",
+            "podIP": ip,
+            "conditions": [{"type": "Ready", "status": ready}],
+            "containerStatuses": containers,
+        }
+        await self.kube.patch(Ref("v1", "Pod", self.namespace, name), {"status": status}, subresource="status")
+
+    async def settle(self, *, ready: bool = True, rounds: int = 60) -> None:
+        """Reconcile and play the controllers until nothing moves (``ready`` False: until it waits for a pod)."""
+
+        async def calm() -> bool:
+            outcome = await self.reconcile()
+            statefulset = await self.get("apps/v1", "StatefulSet", NAME)
+            if statefulset is None:
+                return False
+            for pod in (await self.pods()).values():
+                if "deletionTimestamp" in pod["metadata"]:
+                    await self.end(pod["metadata"]["name"])
+            made = await self.follow()
+            if ready:
+                for name in made:
+                    await self.ready(name)
+            return outcome.requeue is None
+
+        await eventually(calm, rounds, 0.02)
+
+    async def close(self) -> None:
+        await self.context.postgres.close()
