@@ -130,13 +130,13 @@ class Audit:
         for kind in chosen:
             event_type, by, about = kind
             count = self._pending.pop(kind)
-            self._budget -= 1
-            self._written[kind] = now
             try:
                 await self.append(event_type, by, {**dict(about), "count": count})
             except OrisunError:
                 self._pending[kind] = self._pending.get(kind, 0) + count
                 raise
+            self._budget -= 1
+            self._written[kind] = now
         if self._omitted and (last or now - self._omitted_at >= _WINDOW):
             await self.append(audit.DENIALS_OMITTED, audit.SERVER, {"count": self._omitted})
             self._omitted, self._omitted_at = 0, now
