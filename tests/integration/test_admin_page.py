@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -394,8 +395,10 @@ async def test_too_much_is_refused(app: App, browser: Browser) -> None:
     assert big.status_code == 400
     many = await browser.client.post("/users/new", data={f"f{n}": "" for n in range(500)})
     assert many.status_code == 400
-    head = await browser.get("/", headers={"x-long": "x" * 400_000})
-    assert head.status_code in (400, 431)
+    # the server may close before the client has sent it all
+    with contextlib.suppress(httpx.TransportError):
+        head = await browser.get("/", headers={"x-long": "x" * 400_000})
+        assert head.status_code in (400, 431)
 
 
 @pytest.mark.parametrize(

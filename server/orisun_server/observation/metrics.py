@@ -68,12 +68,26 @@ class BoundaryMetrics:
         self.reads: defaultdict[str, Histogram] = defaultdict(Histogram)
 
 
+class RpcMetrics:
+    """The calls of one rpc; streams count when they end."""
+
+    __slots__ = ("name", "ok", "other", "running", "seconds")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.running = self.ok = 0
+        #: Calls that ended with another status, by its name.
+        self.other: Counter[str] = Counter()
+        self.seconds = Histogram()
+
+
 class Metrics:
     """All counts of a server."""
 
     def __init__(self) -> None:
         self.boundaries: defaultdict[str, BoundaryMetrics] = defaultdict(BoundaryMetrics)
-        #: Finished calls by (rpc, status), and how long those of an rpc took; streams count when they end.
-        self.calls: Counter[tuple[str, str]] = Counter()
-        self.call_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.calls_now: Counter[str] = Counter()
+        self.rpcs: dict[str, RpcMetrics] = {}
+
+    def rpc(self, name: str) -> RpcMetrics:
+        """The counts of an rpc."""
+        return self.rpcs.setdefault(name, RpcMetrics(name))

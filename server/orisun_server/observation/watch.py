@@ -12,7 +12,7 @@ from ..core.append import Context
 from ..core.criteria import Criterion
 from ..core.position import Position
 from ..errors import ContextChanged
-from .metrics import Metrics
+from .metrics import Metrics, RpcMetrics
 from .queries import QueryLog
 from .tracing import Tracing, enter
 
@@ -44,9 +44,10 @@ class Watch:
     ) -> None:
         self.metrics, self.queries, self.tracing = metrics or Metrics(), queries or QueryLog(), tracing or Tracing()
 
-    def call(self, rpc: str, context: Any) -> WatchedCall:
-        """``with`` around an rpc; ``context`` is gRPC's, asked for its metadata only while something is traced."""
-        return WatchedCall(self, rpc, context)
+    def call(self, rpc: RpcMetrics, context: Any) -> WatchedCall:
+        """``with`` around a call of an rpc (``metrics.rpc``); ``context`` is gRPC's, asked for its metadata only while
+        something is traced."""
+        return WatchedCall(self.tracing, rpc, context)
 
     def flush(
         self, boundary: str, calls: Sequence[FlushedCall], is_indexed: Callable[[Criterion], bool]
@@ -68,34 +69,36 @@ class Watch:
 class WatchedCall:
     """One rpc; ``failed`` tells its status where that is not OK."""
 
-    __slots__ = ("_context", "_rpc", "_span", "_started", "_status", "_watch")
+    __slots__ = ("_context", "_rpc", "_span", "_started", "_status", "_tracing")
 
-    def __init__(self, watch: Watch, rpc: str, context: Any) -> None:
-        self._watch, self._rpc, self._context = watch, rpc, context
-        self._status = "OK"
+    def __init__(self, tracing: Tracing, rpc: RpcMetrics, context: Any) -> None:
+        self._tracing, self._rpc, self._context = tracing, rpc, context
+        self._status = ""
         self._span: Span | None = None
 
     def failed(self, status: str) -> None:
         self._status = status
 
     def __enter__(self) -> WatchedCall:
-        watch = self._watch
-        watch.metrics.calls_now[self._rpc] += 1
-        if watch.tracing.tracer is not None:
-            self._span = watch.tracing.begin_call(self._rpc, self._context.invocation_metadata())
+        rpc = self._rpc
+        rpc.running += 1
+        if self._tracing.tracer is not None:
+            self._span = self._tracing.begin_call(rpc.name, self._context.invocation_metadata())
             enter(self._span)
         self._started = perf_counter()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
-        metrics = self._watch.metrics
-        if kind is not None and self._status == "OK":
-            self._status = "CANCELLED"
-        metrics.call_seconds[self._rpc].observe(perf_counter() - self._started)
-        metrics.calls[self._rpc, self._status] += 1
-        metrics.calls_now[self._rpc] -= 1
+        rpc = self._rpc
+        rpc.running -= 1
+        rpc.seconds.observe(perf_counter() - self._started)
+        status = self._status
+        if not status and kind is None:
+            rpc.ok += 1
+        else:
+            rpc.other[status or "CANCELLED"] += 1
         if self._span is not None:
-            self._watch.tracing.end_call(self._span, self._status)
+            self._tracing.end_call(self._span, status or ("OK" if kind is None else "CANCELLED"))
 
 
 class WatchedFlush:

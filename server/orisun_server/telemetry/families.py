@@ -63,19 +63,20 @@ class Families:
         yield _gauge("orisun_nats_connected", "1 while NATS can be reached.", {(): self._health.delivery_ok})
 
     def _calls(self) -> Iterator[Metric]:
-        metrics = self._watch.metrics
         names = ("grpc_service", "grpc_method")
         handled = CounterMetricFamily(
             "grpc_server_handled", "Calls that ended, by status.", labels=(*names, "grpc_code")
         )
-        for (rpc, status), number in sorted(metrics.calls.items()):
-            handled.add_metric([*_rpc(rpc), status], number)
+        rpcs = [(_rpc(name), counts) for name, counts in sorted(self._watch.metrics.rpcs.items())]
+        for rpc, counts in rpcs:
+            for status, number in (("OK", counts.ok), *sorted(counts.other.items())):
+                handled.add_metric([*rpc, status], number)
         yield handled
         seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Duration of calls.", labels=names)
-        for rpc, histogram in sorted(metrics.call_seconds.items()):
-            _add(seconds, _rpc(rpc), histogram)
+        for rpc, counts in rpcs:
+            _add(seconds, rpc, counts.seconds)
         yield seconds
-        running = {_rpc(rpc): number for rpc, number in sorted(metrics.calls_now.items())}
+        running = {rpc: counts.running for rpc, counts in rpcs}
         yield _gauge("grpc_server_in_flight", "Calls under way, streams included.", running, names)
 
     def _boundaries(self) -> Iterator[Metric]:

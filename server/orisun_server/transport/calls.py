@@ -195,10 +195,10 @@ class Calls:
         return self._watched(rpc, handle)
 
     def _watched(self, rpc: str, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-        watch = self._watch
+        watch, counts = self._watch, self._watch.metrics.rpc(rpc)
 
         async def watched(raw: Any, context: _Context) -> Any:
-            with watch.call(rpc, context) as call:
+            with watch.call(counts, context) as call:
                 return await handle(raw, context, call)
 
         return watched

@@ -63,6 +63,8 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            # what clients do wrong is told to them
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,
