@@ -1,0 +1,37 @@
+"""Every page about the client does what it says: its snippets run, and print what it shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from orisun_server.settings import Settings
+from tests import snippets
+from tests.harness import Connection
+
+DOCS = Path(__file__).parents[2] / "docs" / "client"
+PAGES = (
+    "tutorial", "connect", "append-and-read", "decisions", "commands", "streams", "subscribe", "payloads", "errors",
+    "admin", "sync",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_snippets(
+    page: str, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]]
+) -> None:
+    server = await make_server(make_settings("accounts", "snapshots", exact=True))
+    running = snippets.run(DOCS / f"{page}.md", {"localhost:5005": server.address})
+    # a loop of its own, for there is a page whose calls block
+    await asyncio.to_thread(asyncio.run, running)
+
+
+def test_pages_link_to_pages_that_are_there() -> None:
+    import re
+
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
