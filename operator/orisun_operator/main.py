@@ -69,15 +69,14 @@ async def run(settings: OperatorSettings) -> None:
             return
         metrics.leads(True)
         hold = asyncio.create_task(leader.hold(), name="lease")
-        work = asyncio.create_task(_work(kube, settings, liveness, metrics), name="work")
-        asked = asyncio.create_task(stop.wait(), name="stop")
-        done, _ = await asyncio.wait((hold, work, asked), return_when=asyncio.FIRST_COMPLETED)
+        work = asyncio.create_task(_work(kube, settings, liveness, metrics, stop), name="work")
+        done, _ = await asyncio.wait((hold, work), return_when=asyncio.FIRST_COMPLETED)
         if hold in done and isinstance(hold.exception(), LeaseLost):
             # another replica may work already: nothing may be written any more, not even by what is under way
             log.error("the Lease is lost; this process ends", reason=str(hold.exception()))
             os._exit(1)
-        for task in (work, hold, asked):
-            task.cancel()
+        hold.cancel()
+        work.cancel()
         results = await asyncio.gather(work, return_exceptions=True)
         await leader.release()
         if isinstance(results[0], Exception):
@@ -98,7 +97,9 @@ async def _unless_stopped(stop: asyncio.Event, waiting: Any) -> bool:
     return False
 
 
-async def _work(kube: Kube, settings: OperatorSettings, liveness: Liveness, metrics: Metrics) -> None:
+async def _work(
+    kube: Kube, settings: OperatorSettings, liveness: Liveness, metrics: Metrics, stop: asyncio.Event
+) -> None:
     context = Context(kube, Postgres(kube), settings)
     queue = WorkQueue(
         {kind: functools.partial(reconcile, context) for kind, reconcile in _RECONCILERS.items()},
@@ -109,18 +110,21 @@ async def _work(kube: Kube, settings: OperatorSettings, liveness: Liveness, metr
     liveness.longest = queue.longest
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(queue.run(), name="queue")
+            tasks = [group.create_task(queue.run(), name="queue")]
             for api_version, kind in _CHILDREN:
                 for namespace in settings.namespaces or (None,):
-                    group.create_task(_watch_children(kube, queue, api_version, kind, namespace))
+                    tasks.append(group.create_task(_watch_children(kube, queue, api_version, kind, namespace)))
+            # it takes SIGTERM and SIGINT for itself, and returns then
             await kopf.operator(
                 registry=_registry(queue),
                 settings=_kopf_settings(settings),
                 standalone=True,
                 clusterwide=not settings.namespaces,
                 namespaces=settings.namespaces,
+                stop_flag=stop,
             )
-            raise RuntimeError("Kopf ended by itself")
+            for task in tasks:
+                task.cancel()
     finally:
         await context.postgres.close()
         await context.jetstream.close()

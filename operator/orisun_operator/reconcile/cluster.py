@@ -66,6 +66,8 @@ class _Work:
         self._context, self._kube, self._obj, self._report = context, context.kube, obj, report
         metadata = obj["metadata"]
         self._namespace, self._name = str(metadata["namespace"]), str(metadata["name"])
+        #: Whether the embedded PostgreSQL's pod is not ready yet.
+        self._postgres_starts = False
         # what is missing now was there before, when the spec is the same and a whole look has succeeded
         self._complete = report.before.get("observedGeneration") == report.generation and bool(
             report.before.get("templateHash")
@@ -174,6 +176,7 @@ class _Work:
     async def _embedded(self, cluster: Cluster, secrets: Secrets) -> None:
         ref = Ref("apps/v1", "StatefulSet", cluster.namespace, cluster.postgres)
         live = await self._kube.get(ref)
+        self._postgres_starts = not (live or {}).get("status", {}).get("readyReplicas")
         containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
         await self._apply(await secrets.postgres())
         await self._apply(postgres.service(cluster))
@@ -217,7 +220,11 @@ class _Work:
     async def _schema(self, cluster: Cluster, live: Object | None) -> Schema:
         if cluster.spec.hibernate:
             return Schema("the cluster hibernates")
-        schema = await look_at_schema(self._context, self._obj)
+        if self._postgres_starts:
+            waiting = Blocked("AwaitingPostgres", "waiting for the embedded PostgreSQL", stalled=False, retry=SOON)
+            schema = Schema(str(waiting), waiting)
+        else:
+            schema = await look_at_schema(self._context, self._obj)
         status, generation = self._report.status, self._report.generation
         reason = schema.blocked.reason if schema.blocked else "SchemaPending" if schema.problem else "SchemaReady"
         set_condition(
@@ -351,6 +358,8 @@ class _Work:
             "admin": f"http://{cluster.admin_service}.{cluster.namespace}.svc:8991",
         }
         status["adminSecret"] = cluster.admin_secret
+        for count in ("replicas", "readyReplicas", "updatedReplicas"):
+            status.setdefault(count, 0)
         mode = cluster.spec.postgres.mode
         status["postgres"] = {"mode": mode}
         if mode == "embedded":
