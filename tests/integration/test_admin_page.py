@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
 from orisun_server.settings import Settings
-from tests.harness import ADMIN, Connection, eventually
+from tests.harness import ADMIN, Connection, eventually, free_port
+from tests.integration.test_tls import AUTHORITY, issue, written
 from tests.integration.web import Browser, browsing, running
 
 PAGES = ("/", "/subscriptions", "/queries", "/users", "/tokens", "/audit", "/configuration", "/account")
@@ -408,3 +411,62 @@ async def test_no_path_leads_to_files(browser: Browser, path: str) -> None:
     answer = await browser.get(path)
     assert answer.status_code in (303, 400, 404, 409)
     assert "import" not in answer.text
+
+
+async def test_over_tls(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
+    files = written(tmp_path, issue("localhost", AUTHORITY))
+    trusted = ssl.create_default_context(cadata=AUTHORITY.certificate.decode())
+    async with running(make_settings(**files, grpc_tls_client_auth_required=True)) as app:
+        url = app.page_address.replace("127.0.0.1", "localhost")
+        assert url.startswith("https://")
+        async with httpx.AsyncClient(base_url=url, verify=trusted) as client:
+            # probes and browsers have no certificate of their own
+            assert (await client.get("/readyz")).status_code == 200
+            answer = await client.post("/sign-in", data={"username": "admin", "password": "changeit"})
+            cookie = answer.headers["set-cookie"]
+            assert cookie.startswith("__Host-orisun_session=")
+            assert "Secure" in cookie
+            assert "strict-transport-security" in answer.headers
+            assert (await client.get("/users")).status_code == 200
+
+
+async def test_before_postgresql_is_there(make_settings: Callable[..., Settings]) -> None:
+    app = App(make_settings(pg_host="127.0.0.1", pg_port=free_port()))
+    starting = asyncio.create_task(app.start())
+    try:
+        await eventually(lambda: app.page_address)
+        async with browsing(app, "") as stranger:
+            assert (await stranger.get("/healthz")).status_code == 200
+            ready = await stranger.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+            assert (await stranger.get("/metrics")).status_code == 503
+            for path in ("/", "/sign-in"):
+                page = await stranger.get(path)
+                assert page.status_code == 503
+                assert "waits for PostgreSQL" in page.text
+    finally:
+        starting.cancel()
+        await asyncio.wait([starting])
+
+
+async def test_slow_queries_are_logged_with_what_would_help(
+    make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(make_settings(slow_query_threshold=0.0)) as app:
+        connection = Connection(app.address)
+        boundary = orders(app)
+        about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="shape", value="a private value")])])
+        position = pb.Position(commit_position=-1, prepare_position=-1)
+        event = pb.EventToSave(event_id="s1", event_type="S", data='{"shape": "a private value"}')
+        query = pb.SaveQuery(expected_position=position, subsetQuery=about)
+        await connection.events.SaveEvents(
+            pb.SaveEventsRequest(boundary=boundary, query=query, events=[event]), metadata=ADMIN
+        )
+        await connection.events.GetEvents(pb.GetEventsRequest(boundary=boundary, query=about, count=1), metadata=ADMIN)
+        await connection.close()
+        kinds = {entry.shape.kind for entry in app.watch.queries.entries(unindexed=True)}
+        assert kinds == {"append", "page"}
+    said = capsys.readouterr().out
+    assert "slow query" in said
+    assert "create_index" in said
+    assert "a private value" not in said

@@ -34,7 +34,7 @@ def parse_query(text: str, event_type: str) -> Query:
     """The query of a form: a criterion a line, ``key=value`` separated by spaces, ``"…"`` (as JSON writes texts) where
     a key or value has spaces; the event type, if one is given, is asked for in each. Raises InvalidArgument."""
     criteria = []
-    for number, line in enumerate(map(str.rstrip, text.splitlines()), start=1):
+    for number, line in enumerate(map(str.rstrip, text.split("\n")), start=1):
         tags, at = [], 0
         while at < len(line):
             pair = _PAIR.match(line, at)

@@ -1,0 +1,64 @@
+"""Counting, and the bounded memory of queries."""
+
+from __future__ import annotations
+
+import pytest
+
+from orisun_server.core.criteria import criterion
+from orisun_server.observation import Histogram, QueryLog, Tracing, Watch
+
+
+def test_a_histogram_counts_each_value_once() -> None:
+    histogram = Histogram((1.0, 5.0))
+    for value in (0.5, 1.0, 1.1, 5.0, 9.0):
+        histogram.observe(value)
+    assert histogram.counts == [2, 2, 1]
+    assert histogram.count == 5
+    assert histogram.sum == pytest.approx(16.6)
+
+
+def test_calls_are_counted_by_how_they_ended() -> None:
+    watch = Watch()
+    rpc = watch.metrics.rpc("orisun.EventStore/Ping")
+    with watch.call(rpc, None):
+        assert rpc.running == 1
+    with watch.call(rpc, None) as call:
+        call.failed("NOT_FOUND")
+    with pytest.raises(KeyError), watch.call(rpc, None):
+        raise KeyError
+    assert (rpc.ok, dict(rpc.other), rpc.running) == (1, {"NOT_FOUND": 1, "CANCELLED": 1}, 0)
+    assert rpc.seconds.count == 3
+
+
+def test_queries_are_remembered_by_their_keys_in_bounded_number() -> None:
+    log = QueryLog(0.5, ignored="admin", most=3)
+    for number in range(10):
+        log.note("orders", "page", [(criterion([(f"key{number}", "secret")]), False)], 0.1)
+    log.note("orders", "page", [(criterion([("key9", "another")]), False)], 0.3)
+    log.note("orders", "page", [(criterion([("fast", "x")]), True), ((), False)], 0.1)
+    log.note("admin", "page", [(criterion([("own", "x")]), False)], 9.0)
+    entries = log.entries()
+    assert [entry.shape.keys for entry in entries] == [("key9",), ("key8",), ("key7",)] or len(entries) == 3
+    assert entries[0].shape.keys == ("key9",)
+    assert (entries[0].count, entries[0].slow) == (2, 0)
+    assert entries[0].create_index == {
+        "boundary": "orders",
+        "name": "key9",
+        "fields": [{"json_key": "key9", "value_type": "TEXT"}],
+    }
+    assert log.unindexed == {"orders": 11}
+
+
+def test_an_indexed_query_counts_only_when_it_is_slow() -> None:
+    log = QueryLog(0.5)
+    log.note("orders", "latest", [(criterion([("a", "1")]), True)], 0.7)
+    (entry,) = log.entries()
+    assert (entry.indexed, entry.slow) == (True, 1)
+    assert log.entries(unindexed=True) == []
+
+
+def test_tracing_that_is_off_makes_nothing() -> None:
+    tracing = Tracing()
+    assert not tracing.active
+    assert tracing.begin_call("a/b", (("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"),)) is None
+    assert tracing.origins("orders", [1, 2]) == {}
