@@ -5,6 +5,7 @@ The operator writes the same catalog as the servers, and makes tables under the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -62,6 +63,12 @@ SELECT h.transaction_id, h.global_id, p.transaction_id, p.global_id, coalesce(p.
 FROM (SELECT) AS always
 LEFT JOIN (SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1) AS h ON true
 LEFT JOIN {published} AS p ON p.boundary = $1
+"""
+
+# $1 schema, $2 names: the functions with their arguments, quoted; a name may have several
+_FUNCTIONS = """
+SELECT p.oid::pg_catalog.regprocedure::text AS signature FROM pg_catalog.pg_proc AS p
+JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = $1::text::name AND p.proname = ANY ($2)
 """
 
 #: SQLSTATE of what is appended to a closed boundary (object_not_in_prerequisite_state).
@@ -208,7 +215,8 @@ class ManagedBoundaries:
                             f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_TIMEOUT};"
                             "SET LOCAL statement_timeout = 0"
                         )
-                        await connection.execute(_drop_sql(names))
+                        functions = await connection.fetch(_FUNCTIONS, names.schema, [names.append, names.closed])
+                        await connection.execute(_drop_sql(names, [row["signature"] for row in functions]))
                         await connection.execute(
                             f"DELETE FROM {schema}.orisun_migration WHERE scope = $1 AND schema_name = $2",
                             boundary_scope(boundary.name, boundary.schema).name,
@@ -246,13 +254,7 @@ class _AnothersError(Exception):
     """Ends the transaction."""
 
 
-def _drop_sql(names: BoundaryNames) -> str:
+def _drop_sql(names: BoundaryNames, functions: Sequence[str]) -> str:
     """Everything that the migrations of a boundary make; the sequence belongs to the table of events."""
-    tables = ", ".join((names.q_events, names.q_published, names.q_checkpoints))
-    functions = ", ".join((names.q_append, names.qualified(names.closed)))
-    return f"DROP TABLE IF EXISTS {tables}; DROP FUNCTION IF EXISTS {functions}"
-
-
-def is_settled(record: BoundaryRecord) -> bool:
-    """Whether the boundary's making has ended, well or not."""
-    return record.status is not BoundaryStatus.PROVISIONING
+    tables = ", ".join((names.q_events, names.q_published, names.q_checkpoints, names.q_commands))
+    return f"DROP TABLE IF EXISTS {tables};" + "".join(f"DROP FUNCTION {signature};" for signature in functions)
