@@ -12,7 +12,7 @@ import asyncpg
 
 from ..core.position import NOTHING, Position
 from ..errors import FailedPrecondition, Unavailable
-from .boundaries import BACKEND, GROWN, Boundary, BoundaryRecord, BoundaryStatus, CatalogSql, record_of
+from .boundaries import BACKEND, GROWN, Boundary, BoundaryRecord, CatalogSql, record_of
 from .database import Database
 from .index_builder import CANCEL
 from .index_sql import create_prefix
