@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orisun_server.storage.boundaries import BoundaryStatus
-from orisun_server.storage.migrations import boundary_scope
-
 from ..kube import Object
 from . import Blocked, Context
+from .schema import survey
 
 
 @dataclass(frozen=True)
@@ -24,31 +22,15 @@ class Schema:
 
 
 async def look_at_schema(context: Context, obj: Object) -> Schema:
-    """Migrate the admin schema and boundaries without a resource, then see whether every scope fits.
-
-    A boundary that a resource manages is migrated by that resource's reconcile: it may want to see a plan first.
-    """
+    """As ``schema.survey`` has it, with what stands in the way of looking as a value."""
     try:
-        async with context.postgres.session(obj) as session:
-            records = [r for r in await session.boundaries.all() if r.name != session.admin_boundary]
-            active = [r for r in records if r.status is BoundaryStatus.ACTIVE]
-            unmanaged = [r for r in records if not r.managed_by]
-            mine = [boundary_scope(r.name, r.namespace) for r in active if not r.managed_by]
-            failures = await session.migrator.apply_each([session.migrator.admin, *mine])
-            scopes = [session.migrator.admin, *(boundary_scope(r.name, r.namespace) for r in active)]
-            problems = [f"{name}: {error}" for name, error in failures.items()]
-            for state in await session.migrator.status(scopes):
-                if state.problem and state.scope.name not in failures:
-                    problems.append(state.problem)
-                elif state.pending and state.scope.name not in failures:
-                    problems.append(f"{state.scope.label} has migrations to come")
-            indexes = await session.index_catalog.unmanaged()
-            return Schema(
-                "; ".join(problems[:3]),
-                None,
-                len(records),
-                sorted(r.name for r in unmanaged),
-                sorted(f"{i.boundary}/{i.definition.name}" for i in indexes if i.boundary != session.admin_boundary),
-            )
+        found = await survey(context, obj)
     except Blocked as blocked:
         return Schema(str(blocked), blocked)
+    return Schema(
+        "" if found.ready else found.message,
+        None,
+        found.boundaries,
+        list(found.unmanaged.boundaries),
+        list(found.unmanaged.indexes),
+    )

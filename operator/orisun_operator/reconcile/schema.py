@@ -17,7 +17,8 @@ from . import Context
 from .managers import release
 from .postgres import Session
 
-_NAMED = 20
+#: Problems that a message names.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Survey:
 
     ready: bool
     message: str
+    #: How many the catalog lists, the admin boundary apart.
+    boundaries: int
     unmanaged: Unmanaged
 
 
@@ -45,23 +48,27 @@ async def survey(context: Context, cluster: Mapping[str, Any]) -> Survey:
     async with context.postgres.session(cluster) as session:
         await release(context, session)
         records = await session.boundaries.all()
-        active = [record for record in records if record.status is BoundaryStatus.ACTIVE]
-        free = [boundary_scope(record.name, record.namespace) for record in active if not record.managed_by]
-        failures = await session.migrator.apply_each(free) if free else {}
-        missing = {name.partition(":")[2]: str(error) for name, error in failures.items()}
-        managers = {record.name: record.managed_by for record in active}
-        scopes = [boundary_scope(record.name, record.namespace) for record in active]
-        for state in await session.migrator.status(scopes):
-            name = state.scope.name.partition(":")[2]
+        active = {record.name: record for record in records if record.status is BoundaryStatus.ACTIVE}
+        scopes = {name: boundary_scope(name, record.namespace) for name, record in active.items()}
+        free = [scopes[name] for name, record in active.items() if not record.managed_by]
+        failures = await session.migrator.apply_each([session.migrator.admin, *free])
+        missing = {name: f"{name}: {error}" for name, error in failures.items()}
+        for state in await session.migrator.status([session.migrator.admin, *scopes.values()]):
             if state.problem:
-                missing[name] = state.problem
-            elif state.pending and name not in missing:
-                missing[name] = (
-                    f'boundary "{name}" waits for its migrations, which {managers[name] or "nobody"} manages'
-                )
-        problems = sorted(missing.values())
-        text = "; ".join(problems[:_NAMED]) or f"{len(active)} boundaries fit"
-        return Survey(not problems, text, await unmanaged(session))
+                missing[state.scope.name] = state.problem
+            elif state.pending and state.scope.name not in missing:
+                missing[state.scope.name] = f"{state.scope.label} has migrations to come"
+        for name, scope in scopes.items():
+            if scope.name in missing and active[name].managed_by:
+                missing[scope.name] += f" (see {active[name].managed_by})"
+        problems = [missing[name] for name in sorted(missing)]
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        return Survey(
+            not problems,
+            "; ".join(problems[:_NAMED]) + more,
+            sum(record.name != session.admin_boundary for record in records),
+            await unmanaged(session),
+        )
 
 
 async def unmanaged(session: Session) -> Unmanaged:
