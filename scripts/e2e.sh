@@ -13,7 +13,7 @@ kubernetes=$(cd "${ORISUN_E2E_K8S:-../shared/k8s}" 2>/dev/null && pwd || true)
 run() { .venv/bin/python -m pytest e2e --timeout 900 "$@"; }
 
 if [ -n "${KUBECONFIG:-}" ]; then
-  run --k8s-provider external "$@"
+  run --k8s-provider external --k8s-kubeconfig "$KUBECONFIG" "$@"
 elif [ -x "$kubernetes/cluster.sh" ] && [ "$(id -u)" = 0 ]; then
   export ORISUN_E2E_K8S=$kubernetes ORISUN_E2E_CACHE=${ORISUN_E2E_CACHE:-$HOME/.cache/orisun-e2e}
   export PATH=$ORISUN_E2E_CACHE/bin:$PATH KUBECONFIG=$ORISUN_E2E_CACHE/kubeconfig
@@ -30,7 +30,7 @@ elif [ -x "$kubernetes/cluster.sh" ] && [ "$(id -u)" = 0 ]; then
   "$kubernetes/base-images.sh" python 3.12
   DOCKER_BUILD_ARGS="--network host ${DOCKER_BUILD_ARGS:-}" scripts/images.sh
   "$kubernetes/cluster.sh" up
-  run --k8s-provider external --e2e-load "$@"
+  run --k8s-provider external --k8s-kubeconfig "$KUBECONFIG" --e2e-load "$@"
 elif command -v kind >/dev/null && docker info >/dev/null 2>&1; then
   scripts/images.sh
   run --k8s-provider kind --k8s-version "${E2E_KUBERNETES_VERSION:-1.34.0}" --e2e-load "$@"

@@ -75,7 +75,8 @@ class ApiServer:
     @classmethod
     async def connect(cls, kubeconfig: Path | str | None = None) -> ApiServer:
         """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config."""
-        configuration = Configuration()
+        # unlimited: watches of many namespaces hold a connection each, and the Lease must never wait for one
+        configuration = Configuration(connection_pool_maxsize=0)
         if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
         else:
