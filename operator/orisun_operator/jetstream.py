@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import nats
+import nats.errors
 import structlog
+from nats.aio.client import Client
 
 from .resources.cluster import MONITOR_PORT, NATS_PORT
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE = 3.0
+_PATIENCE = 3
 _REMOVE = "$JS.API.SERVER.REMOVE"
 
 
@@ -63,34 +64,41 @@ class JetStream:
         answers = await asyncio.gather(*(self._look(name, ip) for name, ip in pods.items()))
         problems = [problem for _, problem, _, _ in answers if problem]
         names = {pod: server for pod, _, server, _ in answers if server}
-        leader, peers = "", tuple[Peer, ...]()
-        for _, _, _, meta in answers:
-            leader = leader or str(meta.get("leader") or "")
-            if meta.get("replicas"):
-                peers = tuple(Peer(str(r["name"]), bool(r.get("offline"))) for r in meta["replicas"])
-                peers += (Peer(str(meta["leader"]), False),)
+        leader, members = "", dict[str, Peer]()
+        for _, _, server, meta in answers:
+            told = str(meta.get("leader") or "")
+            leader = leader or told
+            if told and told == server:  # the others know less
+                leader = told
+                members = {
+                    str(r["name"]): Peer(str(r["name"]), bool(r.get("offline"))) for r in meta.get("replicas") or ()
+                }
+                members[told] = Peer(told, False)
         if clustered and not leader and not problems:
             problems.append("JetStream's cluster has no leader")
-        return Health("; ".join(problems), leader, peers, names)
+        return Health("; ".join(problems), leader, tuple(members.values()), names)
 
     async def remove(self, addresses: Iterable[str], user: str, password: str, peer: str) -> None:
         """Remove a member for good; its copies of streams are made elsewhere. Raises JetStreamError."""
-        servers = [f"nats://{ip}:{NATS_PORT}" for ip in addresses]
+        client = Client()
         try:
-            client = await nats.connect(
-                servers,
-                user=user,
-                password=password,
-                connect_timeout=_PATIENCE,
-                allow_reconnect=False,
-                error_cb=_quiet,
-            )
-            try:
+            async with asyncio.timeout(2 * _PATIENCE):
+                await client.connect(
+                    [f"nats://{ip}:{NATS_PORT}" for ip in addresses],
+                    user=user,
+                    password=password,
+                    connect_timeout=_PATIENCE,
+                    allow_reconnect=False,
+                    error_cb=_quiet,
+                )
                 answer = await client.request(_REMOVE, json.dumps({"peer": peer}).encode(), timeout=_PATIENCE)
-            finally:
-                await client.close()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise JetStreamError(f"the NATS servers do not answer: {error or type(error).__name__}") from error
+        finally:
+            transport = client._transport  # close() leaves it open where connecting failed
+            await client.close()
+            if transport is not None:
+                transport.close()  # type: ignore[no-untyped-call]
         told = json.loads(answer.data)
         if not told.get("success"):
             raise JetStreamError(f"{peer} is not removed: {told.get('error', {}).get('description', told)}")

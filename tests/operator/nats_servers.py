@@ -1,0 +1,87 @@
+"""NATS servers as pods would run them: the rendered configuration, each on a loopback address of its own."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from orisun_operator.api.cluster import ClusterSpec
+from orisun_operator.resources import nats
+from orisun_operator.resources.cluster import Cluster
+from orisun_server.embedded.nats import _binary
+
+PASSWORDS = {key: f"{key}-of-the-test" for key in nats.PASSWORDS}
+
+
+def cluster_of(replicas: int) -> Cluster:
+    postgres = {"external": {"host": "db", "credentialsSecretRef": {"name": "db"}}}
+    spec = ClusterSpec.model_validate({"replicas": replicas, "postgres": postgres})
+    return Cluster("shop", "store", "uid", spec, "orisun:1", "orisun-nats:1")
+
+
+class NatsServers:
+    """``start(ordinal)``, ``stop(ordinal)``; pod ``store-N`` has the address 127.77.7.(N+1)."""
+
+    def __init__(self, directory: Path, cluster: Cluster) -> None:
+        self._directory, self._cluster = directory, cluster
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def address(self, ordinal: int) -> str:
+        return f"127.77.7.{ordinal + 1}"
+
+    def addresses(self) -> dict[str, str]:
+        """Of the running ones, by pod."""
+        return {self._cluster.pod(ordinal): self.address(ordinal) for ordinal in sorted(self._running)}
+
+    def start(self, ordinal: int) -> None:
+        place = self._directory / str(ordinal)
+        (place / "config").mkdir(parents=True, exist_ok=True)
+        (place / "run").mkdir(exist_ok=True)
+        files = dict(nats.configuration(self._cluster)["data"])
+        secret = nats.auth_secret(self._cluster, PASSWORDS)["data"]
+        files |= {name: base64.b64decode(secret[name]).decode() for name in ("auth.conf", "routes.conf")}
+        for name, text in files.items():
+            mine = text.replace("0.0.0.0", self.address(ordinal))
+            for other in range(9):
+                mine = mine.replace(self._cluster.host(other), self.address(other))
+            (place / "config" / name).write_text(mine)
+        container = nats.container(self._cluster)
+        script = container["command"][-1]
+        for real, ours in (("/etc/nats", "config"), ("/run/nats", "run"), ("/var/lib/nats", "data")):
+            script = script.replace(real, str(place / ours))
+        environment = {
+            "PATH": f"{Path(_binary()).parent}:{os.environ['PATH']}",
+            "POD_NAME": self._cluster.pod(ordinal),
+            "STORE": nats.store_directory(self._cluster).replace("/var/lib/nats", str(place / "data")),
+            "ADVERTISE": f"{self.address(ordinal)}:6222",
+        }
+        with (place / "log").open("ab") as log:
+            self._running[ordinal] = subprocess.Popen(
+                ["/bin/sh", "-c", script], env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def log(self, ordinal: int) -> str:
+        return (self._directory / str(ordinal) / "log").read_text(errors="replace")
+
+    def pid_file(self, ordinal: int) -> Path:
+        return self._directory / str(ordinal) / "run" / "nats.pid"
+
+    def stop(self, ordinal: int, number: int = signal.SIGTERM) -> None:
+        process = self._running.pop(ordinal)
+        process.send_signal(number)
+        process.wait(60)
+
+    def lose_volume(self, ordinal: int) -> None:
+        """Of a stopped one."""
+        shutil.rmtree(self._directory / str(ordinal) / "data")
+
+    def close(self) -> None:
+        for process in self._running.values():
+            process.kill()
+        for process in self._running.values():
+            process.wait()
+        self._running.clear()

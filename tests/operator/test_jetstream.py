@@ -1,0 +1,100 @@
+"""Real NATS servers with the rendered configuration: they form a cluster, tell their health, lose members."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import pytest
+
+from orisun_operator.jetstream import Health, JetStream, JetStreamError
+from orisun_operator.resources import nats as rendered
+from tests.harness import eventually
+from tests.operator.nats_servers import PASSWORDS, NatsServers, cluster_of
+
+
+@pytest.fixture
+async def jetstream() -> AsyncIterator[JetStream]:
+    made = JetStream()
+    yield made
+    await made.close()
+
+
+async def _healthy(jetstream: JetStream, servers: NatsServers, members: int) -> Health:
+    async def there() -> Health | None:
+        health = await jetstream.health(servers.addresses(), clustered=True)
+        names = {peer.name for peer in health.peers}
+        return health if not health.problem and len(names) == members and names == set(health.names.values()) else None
+
+    found = await eventually(there, 60, 0.1)
+    assert found is not None
+    return found
+
+
+async def test_a_single_server_is_healthy_without_a_leader(jetstream: JetStream, tmp_path: Path) -> None:
+    servers = NatsServers(tmp_path, cluster_of(1))
+    servers.start(0)
+    try:
+
+        async def healthy() -> bool:
+            health = await jetstream.health(servers.addresses(), clustered=False)
+            return not health.problem
+
+        await eventually(healthy, 30, 0.1)
+    finally:
+        servers.close()
+    health = await jetstream.health({"store-0": servers.address(0)}, clustered=False)
+    assert "store-0: its NATS server does not answer" in health.problem
+
+
+async def test_members_come_go_and_are_removed(jetstream: JetStream, tmp_path: Path) -> None:
+    servers = NatsServers(tmp_path, cluster_of(3))
+    try:
+        for ordinal in range(3):
+            servers.start(ordinal)
+        health = await _healthy(jetstream, servers, 3)
+        address = servers.address(0)
+        user = f"nats://orisun:{PASSWORDS['password']}@{address}:4222"
+        client = await nats.connect(user)
+        stream = await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        assert stream.config.num_replicas == 3
+        await client.close()
+
+        # back on its own volume it is who it was
+        servers.stop(1)
+        degraded = await jetstream.health(servers.addresses() | {"store-1": servers.address(1)}, clustered=True)
+        assert "store-1" in degraded.problem
+        servers.start(1)
+        again = await _healthy(jetstream, servers, 3)
+        assert again.names == health.names
+
+        # with its volume lost it is somebody new, and the old member has to go
+        servers.stop(1)
+        servers.lose_volume(1)
+        servers.start(1)
+
+        async def four() -> Health | None:
+            seen = await jetstream.health(servers.addresses(), clustered=True)
+            return seen if len(seen.peers) == 4 and "store-1" in seen.names else None
+
+        seen = await eventually(four, 60, 0.1)
+        assert seen is not None
+        assert seen.names["store-1"] != health.names["store-1"]
+        addresses = list(servers.addresses().values())
+        with pytest.raises(JetStreamError):
+            await jetstream.remove(addresses, "system", "wrong", health.names["store-1"])
+
+        async def removed() -> bool:
+            try:
+                password = PASSWORDS[rendered.SYSTEM_PASSWORD]
+                await jetstream.remove(addresses, "system", password, health.names["store-1"])
+            except JetStreamError:  # the new member is still being taken in
+                return False
+            return True
+
+        await eventually(removed, 30, 0.1)
+        after = await _healthy(jetstream, servers, 3)
+        assert health.names["store-1"] not in {peer.name for peer in after.peers}
+    finally:
+        servers.close()
