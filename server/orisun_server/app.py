@@ -113,7 +113,13 @@ class App:
             watch=watch,
         )
         administration = Administration(
-            settings, database=database, catalog=catalog, leases=leases, reader=reader, appender=appender
+            settings,
+            database=database,
+            catalog=catalog,
+            leases=leases,
+            indexes=indexes,
+            reader=reader,
+            appender=appender,
         )
         self._parts.push_async_callback(administration.stop)
         await administration.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -139,6 +140,20 @@ async def test_an_event_that_only_the_projector_sees_takes_effect(
             return set((await checkpoints(database, boundary)).values()) == {head.prepare}
 
         await eventually(projected, timeout=5)
+
+
+async def test_the_admin_boundary_is_indexed_by_type(
+    make_server: Callable[..., Awaitable[Connection]], settings: Settings
+) -> None:
+    servers = [await make_server(settings) for _ in range(2)]
+
+    async def is_ready(server: Connection) -> bool:
+        request = es.ListIndexesRequest(boundary=settings.admin_boundary)
+        indexes = (await server.events.ListIndexes(request, metadata=ADMIN)).indexes
+        return [index.state for index in indexes] == [es.INDEX_STATE_READY]
+
+    for server in servers:
+        await eventually(functools.partial(is_ready, server))
 
 
 async def test_an_event_takes_effect_once_however_many_project_it(settings: Settings) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
-from ..storage.catalog import Catalog
+from ..core.criteria import EVENT_TYPE
+from ..errors import AlreadyExists, FailedPrecondition
+from ..storage.catalog import Boundary, Catalog
 from ..storage.counts import NAME as EVENT_COUNT
 from ..storage.counts import EventCounts
 from ..storage.database import Database
 from ..storage.group_commit import Appender
+from ..storage.index_sql import IndexDefinition, IndexField
+from ..storage.indexes import Indexes
 from ..storage.leases import Leases
 from ..storage.reads import Reader
 from .accounts import Accounts
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 #: Seconds after which the counts of all boundaries are brought up to date, also of those that others append to.
 _SWEEP = 10.0
 _COUNT_AT_ONCE = 4
+#: Name of the index over the types of the admin boundary's events.
+_TYPE_INDEX = "orisun_event_type"
 
 
 class Administration:
@@ -40,12 +47,13 @@ class Administration:
         database: Database,
         catalog: Catalog,
         leases: Leases,
+        indexes: Indexes,
         reader: Reader,
         appender: Appender,
     ) -> None:
         schema, self._admin_boundary = settings.admin_schema, settings.admin_boundary
         self._settings, self._database, self._catalog, self._leases = settings, database, catalog, leases
-        self._reader, self._schema = reader, schema
+        self._indexes, self._reader, self._schema = indexes, reader, schema
         self._passwords = Passwords()
         #: How many events each boundary has.
         self.counts = EventCounts(database, schema)
@@ -75,6 +83,7 @@ class Administration:
         Raises Unavailable without PostgreSQL.
         """
         boundary = self._catalog.get(self._admin_boundary)
+        await self._index_types(boundary)
         projectors = [
             Projector(projection, self._database, self._reader, boundary, self._schema)
             for projection in (USERS, AUTH_USERS)
@@ -130,6 +139,14 @@ class Administration:
         if boundary in (None, self._admin_boundary):
             for projection in self._projections:
                 projection.wake()
+
+    async def _index_types(self, boundary: Boundary) -> None:
+        """The audit log grows for ever, and every change of an account looks for the latest of its kind."""
+        index = IndexDefinition(_TYPE_INDEX, (IndexField(EVENT_TYPE),))
+        if not any(known.definition.name == index.name for known in await self._indexes.list(boundary)):
+            # another server may be making the same one, or somebody another one of that name
+            with contextlib.suppress(AlreadyExists, FailedPrecondition):
+                await self._indexes.create(boundary, index)
 
     async def _start(self, part: Users | Audit | RunningProjection) -> None:
         self._running.append(part)
