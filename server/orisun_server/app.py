@@ -50,6 +50,8 @@ _RETRY = 1.0
 _CALLS_SHARE = 0.75
 #: Seconds between two looks at PostgreSQL's health, and how long an answer may take.
 _HEALTH_INTERVAL, _HEALTH_PATIENCE = 1.0, 3.0
+#: Connections of the read pool that are left to publishers and live tails.
+_OF_DELIVERY = 5
 
 
 class App:
@@ -103,7 +105,8 @@ class App:
         indexes = Indexes(database, leases, settings.admin_schema)
         await self._run(indexes)
         watch = self.watch
-        reader = Reader(database, indexes, watch=watch)
+        reader = Reader(database, indexes, leave=_OF_DELIVERY, watch=watch)
+        deliverer = Reader(database, indexes)
         appender = Appender(
             database,
             indexes,
@@ -135,7 +138,7 @@ class App:
             settings,
             catalog=catalog,
             leases=leases,
-            reader=reader,
+            reader=deliverer,
             nats=nats,
             database=database,
             signals=signals,
@@ -147,7 +150,7 @@ class App:
         # once more, before the appender: the last denied calls are still written
         self._parts.push_async_callback(administration.stop)
         signals.on_signal(administration.committed)
-        tails = LiveTails(nats, reader)
+        tails = LiveTails(nats, deliverer)
         self._parts.push_async_callback(tails.stop)
         subscriptions = Subscriptions(leases, reader, tails, watch)
         self._parts.push_async_callback(subscriptions.stop)

@@ -7,6 +7,7 @@ statement finds an earlier event that was not there before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Sequence
 from time import perf_counter
@@ -49,7 +50,11 @@ class _Count(NamedTuple):
 
 
 class Reader:
-    """Reads events; ``max_bytes`` bounds the data and metadata of a page. Raises Unavailable when PostgreSQL is."""
+    """Reads events; ``max_bytes`` bounds the data and metadata of a page. Raises Unavailable when PostgreSQL is.
+
+    ``leave`` is the number of connections of the pool that these reads never take, so that other readers, such as the
+    publishers, never wait for theirs.
+    """
 
     def __init__(
         self,
@@ -57,8 +62,12 @@ class Reader:
         indexes: Indexes,
         *,
         max_bytes: int = 64 * 1024 * 1024,
+        leave: int = 0,
         watch: Watch | None = None,
     ) -> None:
+        self._room: contextlib.AbstractAsyncContextManager[None] = (
+            asyncio.Semaphore(max(1, database.read.get_max_size() - leave)) if leave else contextlib.nullcontext()
+        )
         self._database, self._indexes, self._max_bytes = database, indexes, max_bytes
         self._watch = watch or Watch()
         self._equal: SharedReads[list[asyncpg.Record]] = SharedReads()
@@ -212,9 +221,10 @@ class Reader:
 
     async def _fetch(self, sql: str, statement: Statement) -> list[asyncpg.Record]:
         try:
-            with self._database.guard():
-                rows: list[asyncpg.Record] = await self._database.read.fetch(sql, *statement.arguments)
-                return rows
+            async with self._room:
+                with self._database.guard():
+                    rows: list[asyncpg.Record] = await self._database.read.fetch(sql, *statement.arguments)
+                    return rows
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
             # removed a moment ago; the catalog's next poll tells this server
             raise FailedPrecondition("the boundary is not active any more: its events were removed") from error
