@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 
 from orisun_api import admin_pb2_grpc, eventstore_pb2_grpc
+from orisun_server.delivery.nats import STREAM_PREFIX
 from orisun_server.environment import effective, variables
 from orisun_server.settings import Settings
 
@@ -38,6 +41,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def stream_name(jetstream: JetStreamContext, boundary: str) -> str:
+    """The stream of a boundary, whichever store's it is. Raises NotFoundError."""
+    names: list[str] = []
+    while page := await jetstream.streams_info(offset=len(names)):
+        names += [info.config.name or "" for info in page]
+    for name in names:
+        if name.startswith(STREAM_PREFIX) and name.endswith(f"_{boundary}"):
+            return name
+    raise NotFoundError(description=f"no stream of boundary {boundary}")
 
 
 async def eventually(

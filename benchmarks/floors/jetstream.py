@@ -9,7 +9,7 @@ from typing import NamedTuple
 from nats.js.errors import NotFoundError
 
 from orisun_server.delivery.nats import Connection
-from orisun_server.delivery.stream import SUBJECT_PREFIX, EventStream
+from orisun_server.delivery.stream import EventStream
 from orisun_server.settings import Settings
 
 _NAME = "bench_floor"
@@ -30,7 +30,7 @@ async def publish_all(connection: Connection, settings: Settings, messages: list
     except NotFoundError:
         pass
     await stream.open()
-    subject, jetstream = SUBJECT_PREFIX + _NAME, connection.jetstream
+    subject, jetstream = connection.subject_prefix + _NAME, connection.jetstream
     began = time.perf_counter()
     acknowledged = [await jetstream.publish_async(subject, body, headers=headers) for body, headers in messages]
     await asyncio.gather(*acknowledged)

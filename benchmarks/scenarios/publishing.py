@@ -14,7 +14,7 @@ from orisun_server.core.position import NOTHING
 from orisun_server.delivery.codec import encode_event
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.publishers import KIND
-from orisun_server.delivery.stream import POSITION, PREVIOUS, STREAM_PREFIX, message_id
+from orisun_server.delivery.stream import POSITION, PREVIOUS, message_id
 from orisun_server.storage.catalog import Boundary
 
 from ..bench import InProcess
@@ -47,7 +47,7 @@ async def publisher(bench: InProcess) -> None:
 async def _drain(parts: Parts, boundary: Boundary, count: int) -> float:
     """Seconds until NATS has stored everything."""
     connection = await parts.nats.wait_connected()
-    name = STREAM_PREFIX + boundary.name
+    name = connection.stream_prefix + boundary.name
     async with parts.database.admin.acquire() as postgres:
         await mark_published(postgres, boundary, 0)
     with contextlib.suppress(NotFoundError):

@@ -30,6 +30,7 @@ from .settings import Settings
 from .storage.catalog import Catalog
 from .storage.database import Database
 from .storage.group_commit import Appender
+from .storage.identity import store_id
 from .storage.indexes import Indexes
 from .storage.leases import Leases
 from .storage.migrate import Migrator
@@ -127,7 +128,7 @@ class App:
         self._parts.push_async_callback(administration.stop)
         await administration.start()
 
-        nats = Nats(_nats_urls(settings))
+        nats = Nats(_nats_urls(settings), store=await store_id(database, settings.admin_schema))
         nats.on_change(
             lambda: self.health.set_delivery(nats.connected, "" if nats.connected else "NATS is unreachable")
         )

@@ -18,13 +18,13 @@ import psutil
 from nats.js import api
 
 from orisun_server.core.position import NOTHING, Position
-from orisun_server.delivery.stream import POSITION, PREVIOUS, STREAM_PREFIX, parse_position
+from orisun_server.delivery.stream import POSITION, PREVIOUS, parse_position
 from orisun_server.embedded.postgres import EmbeddedPostgres, PostgresAddress
 from orisun_server.settings import Settings
 from orisun_server.storage.names import BoundaryNames, quote
 from tests.faults.checker import Stored
 from tests.faults.clients import Endpoint
-from tests.harness import eventually
+from tests.harness import eventually, stream_name
 
 
 class PostgresServer:
@@ -140,7 +140,7 @@ class Stream:
     def __init__(self, settings: Settings, number: int = 0, *, url: str = "") -> None:
         assert settings.nats_url is not None
         self._url = url or settings.nats_url.get_secret_value()
-        self._name = STREAM_PREFIX + settings.boundaries[number].name
+        self._boundary, self._known = settings.boundaries[number].name, ""
 
     async def __aenter__(self) -> Stream:
         self._client = await nats.connect(self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
@@ -150,22 +150,27 @@ class Stream:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def _name(self) -> str:
+        self._known = self._known or await stream_name(self._jetstream, self._boundary)
+        return self._known
+
     async def head(self) -> Position:
         """The position of the last message."""
         with contextlib.suppress(nats.errors.Error):
-            info = await self._jetstream.stream_info(self._name)
+            name = await self._name()
+            info = await self._jetstream.stream_info(name)
             if info.state.messages:
-                message = await self._jetstream.get_msg(self._name, info.state.last_seq)
+                message = await self._jetstream.get_msg(name, info.state.last_seq)
                 return parse_position((message.headers or {})[POSITION])
         return NOTHING
 
     async def delete(self) -> None:
         """As an operator may do who frees space."""
-        await self._jetstream.delete_stream(self._name)
+        await self._jetstream.delete_stream(await self._name())
 
     async def is_complete(self) -> bool:
         """Whether three servers of a cluster have it, up to date."""
-        cluster = (await self._jetstream.stream_info(self._name)).cluster
+        cluster = (await self._jetstream.stream_info(await self._name())).cluster
         replicas = (cluster.replicas or []) if cluster else []
         return sum(bool(replica.current) for replica in replicas) == 2
 
@@ -183,12 +188,15 @@ class Stream:
 
     async def messages(self) -> list[Streamed]:
         """Everything that it holds now."""
-        info = await self._jetstream.stream_info(self._name)
+        info = await self._jetstream.stream_info(await self._name())
         if not info.state.messages:
             return []
         found: list[Streamed] = []
         subscription = await self._jetstream.subscribe(
-            "", stream=self._name, ordered_consumer=True, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+            "",
+            stream=await self._name(),
+            ordered_consumer=True,
+            config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE),
         )
         while not found or found[-1].sequence < info.state.last_seq:
             message = await subscription.next_msg(timeout=5)

@@ -16,7 +16,6 @@ from nats.js.errors import NotFoundError
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.core.position import NOTHING, Position
-from orisun_server.delivery.stream import STREAM_PREFIX
 from orisun_server.settings import Settings
 from orisun_server.storage.boundaries import BoundaryStatus
 from orisun_server.storage.catalog import Boundary as ActiveBoundary
@@ -27,7 +26,7 @@ from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.managed import ManagedBoundaries
 from orisun_server.storage.migrate import Migrator
-from tests.harness import ADMIN, Connection, eventually
+from tests.harness import ADMIN, Connection, eventually, stream_name
 from tests.integration.test_subscriptions_wire import Boundary
 
 MakeServer = Callable[..., Awaitable[Connection]]
@@ -202,7 +201,7 @@ async def test_closing_ends_appends_and_subscriptions_and_removing_leaves_nothin
 
     async def has_stream() -> bool:
         with contextlib.suppress(NotFoundError):
-            return bool(await jetstream.stream_info(STREAM_PREFIX + made.name))
+            return bool(await stream_name(jetstream, made.name))
         return False
 
     try:

@@ -21,7 +21,7 @@ from ..storage.reads import Reader
 from ..tasks import end, happens
 from .inbox import Inbox, Message
 from .nats import NATS_ERRORS, Connection, Nats
-from .stream import POINTER, POSITION, PREVIOUS, STREAM_PREFIX, parse_position
+from .stream import POINTER, POSITION, PREVIOUS, parse_position
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class LiveTail:
         """Receives until something is wrong with the connection, the stream or the consumer."""
         client = connection.client
         inbox = client.new_inbox()
-        stream = STREAM_PREFIX + self.boundary.name
+        stream = connection.stream_prefix + self.boundary.name
         subscription = await client.subscribe(
             inbox,
             cb=self._receiver(connection),

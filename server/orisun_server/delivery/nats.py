@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: What anything that talks to NATS may raise when NATS is down, restarts or moves a leader.
 NATS_ERRORS = (Error, OSError, TimeoutError, Unavailable)
 
+STREAM_PREFIX = "ORISUN_EVENTS_"
+SUBJECT_PREFIX = "orisun.events."
+
 CONNECT_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -36,8 +39,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 class Connection:
     """One life of a connection; ``lost`` is set at its end."""
 
-    def __init__(self, client: Client, lost: asyncio.Event) -> None:
+    def __init__(self, client: Client, lost: asyncio.Event, store: str = "") -> None:
         self.client, self.lost = client, lost
+        #: What the names of the store's streams begin with, and the subjects of their messages.
+        self.stream_prefix, self.subject_prefix = STREAM_PREFIX, SUBJECT_PREFIX
+        if store:
+            self.stream_prefix, self.subject_prefix = f"{STREAM_PREFIX}{store}_", f"{SUBJECT_PREFIX}{store}."
         self.jetstream: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT)
 
     @property
@@ -81,9 +88,15 @@ def frame(subject: str, headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 class Nats:
-    """Keeps a connection to one of ``urls`` (``nats://user:password@host:port``) or a server that they tell of."""
+    """Keeps a connection to one of ``urls`` (``nats://user:password@host:port``) or a server that they tell of.
 
-    def __init__(self, urls: Sequence[str], *, user: str = "", password: str = "", name: str = "orisun") -> None:
+    ``store`` tells this store's streams from those of other stores on the same NATS (storage/identity.py).
+    """
+
+    def __init__(
+        self, urls: Sequence[str], *, user: str = "", password: str = "", name: str = "orisun", store: str = ""
+    ) -> None:
+        self._store = store
         self._servers: dict[str, None] = {}
         self._user, self._password, self._name = user, password, name
         for url in urls:
@@ -150,7 +163,7 @@ class Nats:
         for uri in client.discovered_servers:
             self._servers[f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"] = None
         log.info("connected to NATS", version=str(client.connected_server_version))
-        self._connection = Connection(client, lost)
+        self._connection = Connection(client, lost, self._store)
         self._up.set()
         try:
             self._changed()

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from nats.js.api import StreamInfo
 
 from .nats import Connection
-from .stream import STREAM_PREFIX
 
 
 async def trim(connection: Connection, limit: int, mine: Collection[str]) -> None:
@@ -26,7 +25,8 @@ async def trim(connection: Connection, limit: int, mine: Collection[str]) -> Non
         streams |= fresh
         if not fresh:
             break
-    events = {name[len(STREAM_PREFIX) :]: info for name, info in streams.items() if name.startswith(STREAM_PREFIX)}
+    prefix = connection.stream_prefix
+    events = {name[len(prefix) :]: info for name, info in streams.items() if name.startswith(prefix)}
     cap = level({boundary: info.state.bytes for boundary, info in events.items()}, limit)
     for boundary, info in events.items():
         state = info.state
@@ -34,7 +34,7 @@ async def trim(connection: Connection, limit: int, mine: Collection[str]) -> Non
             continue
         # sequences are close to evenly sized; the last message stays, since the publisher goes on after it
         keep = max(1, state.messages * cap // state.bytes)
-        await connection.answer(connection.jetstream.purge_stream(STREAM_PREFIX + boundary, keep=keep))
+        await connection.answer(connection.jetstream.purge_stream(prefix + boundary, keep=keep))
 
 
 def level(sizes: Mapping[str, int], limit: int) -> int | None:

@@ -30,9 +30,6 @@ from .nats import Connection, frame
 
 log = structlog.get_logger(__name__)
 
-STREAM_PREFIX = "ORISUN_EVENTS_"
-SUBJECT_PREFIX = "orisun.events."
-
 POSITION = "Orisun-Position"
 PREVIOUS = "Orisun-Previous"
 POINTER = "Orisun-Pointer"
@@ -90,7 +87,7 @@ class EventStream:
 
     def __init__(self, connection: Connection, boundary: str, settings: Settings) -> None:
         self._connection, self._boundary, self._settings = connection, boundary, settings
-        self.name, self._subject = STREAM_PREFIX + boundary, SUBJECT_PREFIX + boundary
+        self.name, self._subject = connection.stream_prefix + boundary, connection.subject_prefix + boundary
         self._sequence = 0
         self._lacks_copies, self._ask_again_at = False, 0.0
         self._max_body = connection.max_payload - _HEADER_ROOM
