@@ -43,7 +43,10 @@ class Access:
         """An address that leads to the Service. A port-forward is renewed when its pod goes."""
         if await self._is_routed():
             service = await self._kubernetes.must("svc", name, namespace)
-            yield f"{service['spec']['clusterIP']}:{port}"
+            host = service["spec"]["clusterIP"]
+            # kube-proxy is a moment behind
+            await until(lambda: opens(host, port), 30, f"service {name} answers", interval=0.1)
+            yield f"{host}:{port}"
             return
         async with Forward(self._kubernetes, namespace, f"svc/{name}", port) as forward:
             yield forward.address
