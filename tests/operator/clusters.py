@@ -181,13 +181,18 @@ class Stage:
         }
         await self.kube.patch(Ref("v1", "Pod", self.namespace, name), {"status": status}, subresource="status")
 
-    async def settle(self, *, ready: bool = True, rounds: int = 60) -> None:
-        """Reconcile and play the controllers until nothing moves (``ready`` False: until it waits for a pod)."""
+    async def settle(
+        self, *, ready: bool = True, waiting: str = "", degraded: bool = False, patience: float = 20
+    ) -> None:
+        """Reconcile and play the controllers until nothing moves, or until pod ``waiting`` is new and not ready.
+
+        New pods become ready at once unless ``ready`` is false; ``degraded`` settles with JetStream ill.
+        """
 
         async def calm() -> bool:
             outcome = await self.reconcile()
-            statefulset = await self.get("apps/v1", "StatefulSet", NAME)
-            if statefulset is None:
+            await self._collect()
+            if await self.get("apps/v1", "StatefulSet", NAME) is None:
                 return False
             for pod in (await self.pods()).values():
                 if "deletionTimestamp" in pod["metadata"]:
@@ -196,9 +201,36 @@ class Stage:
             if ready:
                 for name in made:
                     await self.ready(name)
-            return outcome.requeue is None
+            if waiting:
+                return waiting in made
+            return outcome.requeue is None or (degraded and (await self.status())["phase"] == "Degraded")
 
-        await eventually(calm, rounds, 0.02)
+        try:
+            await eventually(calm, patience, 0.01)
+        except AssertionError:
+            raise AssertionError(f"not settled: {await self.status()}") from None
+
+    async def _collect(self) -> None:
+        """What the garbage collector does when a StatefulSet is deleted and its pods are to stay."""
+        for statefulset in await self.kube.list("apps/v1", "StatefulSet", self.namespace):
+            if "deletionTimestamp" in statefulset["metadata"]:
+                await self.kube.remove_finalizer(statefulset, "orphan")
+
+    async def claim(self, ordinal: int) -> None:
+        """What the StatefulSet controller makes from the claim template."""
+        template = (await self.statefulset())["spec"]["volumeClaimTemplates"][0]
+        labels = (await self.statefulset())["spec"]["selector"]["matchLabels"]
+        name = f"{template['metadata']['name']}-{NAME}-{ordinal}"
+        spec = {key: value for key, value in template["spec"].items() if key != "status"}
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels}
+        await self.kube.create(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+        )
+
+    async def claims(self) -> list[str]:
+        """Of the claims that nobody has deleted."""
+        found = await self.kube.list("v1", "PersistentVolumeClaim", self.namespace)
+        return sorted(c["metadata"]["name"] for c in found if "deletionTimestamp" not in c["metadata"])
 
     async def close(self) -> None:
         await self.context.postgres.close()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
+from cryptography import x509
 
-from orisun_operator.kube import Kube, Object
+from orisun_operator.api import API_VERSION
+from orisun_operator.jetstream import Health, Peer
+from orisun_operator.kube import Kube, Object, Ref
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
 
@@ -55,3 +59,398 @@ async def test_a_cluster_gets_all_its_children_and_is_ready_when_its_pods_are(st
 
 def _value(secret: Object, key: str) -> str:
     return base64.b64decode(secret["data"][key]).decode()
+
+
+async def test_nothing_is_written_when_nothing_changed(stage: Stage) -> None:
+    await stage.create(monitoring={"podMonitor": {"enabled": False}}, resources={"requests": {"cpu": "0.5"}})
+    await stage.settle()
+    versions = await _versions(stage)
+    writes = stage.kube.writes
+    for _ in range(10):
+        assert (await stage.reconcile()).requeue is None
+    assert stage.kube.writes == writes
+    assert await _versions(stage) == versions
+
+
+async def test_a_newer_operator_restarts_nothing(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    uids = await _uids(stage)
+    newer = stage.operator().settings.model_copy(update={"server_image": "orisun:2", "nats_image": "orisun-nats:2"})
+    stage.context = replace(stage.context, settings=newer)
+    await stage.settle()
+    assert await _uids(stage) == uids
+    assert (await stage.status())["image"] == "orisun:1"
+
+
+async def test_drift_is_repaired_and_told(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    uids = await _uids(stage)
+    await stage.kube.delete(Ref("v1", "Service", stage.namespace, NAME))
+    await _edit(stage, "v1", "Service", f"{NAME}-headless", {"spec": {"publishNotReadyAddresses": False}})
+    await _edit(stage, "v1", "ConfigMap", f"{NAME}-nats", {"data": {"nats.conf": "x", "more.conf": "y"}})
+    container = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1, "hostNetwork": True}}}}
+    await _edit(stage, "apps/v1", "StatefulSet", NAME, container)
+    await _edit(stage, "v1", "Secret", f"{NAME}-nats-auth", {"data": {"auth.conf": "eA=="}})
+    await stage.settle()
+    assert await stage.get("v1", "Service", NAME) is not None
+    service = await stage.get("v1", "Service", f"{NAME}-headless")
+    assert service is not None
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    config = await stage.get("v1", "ConfigMap", f"{NAME}-nats")
+    assert config is not None
+    assert set(config["data"]) == {"nats.conf"}
+    pod = (await stage.statefulset())["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 60
+    assert not pod.get("hostNetwork")
+    told = "\n".join(await stage.events("DriftRepaired"))
+    for words in ("Service", "was missing and is made again", "ConfigMap", "data.more.conf", "StatefulSet", "Secret"):
+        assert words in told
+    assert await _uids(stage) == uids
+
+
+async def test_a_secret_deleted_by_hand_is_made_anew_and_rolled_out(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    uids = await _uids(stage)
+    await stage.kube.delete(Ref("v1", "Secret", stage.namespace, f"{NAME}-nats-auth"))
+    # with new credentials the old and the new servers cannot form a cluster: JetStream is not waited for
+    stage.jetstream.answer = Health(problem="store-2: no quorum")
+    await stage.settle(degraded=True)
+    assert not set(uids.values()) & set((await _uids(stage)).values())
+
+
+async def test_an_image_rolls_out_one_pod_at_a_time(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.patch(image="orisun:9")
+    order = []
+    for ordinal in (2, 1, 0):
+        await stage.settle(ready=False, waiting=f"store-{ordinal}")
+        now = await _uids(stage)
+        order.append([name for name in now if now[name] != before.get(name)])
+        assert (await stage.condition("Ready"))[0] == "False"
+        assert (await stage.condition("Reconciling"))[0] == "True"
+        await stage.ready(f"store-{ordinal}")
+    assert order == [["store-2"], ["store-1", "store-2"], ["store-0", "store-1", "store-2"]]
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+    assert (await stage.status())["image"] == "orisun:9"
+
+
+async def test_a_bad_image_stops_and_the_old_one_heals(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.patch(image="orisun:bad")
+    await stage.settle(ready=False, waiting="store-2")
+    await stage.failing("store-2")
+    stage.late = 400.0
+    await stage.reconcile()
+    status, reason, message = await stage.condition("Stalled")
+    assert (status, reason) == ("True", "PodsNotReady")
+    assert "ImagePullBackOff" in message
+    assert (await stage.condition("Available"))[0] == "True"
+    for _ in range(3):
+        await stage.reconcile()
+    now = await _uids(stage)
+    assert (now["store-0"], now["store-1"]) == (before["store-0"], before["store-1"])
+    await stage.patch(image=None)
+    await stage.settle()
+    after = await _uids(stage)
+    assert (after["store-0"], after["store-1"]) == (before["store-0"], before["store-1"])
+    assert (await stage.condition("Ready"))[0] == "True"
+
+
+async def test_a_rollout_waits_for_jetstream(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    stage.jetstream.answer = Health(problem="store-1: stream is not current")
+    await stage.patch(image="orisun:9")
+    for _ in range(3):
+        await stage.reconcile()
+    assert await _uids(stage) == before
+    assert "store-1: stream is not current" in (await stage.condition("Ready"))[2]
+    assert (await stage.condition("JetStreamHealthy"))[0] == "False"
+    stage.jetstream.answer = Health()
+    await stage.settle()
+    assert not set(before.values()) & set((await _uids(stage)).values())
+
+
+async def test_a_changed_service_or_budget_restarts_nothing(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.patch(
+        grpc={"service": {"type": "LoadBalancer", "annotations": {"cloud/x": "y"}}},
+        podDisruptionBudget={"maxUnavailable": 2},
+        networkPolicy={"enabled": False},
+        deletionPolicy="Delete",
+    )
+    await stage.settle()
+    assert await _uids(stage) == before
+    service = await stage.get("v1", "Service", NAME)
+    assert service is not None
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert service["metadata"]["annotations"]["cloud/x"] == "y"
+    assert await stage.get("networking.k8s.io/v1", "NetworkPolicy", NAME) is None
+
+
+async def test_scaling_goes_one_ordinal_at_a_time_and_removes_members(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.patch(replicas=5)
+    await stage.settle(ready=False, waiting="store-3")
+    assert (await stage.statefulset())["spec"]["replicas"] == 4
+    await stage.ready("store-3")
+    await stage.settle()
+    assert (await stage.statefulset())["spec"]["replicas"] == 5
+    for ordinal in range(5):
+        await stage.claim(ordinal)
+    peers = tuple(Peer(f"store-{n}-abc", offline=n == 4) for n in range(5))
+    names = {f"store-{n}": f"store-{n}-abc" for n in range(5)}
+    stage.jetstream.answer = Health("", "store-0-abc", peers, names)
+    await stage.patch(replicas=3)
+    await stage.reconcile()
+    assert (await stage.statefulset())["spec"]["replicas"] == 4
+    await stage.follow()
+    stage.jetstream.answer = Health("", "store-0-abc", peers, {f"store-{n}": f"store-{n}-abc" for n in range(4)})
+    await stage.reconcile()
+    assert stage.jetstream.removed == ["store-4-abc"]
+    # not further before it is gone
+    assert (await stage.statefulset())["spec"]["replicas"] == 4
+    stage.jetstream.answer = Health("", "store-0-abc", peers[:4], {f"store-{n}": f"store-{n}-abc" for n in range(4)})
+    await stage.reconcile()
+    assert (await stage.statefulset())["spec"]["replicas"] == 3
+    await stage.follow()
+    await stage.reconcile()
+    stage.jetstream.answer = Health("", "store-0-abc", peers[:3], {f"store-{n}": f"store-{n}-abc" for n in range(3)})
+    await stage.settle()
+    assert stage.jetstream.removed == ["store-4-abc", "store-3-abc"]
+    assert await _uids(stage) == before
+    assert await stage.claims() == ["jetstream-store-0", "jetstream-store-1", "jetstream-store-2"]
+
+
+async def test_one_to_three_rebuilds_the_streams_after_a_warning(stage: Stage) -> None:
+    await stage.create(replicas=1)
+    await stage.settle()
+    assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is None
+    first = (await _uids(stage))["store-0"]
+    await stage.patch(replicas=3)
+    await stage.settle()
+    assert (await stage.statefulset())["spec"]["replicas"] == 3
+    assert (await _uids(stage))["store-0"] != first
+    assert any("begins anew" in text for text in await stage.events("StreamsRebuilt"))
+    assert (await stage.status())["jetstream"]["incarnation"] == "cluster-2"
+    assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is not None
+    await stage.patch(replicas=1)
+    await stage.settle()
+    assert list(await stage.pods()) == ["store-0"]
+    assert (await stage.status())["jetstream"]["incarnation"] == "single-3"
+
+
+async def test_hibernation_keeps_claims_and_waking_brings_all_back(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    for ordinal in range(3):
+        await stage.claim(ordinal)
+    await stage.patch(hibernate=True)
+    await stage.settle()
+    assert await stage.pods() == {}
+    assert (await stage.status())["phase"] == "Hibernated"
+    assert len(await stage.claims()) == 3
+    writes = stage.kube.writes
+    await stage.reconcile()
+    assert stage.kube.writes == writes
+    await stage.patch(hibernate=False)
+    await stage.settle()
+    assert len(await stage.pods()) == 3
+    assert (await stage.condition("Ready"))[0] == "True"
+
+
+async def test_paused_changes_nothing(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    await stage.patch(paused=True, image="orisun:9")
+    await stage.kube.delete(Ref("v1", "Service", stage.namespace, NAME))
+    await stage.reconcile()
+    assert await stage.get("v1", "Service", NAME) is None
+    assert (await stage.status())["phase"] == "Paused"
+    await stage.patch(paused=False)
+    await stage.settle()
+    assert await stage.get("v1", "Service", NAME) is not None
+
+
+async def test_a_changed_password_or_credential_is_rolled_out(stage: Stage) -> None:
+    await stage.secret("mine", username="root", password="first-password")
+    await stage.create(admin={"boundary": stage.settings.admin_boundary, "secretRef": {"name": "mine"}})
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.secret("mine", username="root", password="second-password")
+    await stage.settle()
+    between = await _uids(stage)
+    assert not set(before.values()) & set(between.values())
+    await stage.secret("mine", username="root", password="second-password", other="ignored")
+    await stage.settle()
+    assert await _uids(stage) == between
+
+
+@pytest.mark.parametrize(
+    ("password", "reason"), [("changeit", "DefaultPassword"), ("12345", "BadPassword"), (None, "UnknownSecretKey")]
+)
+async def test_a_bad_administrator_secret_stalls_and_heals(stage: Stage, password: str | None, reason: str) -> None:
+    await stage.create(admin={"boundary": stage.settings.admin_boundary, "secretRef": {"name": "mine"}})
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "SecretNotFound")
+    data = {"username": "root"} | ({"password": password} if password is not None else {})
+    await stage.secret("mine", **data)
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", reason)
+    assert (await stage.status())["observedGeneration"] == 1
+    assert await stage.get("apps/v1", "StatefulSet", NAME) is None
+    await stage.secret("mine", username="root", password="long enough")
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+    assert (await stage.condition("Stalled"))[0] == "False"
+
+
+async def test_unreachable_postgres_is_told_and_touches_nothing(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    spec = (await stage.kube.get(stage.ref) or {})["spec"]["postgres"]["external"]
+    await stage.patch(postgres={"external": {**spec, "host": "127.0.0.1", "port": 1}}, image="orisun:9")
+    for _ in range(2):
+        await stage.reconcile()
+    assert await _uids(stage) == before
+    status, reason, message = await stage.condition("SchemaReady")
+    assert (status, reason) == ("False", "UnreachablePostgres")
+    assert "127.0.0.1:1" in message
+    assert (await stage.status())["image"] == "orisun:1"
+    # children are repaired nevertheless
+    await stage.kube.delete(Ref("v1", "Service", stage.namespace, NAME))
+    await stage.reconcile()
+    assert await stage.get("v1", "Service", NAME) is not None
+    await stage.patch(postgres={"external": spec})
+    await stage.settle()
+    assert (await stage.status())["image"] == "orisun:9"
+
+
+async def test_tls_of_the_operator_is_issued_and_renewed_without_a_restart(stage: Stage) -> None:
+    await stage.create(tls={"mode": "operator", "duration": "100h", "renewBefore": "50h"})
+    await stage.settle()
+    before = await _uids(stage)
+    first = await _certificate(stage)
+    names = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+        x509.DNSName
+    )
+    assert f"{NAME}.{stage.namespace}.svc" in names
+    stage.late = 40 * 3600.0
+    await stage.settle()
+    assert await _certificate(stage) == first
+    stage.late = 60 * 3600.0
+    await stage.settle()
+    second = await _certificate(stage)
+    assert second.not_valid_after_utc > first.not_valid_after_utc
+    assert (await stage.events("CertificateRenewed")) != []
+    assert await _uids(stage) == before
+    writes = stage.kube.writes
+    await stage.reconcile()
+    assert stage.kube.writes == writes
+
+
+async def test_cert_manager_is_asked_for_and_named_when_it_is_missing(stage: Stage) -> None:
+    await stage.create(tls={"mode": "certManager", "issuerRef": {"name": "company"}})
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "CertManagerMissing")
+
+
+async def test_the_embedded_postgres_comes_first_and_keeps_its_image(stage: Stage) -> None:
+    await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}})
+    await stage.reconcile()
+    postgres = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+    assert postgres is not None
+    assert await stage.get("apps/v1", "StatefulSet", NAME) is None
+    assert (await stage.condition("Ready"))[:2] == ("False", "AwaitingPostgres")
+    assert "goes with the claim" in (await stage.status())["postgres"]["note"]
+    await stage.patch(image="orisun:9")
+    await stage.reconcile()
+    again = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+    assert again is not None
+    assert again["spec"]["template"]["spec"]["containers"][0]["image"] == "orisun:1"
+    assert again["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+
+
+async def test_what_was_made_by_rpc_is_listed_and_left_alone(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    cluster = await stage.kube.get(stage.ref)
+    assert cluster is not None
+    async with stage.context.postgres.session(cluster) as session:
+        record = await session.boundaries.register("by_rpc", "", stage.settings.boundaries[0].schema, "")
+        assert record is not None
+        await session.boundaries.provision(record)
+    await stage.reconcile()
+    status = await stage.status()
+    assert "by_rpc" in status["unmanaged"]["boundaries"]
+    assert (await stage.condition("SchemaReady"))[0] == "True"
+
+
+async def test_a_service_of_somebody_else_is_not_taken(stage: Stage) -> None:
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME, "namespace": stage.namespace}}
+    await stage.kube.create({**theirs, "spec": {"ports": [{"port": 80}]}})
+    await stage.create()
+    await stage.reconcile()
+    status, reason, message = await stage.condition("Stalled")
+    assert (status, reason) == ("True", "NameTaken")
+    assert "Service" in message
+
+
+async def test_a_larger_volume_makes_the_statefulset_anew_around_its_pods(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before, statefulset = await _uids(stage), await stage.statefulset()
+    await stage.patch(nats={"storage": {"size": "4Gi"}})
+    await stage.settle()
+    again = await stage.statefulset()
+    assert again["metadata"]["uid"] != statefulset["metadata"]["uid"]
+    claim = again["spec"]["volumeClaimTemplates"][0]["spec"]
+    assert claim["resources"]["requests"]["storage"] == "4Gi"
+    assert await _uids(stage) == before
+
+
+async def _certificate(stage: Stage) -> x509.Certificate:
+    secret = await stage.get("v1", "Secret", f"{NAME}-tls")
+    assert secret is not None
+    return x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+
+
+async def _uids(stage: Stage) -> dict[str, str]:
+    return {name: pod["metadata"]["uid"] for name, pod in (await stage.pods()).items()}
+
+
+async def _versions(stage: Stage) -> dict[str, str]:
+    kinds = (("v1", "Service"), ("v1", "Secret"), ("v1", "ConfigMap"), ("v1", "ServiceAccount"), ("v1", "Pod"))
+    more = (("apps/v1", "StatefulSet"), ("policy/v1", "PodDisruptionBudget"), ("networking.k8s.io/v1", "NetworkPolicy"))
+    ours = ((API_VERSION, "OrisunCluster"), ("events.k8s.io/v1", "Event"))
+    return {
+        f"{kind}/{obj['metadata']['name']}": obj["metadata"]["resourceVersion"]
+        for api_version, kind in (*kinds, *more, *ours)
+        for obj in await stage.kube.list(api_version, kind, stage.namespace)
+    }
+
+
+async def _edit(stage: Stage, api_version: str, kind: str, name: str, patch: Object) -> None:
+    """As ``kubectl edit`` by a person."""
+    path = await stage.kube._server.path(Ref(api_version, kind, stage.namespace, name))
+    await stage.kube._server.request(
+        "PATCH",
+        path,
+        body=patch,
+        content="application/merge-patch+json",
+        query={"fieldManager": "kubectl-edit"},
+    )

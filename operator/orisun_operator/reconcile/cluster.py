@@ -78,10 +78,8 @@ class _Work:
             spec = read_spec(self._obj)
         except ValueError as error:
             raise Blocked("InvalidSpec", f"{error}: correct the spec") from None
-        status = self._report.status
         if spec.paused:
-            self._report.waiting("Paused", "spec.paused is set: nothing is changed until it is false")
-            set_condition(status, "Reconciling", False, "Paused", "nothing is under way", self._report.generation)
+            self._report.resting("Paused", "spec.paused is set: nothing is changed until it is false")
             return Outcome()
         live = await self._kube.get(Ref("apps/v1", "StatefulSet", self._namespace, self._name))
         cluster = await self._resolve(spec, live)
@@ -115,8 +113,7 @@ class _Work:
         status["jetstream"] = {**(status.get("jetstream") or {}), "incarnation": marker}
         repository = settings.server_image.rpartition(":")[0] if ":" in settings.server_image.rpartition("/")[2] else ""
         tagged = f"{repository or settings.server_image}:{spec.version}" if spec.version else ""
-        asked = (live or {}).get("spec", {}).get("replicas", 0)
-        return Cluster(
+        cluster = Cluster(
             namespace=self._namespace,
             name=self._name,
             uid=self._obj["metadata"]["uid"],
@@ -126,7 +123,7 @@ class _Work:
             pull_policy=spec.image_pull_policy or settings.image_pull_policy,
             domain=settings.cluster_domain,
             operator_namespace=settings.namespace,
-            pods=asked,
+            pods=live["spec"]["replicas"] if live is not None else 0,
             incarnation=incarnation,
             annotations={
                 IMAGE_ANNOTATION: default,
@@ -134,6 +131,13 @@ class _Work:
                 INCARNATION_ANNOTATION: marker,
             },
         )
+        if live is None:
+            # a StatefulSet that is made anew takes over the pods that are there, and must not end them
+            left = [
+                pod.ordinal for pod in await pods_of(self._kube, cluster, self._context.clock()) if not pod.terminating
+            ]
+            cluster = replace(cluster, pods=min(max(left, default=-1) + 1, spec.replicas))
+        return cluster
 
     # -- what stands around the pods -------------------------------------------------------------------------------
 
@@ -346,8 +350,7 @@ class _Work:
                 status["phase"] = "Degraded"
                 return Outcome(_DEGRADED)
             return Outcome()
-        report.waiting(step.reason, step.message)
-        set_condition(status, "Reconciling", False, step.reason, "nothing is under way", generation, now=now)
+        report.resting(step.reason, step.message)
         return Outcome()
 
     def _tell(self, cluster: Cluster) -> None:

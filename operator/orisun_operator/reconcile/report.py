@@ -39,6 +39,10 @@ class Report:
         """Something is under way."""
         self._phase(phase, message, reconciling=True)
 
+    def resting(self, phase: str, message: str) -> None:
+        """Nothing is under way, and the resource does not serve, because somebody wants it so."""
+        self._phase(phase, message)
+
     def stalled(self, reason: str, message: str) -> None:
         """A person has to act."""
         self._phase(reason, message, stalled=True)

@@ -55,7 +55,7 @@ def template_hash(cluster: Cluster, digests: Mapping[str, str]) -> str:
     """
     spec = cluster.spec.model_dump(include=_OF_PODS, exclude=_NOT_OF_PODS, exclude_defaults=True, by_alias=True)
     state = {
-        "spec": spec,
+        "spec": _without_empty(spec),
         "images": [cluster.image, cluster.nats_image],
         "pull": cluster.pull_policy,
         "clustered": cluster.spec.clustered,
@@ -66,6 +66,12 @@ def template_hash(cluster: Cluster, digests: Mapping[str, str]) -> str:
         "digests": dict(digests),
     }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_empty(spec: Object) -> Object:
+    """A part of the spec of which nothing matters here is as good as one that is not there."""
+    kept = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    return {key: value for key, value in kept.items() if value not in ({}, [], None)}
 
 
 def statefulset(cluster: Cluster) -> Object:
