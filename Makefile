@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md
+.PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ chart: ## Bring crds/ into the chart, and render it as one file for kubectl (nee
 
 e2e: $(STAMP) ## Run the end-to-end suite on a real Kubernetes: yours (KUBECONFIG), or one that it makes (ARGS=-k name)
 	@scripts/e2e.sh $(ARGS)
+
+docs: $(STAMP) ## Build the documentation as a site in site/ (ARGS=serve: look at it while writing)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet $(if $(ARGS),$(ARGS),build --strict)
 
 docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
