@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import grpc
 import nats
 import pytest
@@ -15,11 +16,13 @@ from nats.js.errors import NotFoundError
 
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.settings import Settings
 from orisun_server.storage.boundaries import BoundaryStatus
 from orisun_server.storage.catalog import Boundary as ActiveBoundary
 from orisun_server.storage.database import Database
+from orisun_server.storage.in_process import InProcessStore
 from orisun_server.storage.index_catalog import IndexCatalog, IndexRecord
 from orisun_server.storage.index_sql import IndexDefinition, IndexField
 from orisun_server.storage.indexes import Indexes
@@ -156,6 +159,9 @@ async def test_another_shape_is_built_beside_the_old_one_and_takes_its_place(ope
     before = await eventually(lambda: ready(old))
     assert not await operator.catalog.swap(made.name, "by_user")
     assert await operator.catalog.add(made.names, new, managed_by="EventIndex/shop/by-user", beside=True)
+    # not before it is built; the old one serves until then
+    assert not await operator.catalog.swap(made.name, "by_user")
+    assert await ready(old) is not None
     # neither it nor the old one is another of that name
     assert [record.definition for record in await operator.indexes.list(made)] == [old]
     await operator.indexes.look()
@@ -244,6 +250,19 @@ async def append_until_refused(boundary: Boundary) -> str:
             await boundary.append({"n": 2})
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name} {error.details()}"
+
+
+async def test_postgres_refuses_writers_that_have_not_noticed(operator: Operator) -> None:
+    made = await operator.make()
+    # remembers boundaries for a minute, as a server does that cannot reach the catalog
+    writer = InProcessStore(operator.migrator.admin.schema, refresh=60)
+    async with operator.database.write.acquire() as connection:
+        await writer.append(connection, made.name, [NewEvent("1", "Happened", "{}", "{}")])
+        await operator.boundaries.close(made, MANAGER, "it is being removed")
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="is not active"):
+            await writer.append(connection, made.name, [NewEvent("2", "Happened", "{}", "{}")])
+        await operator.boundaries.reopen(made)
+        await writer.append(connection, made.name, [NewEvent("2", "Happened", "{}", "{}")])
 
 
 async def test_a_closed_boundary_can_be_opened_again(operator: Operator, server: Connection) -> None:
