@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXAMPLES := transfer enrollment concurrency streaming decision-model batch order basic single-worker partitioned worker-pool multiple-projections scaling stop-resume with-logging in-process
 
 .DEFAULT_GOAL := help
 .PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md
@@ -27,6 +28,12 @@ bench: $(STAMP) ## Measure the store beside its floors, 25 minutes (ARGS=--quick
 
 config: $(STAMP) ## Show the effective settings and where each came from
 	@$(BIN)/orisun config
+
+examples: $(EXAMPLES:%=example-%) ## Run all examples, each on a store of its own (make example-transfer: one of them)
+
+$(EXAMPLES:%=example-%): example-%: $(STAMP)
+	@echo "== $*"
+	@$(BIN)/python -m examples.$(subst -,_,$*)
 
 test: $(STAMP) ## Run the whole suite against real PostgreSQL and NATS that it starts itself
 	@$(BIN)/python -m pytest $(ARGS)

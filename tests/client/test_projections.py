@@ -26,6 +26,7 @@ from orisun.projections import (
     ProcessorConfig,
     Projection,
     ProjectionConfig,
+    ProjectionError,
     ProjectionStopped,
     Tables,
     VersionMismatch,
@@ -139,7 +140,12 @@ async def test_what_is_stored_and_what_comes(shop: Shop) -> None:
     async with running(shop.processor(), deposits) as processor:
         await eventually(lambda: processor.stats.handled == 3)
         await shop.append(4)
-        await eventually(lambda: processor.stats.handled == 4)
+        await asyncio.wait_for(processor.caught_up(deposits, shop.appended[-1]), 10)
+        assert processor.stats.handled == 4
+        await shop.append(98, event_type="Ignored")
+        # what it does not want is waited for neither
+        await asyncio.wait_for(processor.caught_up(deposits, shop.appended[-1]), 10)
+        await asyncio.wait_for(processor.caught_up(deposits), 10)
         assert (await processor.lag(deposits)).events == 0
     assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4]
     await shop.append(5, 6)
@@ -324,8 +330,12 @@ async def test_stop_names_the_event_and_never_its_data(shop: Shop) -> None:
     deposits = Deposits(shop.schema)
     deposits.poison = {666}
     await shop.append(1, 2, 666, 4)
+    stopping = shop.processor(poison=PoisonPolicy("stop", attempts=2, first_pause=0.01))
+    waiting = asyncio.create_task(stopping.caught_up(deposits))
     with pytest.raises(ProjectionStopped) as caught:
-        await shop.processor(poison=PoisonPolicy("stop", attempts=2, first_pause=0.01)).run(deposits)
+        await stopping.run(deposits)
+    with pytest.raises(ProjectionError, match="ended before it reached"):
+        await asyncio.wait_for(waiting, 5)
     assert deposits.failures == 3  # once in the batch
     assert caught.value.position == (4, 2)
     assert "ValueError" in str(caught.value)

@@ -23,7 +23,7 @@ from ..subscription import Subscription
 from .batches import Stats, Stopped, Worker
 from .checkpoints import Assignment, Checkpoints
 from .config import ProcessorConfig
-from .errors import Fenced, is_passing, reason_of
+from .errors import Fenced, ProjectionError, is_passing, reason_of
 from .postgres import PostgresCheckpoints
 from .projection import Projection
 
@@ -62,6 +62,8 @@ class Processor:
         self.boundary, self.config = boundary, config or ProcessorConfig()
         self.stats = Stats()
         self._stop = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._ended = False
 
     def stop(self) -> None:
         """Finish the batch in hand, keep its checkpoint, and return from ``run``."""
@@ -76,6 +78,26 @@ class Processor:
             OutOfRange: the checkpoint lies beyond the boundary's last event; the events come from another history.
             Unavailable, Unauthenticated, ...: no server was reached at the start, or it refuses.
         """
+        self._ended = False
+        try:
+            await self._run(projection)
+        finally:
+            self._ended = True
+            self._moved.set()
+
+    async def caught_up(self, projection: Projection, position: Position | None = None) -> None:
+        """Wait until the read model holds every event up to ``position``, such as that of an append that was just made
+        (None: up to now), so that one reads one's own writes. Raises ProjectionError when ``run`` ends before."""
+        if position is not None and position <= self.stats.position:
+            return
+        target = await last_wanted(self.boundary, projection, position)
+        while self.stats.position < target:
+            if self._ended:
+                raise ProjectionError(f'projection "{projection.name}" ended before it reached {target}')
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _run(self, projection: Projection) -> None:
         log, pause = self.config.logger, _STANDBY
         names = {"projection": projection.name, "partition": self.config.partition_key}
         while not self._stop.is_set():
@@ -146,6 +168,7 @@ class Processor:
                     self.stats.standby = False
                     if events:
                         await worker.process(events)
+                        self._moved.set()
                 await worker.save()
         finally:
             for task in (stopping, batch):
@@ -171,6 +194,15 @@ class Processor:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+async def last_wanted(boundary: Boundary, projection: Projection, until: Position | None = None) -> Position:
+    """The last event that the projection wants, up to a position; NOTHING when there is none."""
+    if until is not None and until <= NOTHING:
+        return NOTHING
+    async for event in boundary.read(projection.query, start=until, descending=True, limit=1):
+        return event.position
+    return NOTHING
 
 
 async def lag_of(boundary: Boundary, projection: Projection, position: Position) -> Lag:

@@ -14,7 +14,7 @@ from ..position import NOTHING, Position
 from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionError
 from .postgres import PostgresCheckpoints
-from .processor import Processor
+from .processor import Processor, last_wanted
 from .projection import Projection
 from .tables import quoted
 
@@ -76,7 +76,9 @@ class Rebuild:
         # one that was interrupted goes on, unless it is another version's
         await self._drop_other_version()
         await self._store.assign(self._next, self._boundary.name, self._config)
-        while (head := await self._last()).prepare - (await self._position()).prepare > _LEFT:
+        while (head := await last_wanted(self._boundary, self._next)).prepare - (
+            await self._position()
+        ).prepare > _LEFT:
             await self._fill(head, head, on_progress)
         await self._swap(on_progress, keep_previous)
         end = max(await self._position(self._projection), head)
@@ -115,7 +117,11 @@ class Rebuild:
         async with store.transaction() as tx:
             row = await store.locked(tx, name, boundary)
             live = await store.positions(tx, name, boundary, lock=True)
-            target = await self._last(max(live)) if live else await self._last()
+            target = (
+                await last_wanted(self._boundary, self._next, max(live))
+                if live
+                else await last_wanted(self._boundary, self._next)
+            )
             await self._fill(target, target, on_progress)
             (position,) = await store.positions(tx, self._next.name, boundary, lock=True)
             await self._rename(tx, self._projection.schema, self._next.schema, keep_previous)
@@ -178,14 +184,6 @@ class Rebuild:
         async with self._store.transaction() as tx:
             found = await self._store.positions(tx, (projection or self._next).name, self._boundary.name)
         return min(found, default=NOTHING)
-
-    async def _last(self, until: Position | None = None) -> Position:
-        """The last event that the projection wants, up to a position."""
-        if until == NOTHING:
-            return NOTHING
-        async for event in self._boundary.read(self._next.query, start=until, descending=True, limit=1):
-            return event.position
-        return NOTHING
 
     def _progress(self, position: Position, head: Position) -> Progress:
         done, total = min(position.prepare, head.prepare) + 1, head.prepare + 1
