@@ -23,7 +23,7 @@ from e2e.release import ROOT, Release
 from e2e.stores import Database, Namespace, Servers
 
 #: Namespaces that are made beforehand where the operator is told which ones to look after.
-_POOL = 40
+_POOL = 16
 _numbers = itertools.count()
 
 

@@ -220,7 +220,7 @@ class Kubernetes:
     # -- chaos -----------------------------------------------------------------------------------------------------
 
     async def kill(self, namespace: str, *pods: str) -> None:
-        """End pods at once, as a node does that loses its power."""
+        """End pods without a grace period: SIGTERM, SIGKILL a moment later, and nothing waits for either."""
         arguments = ("delete", "pod", "-n", namespace, "--grace-period=0", "--force", "--wait=false", *pods)
         await self.kubectl(*arguments)
 

@@ -81,6 +81,16 @@ class Database:
             )
         ).strip()
 
+    async def publisher(self, boundary: str) -> str:
+        """Name of the pod that publishes a boundary at this moment; a status tells it up to a minute later."""
+        schema = await self.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'orisun_lease'")
+
+        async def held() -> str:
+            sql = f"SELECT node_id FROM {schema}.orisun_lease WHERE kind = 'publisher' AND boundary = '{boundary}'"
+            return (await self.execute(sql)).rsplit("-", 2)[0]
+
+        return await until(held, 60, f"a publisher of {boundary}")
+
     @property
     def spec(self) -> Object:
         """``spec.postgres`` of a cluster on it."""
@@ -215,15 +225,6 @@ class Servers:
 
     async def patch(self, **spec: Any) -> None:
         await self.kubernetes.patch("orisun", self.name, {"spec": spec}, self.namespace.name)
-
-    async def publisher(self, boundary: str) -> str:
-        """Name of the pod that publishes a boundary, as its status says."""
-
-        async def named() -> str:
-            found = await self.kubernetes.must("bnd", boundary, self.namespace.name)
-            return str((found.get("status") or {}).get("publisherPod") or "")
-
-        return await until(named, 90, f"a publisher of {boundary}")
 
     @contextlib.asynccontextmanager
     async def client(self, boundary: str) -> AsyncIterator[Client]:

@@ -41,10 +41,10 @@ async def test_quickstart(kubernetes: Kubernetes, operator: Release, namespace: 
         async with access.service(namespace.name, "quickstart") as address:
             call = ("grpcurl", "-plaintext", "-H", f"Authorization: Basic {token}", "-d", "@", address)
             saved = json.loads(await run(*call, "orisun.EventStore/SaveEvents", stdin=json.dumps(EVENT)))
-            assert saved["log_position"]["transaction_id"] == "1", saved
+            assert saved["logPosition"]["transaction_id"] == "1", saved
             question = json.dumps({"boundary": "orders", "count": 10})
             found = json.loads(await run(*call, "orisun.EventStore/GetEvents", stdin=question))
-            assert [event["event_id"] for event in found["events"]] == ["first"]
+            assert [event["eventId"] for event in found["events"]] == ["first"]
     async with cluster.client("orders") as client:
         position = await client.save({"account": "a-2"})
         assert (await client.log())[-1].position == position
