@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import asyncpg
 import grpc
 import nats
 import pytest
@@ -18,6 +17,7 @@ from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
+from orisun_server.errors import BoundaryNotActive
 from orisun_server.settings import Settings
 from orisun_server.storage.boundaries import BoundaryStatus
 from orisun_server.storage.catalog import Boundary as ActiveBoundary
@@ -259,7 +259,7 @@ async def test_postgres_refuses_writers_that_have_not_noticed(operator: Operator
     async with operator.database.write.acquire() as connection:
         await writer.append(connection, made.name, [NewEvent("1", "Happened", "{}", "{}")])
         await operator.boundaries.close(made, MANAGER, "it is being removed")
-        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match="is not active"):
+        with pytest.raises(BoundaryNotActive):
             await writer.append(connection, made.name, [NewEvent("2", "Happened", "{}", "{}")])
         await operator.boundaries.reopen(made)
         await writer.append(connection, made.name, [NewEvent("2", "Happened", "{}", "{}")])

@@ -270,6 +270,9 @@ def _explained(boundary: str) -> Iterator[None]:
             f'boundary "{boundary}" is held by another open transaction for longer than lock_timeout or'
             " statement_timeout allows; roll back and try again"
         ) from None
+    except asyncpg.ObjectNotInPrerequisiteStateError:
+        # it is being removed (managed.CLOSED)
+        raise BoundaryNotActive(boundary) from None
     except asyncpg.UndefinedFunctionError:
         raise FailedPrecondition(
             f'boundary "{boundary}" is not migrated: run `orisun migrate apply`, or the files of'
