@@ -77,6 +77,10 @@ class Endpoint:
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, options: list[tuple[str, Any]]):
         self.address = address
+        scheme, _, several = address.partition(":")
+        if scheme in ("ipv4", "ipv6") and "," in several:
+            # gRPC would name the server by the whole list, which is no host name to an HTTP/2 server
+            options = [*options, ("grpc.default_authority", several.partition(",")[0])]
         self.channel = (
             grpc.aio.insecure_channel(address, options=options)
             if credentials is None

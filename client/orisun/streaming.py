@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
@@ -20,6 +21,8 @@ _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 #: Items received ahead of the one that is being worked on; what is beyond waits in the server.
 BUFFER = 500
+#: Seconds after which a stream that brought nothing is a quiet one, not one that failed.
+_LASTING = 5.0
 #: Statuses after which a stream that was open is opened again.
 _PASSING = frozenset({
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL,
@@ -125,8 +128,8 @@ class LiveStream(ABC, Generic[T]):
         try:
             failures = 0
             while True:
-                opened, error, metadata = await self._receive()
-                if opened:
+                thrived, error, metadata = await self._receive()
+                if thrived:
                     failures = 0
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED and self._calls.may_login_again(metadata):
                     continue
@@ -136,6 +139,9 @@ class LiveStream(ABC, Generic[T]):
                 await asyncio.sleep(self._calls.retry.pause(failures))
         except OrisunError as error:
             self._ended = error
+        except asyncio.CancelledError:
+            self._ended = ClientClosed("the client was closed")
+            raise
         except Exception as error:  # a broken stream must end its reader, not leave it waiting
             self._ended = OrisunError(f"the {self._what()} failed: {type(error).__name__}")
             self._ended.__cause__ = error
@@ -143,18 +149,18 @@ class LiveStream(ABC, Generic[T]):
             self._changed.set()
 
     async def _receive(self) -> tuple[bool, grpc.aio.AioRpcError, Any]:
-        """Opens the stream and receives until it fails: whether it was open, why it failed, who it was opened as."""
+        """Opens the stream and receives until it fails: whether it brought anything or lasted, why it failed, and who
+        it was opened as."""
         call, metadata = self._open()
-        opened = False
+        began, brought = time.monotonic(), False
         try:
             await call.initial_metadata()
             if not call.done():
-                opened = True
                 await self._calls.learn(call)
                 self._connected.set()
                 self._opened()
             while (message := await call.read()) is not _EOF:
-                opened = True
+                brought = True
                 item = self._accept(message)
                 if item is None:
                     continue
@@ -163,14 +169,16 @@ class LiveStream(ABC, Generic[T]):
                 if len(self._items) >= BUFFER:
                     self._drained.clear()
                     await self._drained.wait()
-            return opened, _ended(call), metadata
-        except grpc.aio.AioRpcError as error:
-            return opened, error, metadata
+            error = _end_of_stream()
+        except grpc.aio.AioRpcError as failed:
+            error = failed
         except grpc.aio.UsageError:
             self._calls.check_open()
             raise
         finally:
             call.cancel()
+        # a server that takes calls and fails at once is not asked again at once
+        return brought or time.monotonic() - began > _LASTING, error, metadata
 
     def _outlives(self, error: grpc.aio.AioRpcError, failures: int) -> bool:
         """Whether the stream goes on after this failure: for ever once it was open, else as the policy says."""
@@ -200,7 +208,7 @@ class LiveStream(ABC, Generic[T]):
         """The item that a message brings; None to leave it out."""
 
 
-def _ended(call: Any) -> grpc.aio.AioRpcError:
+def _end_of_stream() -> grpc.aio.AioRpcError:
     """A server that ends an endless stream without an error is going away."""
     empty = grpc.aio.Metadata()
     return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, "the server ended the stream", None)

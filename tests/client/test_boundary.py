@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 import orisun
 from orisun import AppendCondition, NewEvent, Position, where
+from orisun_api import eventstore_pb2 as pb
+from orisun_server.settings import Settings
+from orisun_server.storage.reads import Reader
+from tests.harness import Connection
 
 
 async def read(boundary: orisun.Boundary, *arguments: orisun.Query, **options: object) -> list[orisun.Event]:
@@ -75,10 +80,17 @@ async def test_reads_by_types_and_keys(orders: orisun.Boundary) -> None:
     assert len(await read(orders, where({"on": True}, event_type="A"))) == 2
 
 
-async def test_large_events_make_smaller_pages(orders: orisun.Boundary) -> None:
-    for number in range(5):
-        await orders.append([NewEvent("Large", {"number": number, "text": "x" * 15_000_000})])
-    assert [event.data["number"] for event in await read(orders)] == [0, 1, 2, 3, 4]
+async def test_large_events_make_smaller_pages(
+    settings: Settings, make_server: Callable[..., Awaitable[Connection]], make_client: Callable[..., orisun.Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # a server whose pages hold 100 kB, instead of 64 MiB
+    monkeypatch.setitem(Reader.__init__.__kwdefaults__, "max_bytes", 100_000)
+    orders = make_client((await make_server(settings)).address).boundary(settings.boundaries[0].name)
+    await orders.append([NewEvent("Large", {"number": number, "text": "x" * 30_000}) for number in range(11)])
+    with pytest.raises(orisun.ResourceExhausted):
+        await orders._calls.unary("events", "GetEvents", pb.GetEventsRequest(boundary=orders.name, count=11))
+    assert [event.data["number"] for event in await read(orders)] == list(range(11))
 
 
 async def test_latest(orders: orisun.Boundary) -> None:
@@ -115,6 +127,13 @@ async def test_a_name_is_taken_once(orders: orisun.Boundary) -> None:
     await placed(orders, 1)
     async with orders.subscribe("mailer") as third:
         await anext(third)
+
+
+async def test_a_position_that_came_already_is_dropped(orders: orisun.Boundary) -> None:
+    subscription = orders.subscribe("mailer", after=Position(3, 2))
+    for commit, taken in ((3, False), (4, True), (4, False), (2, False), (5, True)):
+        message = pb.Event(position=pb.Position(commit_position=commit, prepare_position=commit - 1))
+        assert (subscription._accept(message) is not None) == taken
 
 
 async def test_a_position_of_another_history(orders: orisun.Boundary) -> None:

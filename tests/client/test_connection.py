@@ -190,7 +190,7 @@ async def test_tls(
 async def test_calls_go_round_several_addresses_and_past_one_that_is_down(
     make_server: Callable[..., Awaitable[Connection]], make_client: Make, settings: Settings
 ) -> None:
-    servers = [await make_server(settings.model_copy(update={"node_id": ""})) for _ in range(2)]
+    servers = [await make_server(settings) for _ in range(2)]
     down = f"127.0.0.1:{free_port()}"
     client = make_client([servers[0].address, down, servers[1].address])
     nodes = {(await client.server_info()).node_id for _ in range(8)}
@@ -201,6 +201,22 @@ async def test_calls_go_round_several_addresses_and_past_one_that_is_down(
     )
     for _ in range(6):
         await client.publish("news", "x")
+
+
+async def test_a_name_that_stands_for_several_addresses(
+    make_server: Callable[..., Awaitable[Connection]], make_client: Make, settings: Settings
+) -> None:
+    first, second = [(await make_server(settings)).address for _ in range(2)]
+    # one target of two addresses: what gRPC makes of a name with two records
+    client = make_client([f"ipv4:{first},{second}"])
+    seen: set[str] = set()
+
+    async def both() -> bool:
+        seen.add((await client.server_info()).node_id)
+        return len(seen) == 2
+
+    await eventually(both)
+    await make_client(f"dns:///localhost:{first.rpartition(':')[2]}").ping()
 
 
 async def test_api_tokens(server: Connection, client: orisun.Client, make_client: Make, settings: Settings) -> None:

@@ -72,6 +72,11 @@ def test_nothing_is_not_everything() -> None:
         where()
 
 
+def test_null_and_missing_keys_match_no_text() -> None:
+    for raw in ('{"a": null}', "{}", '{"b": "None"}'):
+        assert not any(where(a=text).matches(event("A", raw)) for text in ("None", "null", ""))
+
+
 texts = json_texts.map(lambda text: str(json.loads(text))) | json_texts | types
 tags = st.dictionaries(
     st.sampled_from([*KEYS, "eventType"]),
