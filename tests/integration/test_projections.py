@@ -204,7 +204,20 @@ async def test_the_count_is_exact_however_late_the_projection_is(store: Store) -
         assert await asyncio.gather(counts.count(boundary), counts.count(boundary)) == [expected] * 2
     stored = f"SELECT events FROM {quote(store.settings.admin_schema)}.orisun_event_count WHERE boundary = $1"
     assert await store.database.admin.fetchval(stored, boundary.name) == 0
-    await asyncio.gather(*(counts.advance(boundary) for _ in range(8)))
+    # four at once that have all seen the same checkpoint: one of them moves it
+    other = await store.database.dedicated_connection()
+    async with other.transaction():
+        await other.execute(f"SELECT FROM {boundary.names.q_checkpoints} FOR UPDATE")
+        advancing = [asyncio.create_task(counts.advance(boundary)) for _ in range(4)]
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1"
+        names = f"%{boundary.names.checkpoints}%"
+
+        async def all_wait() -> bool:
+            return bool(await store.database.read.fetchval(waiting, names) == 4)
+
+        await eventually(all_wait)
+    await asyncio.gather(*advancing)
+    await other.close()
     assert await store.database.admin.fetchval(stored, boundary.name) == 6
     assert (await checkpoints(store.database, boundary))["event_count"] == 5
     # a restore of the events alone to an earlier point
