@@ -127,7 +127,7 @@ async def test_rolling_upgrade(kubernetes: Kubernetes, store: Servers, next_imag
 @pytest.mark.smoke
 async def test_bad_image_stops_and_heals(kubernetes: Kubernetes, store: Servers, images: tuple[str, str]) -> None:
     async with traffic(store) as running:
-        await store.patch(image="orisun:does-not-exist")
+        await store.patch(image="orisun:does-not-exist", updateStrategy={"podTimeoutSeconds": 40})
         name, space = store.name, store.namespace.name
         await kubernetes.wait_for("orisun", name, space, "Stalled", timeout=180)
         condition = await kubernetes.condition("orisun", name, space, "Stalled")
