@@ -62,7 +62,7 @@ e2e: $(STAMP) ## Run the end-to-end suite on a real Kubernetes: yours (KUBECONFI
 	@scripts/e2e.sh $(ARGS)
 
 docs: $(STAMP) ## Build the documentation as a site in site/ (ARGS=serve: look at it while writing)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet $(if $(ARGS),$(ARGS),build --strict)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(ARGS),$(ARGS),build --quiet --strict)
 
 docs/configuration.md: $(STAMP) ## Generate the tables of all variables from settings.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/orisun config --output markdown >> $@.new
