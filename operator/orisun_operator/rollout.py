@@ -41,6 +41,8 @@ class View:
     streams: str
     #: Why JetStream is not as it should be; "" when it is.
     jetstream: str = ""
+    #: Member of JetStream's cluster that is gone and still has to leave it; "" for none.
+    leaving: str = ""
     #: Why the schema does not fit yet; "" when it does.
     schema: str = ""
     on_delete: bool = False
@@ -79,6 +81,8 @@ def next_step(view: View) -> Step:
     # a first start of all pods at once is no rollout
     if unready and (outdated or len(current) == view.asked):
         return _await(view, unready)
+    if view.leaving:
+        return Step(Action.WAIT, "RemovingPeers", f"{view.leaving}, which is gone, leaves JetStream's cluster")
     broken = [pod for pod in outdated if not pod.ready and not pod.terminating]
     if len(view.pods) < view.asked or any(pod.terminating for pod in view.pods):
         gone = view.asked - sum(not pod.terminating for pod in view.pods)

@@ -98,6 +98,11 @@ def test_growing_and_shrinking_go_one_ordinal_at_a_time_gated() -> None:
     assert step.action is Action.WAIT
 
 
+def test_a_member_that_is_gone_leaves_before_anything_else_is_done() -> None:
+    step = next_step(_view(_pod(0), _pod(1), _pod(2), leaving="store-3-abc"))
+    assert (step.action, step.reason) == (Action.WAIT, "RemovingPeers")
+
+
 def test_one_to_three_starts_the_new_ones_first_and_then_replaces_the_first() -> None:
     single = _pod(0, "old", streams="single-1")
     step = next_step(_view(single, asked=1))

@@ -28,7 +28,7 @@ from .report import Report
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE, _DEGRADED = 0.5, 15.0
+_AT_ONCE, _DEGRADED = 0.5, 5.0
 
 
 async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
@@ -251,7 +251,7 @@ class _Work:
             status["templateHash"] = cluster.template
             status["image"], status["natsImage"] = cluster.image, cluster.nats_image
         there = await pods_of(self._kube, cluster, self._context.clock())
-        health = await self._jetstream(cluster, there, passwords)
+        health, leaving = await self._jetstream(cluster, there, passwords)
         view = View(
             wanted=0 if cluster.spec.hibernate else cluster.spec.replicas,
             asked=cluster.pods,
@@ -259,6 +259,7 @@ class _Work:
             template=cluster.template,
             streams=cluster.streams,
             jetstream=health.problem,
+            leaving=leaving,
             schema=schema.problem,
             on_delete=cluster.spec.update_strategy.type == "OnDelete",
             timeout=cluster.spec.update_strategy.pod_timeout_seconds,
@@ -288,10 +289,11 @@ class _Work:
             if claim.ordinal >= max(cluster.pods, cluster.spec.replicas):
                 await self._kube.delete(claim.ref)
 
-    async def _jetstream(self, cluster: Cluster, there: list[Pod], passwords: dict[str, str]) -> Health:
+    async def _jetstream(self, cluster: Cluster, there: list[Pod], passwords: dict[str, str]) -> tuple[Health, str]:
         mine = {p.name: p.ip for p in there if p.ip and not p.terminating and p.streams == cluster.streams}
         if not mine:
-            return Health()
+            return Health(), ""
+        leaving = ""
         health = await self._context.jetstream.health(mine, clustered=cluster.spec.clustered)
         names = {pod.ordinal: health.names[pod.name] for pod in there if pod.name in health.names}
         for peer in stale_peers(cluster.name, [p.name for p in health.peers], names, there, cluster.pods):
@@ -300,8 +302,8 @@ class _Work:
                 await self._report.event("PeerRemoved", f"{peer} is no member of JetStream's cluster any more")
             except JetStreamError as error:
                 log.warning("a peer could not be removed", peer=peer, error=str(error))
-            health = replace(health, problem=health.problem or f"{peer}, which is gone, leaves JetStream's cluster")
-        return health
+            leaving = peer
+        return health, leaving
 
     # -- status ----------------------------------------------------------------------------------------------------
 
