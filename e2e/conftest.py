@@ -6,6 +6,7 @@ makes one (pytest-kubernetes); scripts/e2e.sh (make e2e) chooses. The images are
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -122,24 +123,46 @@ async def operator(release: Release) -> Release:
     return release
 
 
-@pytest.fixture
-async def namespace(
+@contextlib.asynccontextmanager
+async def _namespace(
     request: pytest.FixtureRequest, kubernetes: Kubernetes, release: Release
 ) -> AsyncIterator[Namespace]:
-    """An empty namespace under restricted pod security; a failure shows what is in it."""
     prefix = request.config.getoption("e2e_namespaced")
     number = next(_numbers)
     made = Namespace(kubernetes, f"{prefix}-{number}" if prefix else f"e2e-{secrets.token_hex(3)}")
     await made.create()
     yield made
-    if kubernetes.scripts is not None:
-        await kubernetes.heal()
-    failed = request.node.stash.get(_FAILED, False)
-    if failed:
-        print(await made.describe())
-        print(await release.logs())
     if not request.config.getoption("e2e_keep"):
         await made.delete()
+
+
+@pytest.fixture
+async def namespace(
+    request: pytest.FixtureRequest, kubernetes: Kubernetes, release: Release
+) -> AsyncIterator[Namespace]:
+    """An empty namespace under restricted pod security; a failure shows what is in it."""
+    async with _namespace(request, kubernetes, release) as made:
+        yield made
+        await tell(request, made, release)
+
+
+@pytest.fixture(scope="module")
+async def shared_namespace(
+    request: pytest.FixtureRequest, kubernetes: Kubernetes, release: Release
+) -> AsyncIterator[Namespace]:
+    """One for all tests of a module."""
+    await release.ensure()
+    async with _namespace(request, kubernetes, release) as made:
+        yield made
+
+
+async def tell(request: pytest.FixtureRequest, namespace: Namespace, release: Release) -> None:
+    """After a failure, what is in the namespace and what the operator says; after each test, no network is cut."""
+    if namespace.kubernetes.scripts is not None:
+        await namespace.kubernetes.heal()
+    if request.node.stash.get(_FAILED, False):
+        print(await namespace.describe())
+        print(await release.logs())
 
 
 _FAILED = pytest.StashKey[bool]()
