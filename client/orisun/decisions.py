@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 from .errors import refuse
 from .events import Event
 from .position import NOTHING, Position
-from .queries import AppendCondition, Query
+from .queries import AppendCondition, EventTexts, Query
 from .store import Store
 
 S = TypeVar("S")
@@ -82,8 +82,9 @@ async def decide(store: Store, *projectors: Projector[Any], page_size: int = 500
     async for event in store.read(query, page_size=page_size):
         position = event.position
         events += 1
+        texts = EventTexts(event)
         for projector in projectors:
-            if len(projectors) == 1 or projector.criteria.matches(event):
+            if len(projectors) == 1 or projector.criteria.matches(texts):
                 states[projector.name] = projector.apply(states[projector.name], event)
     return Decision(states, query, position, events)
 

@@ -13,11 +13,15 @@ from typing import Any, Literal
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import orisun
 from orisun import Binary, EventTypes, NewEvent
+
+#: a busy machine is no failure
+quietly = hypothesis_settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Kind(enum.Enum):
@@ -61,6 +65,10 @@ def there_and_back(types: EventTypes, event: NewEvent) -> tuple[str, Any]:
     return name, types.decode(name, data, json.loads(metadata or "{}"))
 
 
+short = st.text(max_size=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | short, lambda inner: st.lists(inner, max_size=3), max_leaves=4
+)
 lines = st.builds(Line, st.text(), st.decimals(allow_nan=False, allow_infinity=False), st.sampled_from(Kind))
 payloads = st.one_of(
     st.builds(
@@ -80,6 +88,7 @@ payloads = st.one_of(
 )
 
 
+@quietly
 @given(payloads)
 def test_objects_come_back_as_they_were(payload: Any) -> None:
     types = EventTypes()
@@ -90,11 +99,13 @@ def test_objects_come_back_as_they_were(payload: Any) -> None:
     assert (name, decoded) == (type(payload).__name__, payload)
 
 
-@given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
+@quietly
+@given(st.dictionaries(short, json_values, max_size=4))
 def test_dicts_come_back_as_they_were(payload: dict[str, Any]) -> None:
     assert there_and_back(EventTypes(), NewEvent("A", payload)) == ("A", payload)
 
 
+@quietly
 @given(st.binary())
 def test_bytes_travel_as_base64(payload: bytes) -> None:
     assert there_and_back(EventTypes(), NewEvent("A", payload))[1] == Binary(payload)

@@ -9,7 +9,8 @@ import uuid
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import orisun
@@ -18,6 +19,9 @@ from orisun_server.core.criteria import query as server_query
 from orisun_server.core.matching import Matcher
 from tests.property.test_matching_sql import KEYS, documents, types
 from tests.property.test_matching_sql import values as json_texts
+
+#: a busy machine is no failure
+quietly = hypothesis_settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Colour(enum.Enum):
@@ -86,6 +90,7 @@ tags = st.dictionaries(
 )
 
 
+@quietly
 @given(st.lists(tags, min_size=1, max_size=3), st.lists(st.tuples(types, documents), max_size=8))
 def test_matches_as_the_server_does(criteria: list[dict[str, str]], stored: list[tuple[str, str]]) -> None:
     wanted = where(criteria[0])
@@ -96,6 +101,7 @@ def test_matches_as_the_server_does(criteria: list[dict[str, str]], stored: list
         assert wanted.matches(event(event_type, raw)) == matcher.matches(event_type, raw)
 
 
+@quietly
 @given(documents)
 def test_every_value_matches_its_own_text(raw: str) -> None:
     from orisun.jsontext import texts_of
@@ -104,6 +110,7 @@ def test_every_value_matches_its_own_text(raw: str) -> None:
     assert texts_of(raw) == {key: value_text(value) for key, value in top_level(raw).items()}
 
 
+@quietly
 @given(st.integers(-1, 2**62), st.integers(-1, 2**62))
 def test_positions_as_text(commit: int, prepare: int) -> None:
     position = Position(commit, prepare)
