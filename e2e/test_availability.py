@@ -183,7 +183,8 @@ async def test_all_pods_killed_at_once(kubernetes: Kubernetes, store: Servers) -
         await store.ready()
 
 
-async def test_postgresrestarts(kubernetes: Kubernetes, store: Servers) -> None:
+async def test_postgres_restarts(kubernetes: Kubernetes, store: Servers) -> None:
+    before = [restarts(pod, "server") for pod in await store.pods()]
     async with traffic(store) as running:
         began = time.monotonic()
         await kubernetes.kill(store.namespace.name, "db-0")
