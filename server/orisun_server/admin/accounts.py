@@ -132,8 +132,10 @@ class Accounts:
         """
         if not user_id:
             raise InvalidArgument("user_id is required")
-        if user_id != by.user_id or by.is_token:
+        # who is no ADMIN cannot look up their id, but knows their name
+        if user_id not in (by.user_id, by.username) or by.is_token:
             raise PermissionDenied("can only change your own password")
+        user_id = by.user_id
         if not new:
             raise InvalidArgument("new_password is required")
         check_password("new_password", new)

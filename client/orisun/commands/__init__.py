@@ -1,0 +1,1 @@
+"""The commands of ``orisun`` that talk to a server, on nothing but the client library."""
