@@ -470,3 +470,16 @@ async def test_slow_queries_are_logged_with_what_would_help(
     assert "slow query" in said
     assert "create_index" in said
     assert "a private value" not in said
+
+
+async def test_stopping_does_not_wait_for_live_views(make_settings: Callable[..., Settings]) -> None:
+    app = App(make_settings())
+    await app.start()
+    async with browsing(app) as browser, browser.client.stream("GET", f"/b/{orders(app)}/events/live") as stream:
+        lines = stream.aiter_lines()
+        assert await anext(lines) == "retry: 3000"
+        async with asyncio.timeout(5):
+            await app.stop()
+            with contextlib.suppress(httpx.TransportError):
+                rest = [line async for line in lines]
+                assert "event: ended" in rest

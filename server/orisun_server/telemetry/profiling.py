@@ -15,9 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pyinstrument import Profiler
-from pyinstrument.frame_info import parse_frame_info
-
 from ..errors import FailedPrecondition
 
 #: Seconds between two samples of the stack.
@@ -48,6 +45,8 @@ async def cpu(seconds: float) -> bytes:
     """A profile of what the server does in the coming seconds. Raises AlreadyProfiling."""
     if _busy.locked():
         raise AlreadyProfiling
+    from pyinstrument import Profiler  # takes a while to import, and mostly nobody asks
+
     async with _busy:
         began = time.time_ns()
         profiler = Profiler(interval=_INTERVAL, async_mode="disabled")
@@ -92,6 +91,8 @@ async def heap(seconds: float) -> bytes:
 
 
 def _frame(text: str) -> Frame:
+    from pyinstrument.frame_info import parse_frame_info
+
     identifier, _ = parse_frame_info(text)
     function, filename, line = (*identifier.split("\0"), "", "0")[:3]
     return Frame(function, filename, int(line) if line.isdecimal() else 0)
