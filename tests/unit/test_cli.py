@@ -132,11 +132,12 @@ def test_the_banner_says_what_runs_and_what_to_try() -> None:
 
 def test_the_banner_shows_no_password_that_was_set() -> None:
     asked = Settings(admin_password="hush-hush", pg_host="db", pg_password="hush", nats_url="nats://hush@nats")
-    text = banner(asked, asked, "0.0.0.0:5005")
+    text = banner(asked, asked, "0.0.0.0:5005", "http://0.0.0.0:8991")
     assert "hush" not in text
     assert "YWRtaW4" not in text
     assert "db:5432/orisun" in text
     assert "localhost:5005" in text
+    assert "http://localhost:8991" in text
 
 
 def test_commands_are_click_commands() -> None:
