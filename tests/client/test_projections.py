@@ -508,6 +508,50 @@ async def test_rebuild_swaps_in_one_step_while_workers_and_readers_go_on(shop: S
         await shop.pool.execute(f'DROP SCHEMA "{schema}" CASCADE')
 
 
+async def test_a_rebuild_that_fails_or_is_interrupted_leaves_the_read_model_and_goes_on(
+    shop: Shop, pg_dsn: str
+) -> None:
+    view = f"{shop.schema}_view"
+    deposits = Deposits(view)
+    admin = Administration(shop.checkpoints, shop.boundary)
+    for first in range(0, 600, 100):
+        await shop.append(*range(first, first + 100))
+    async with running(shop.processor(), deposits) as processor:
+        await processor.caught_up(deposits)
+        again = Deposits(view)
+        again.poison = {450}
+        with pytest.raises(ProjectionStopped):
+            await admin.rebuild(again, batch_size=50)
+        assert len(await shop.rows(view)) == 600
+        assert len(await shop.rows(f"{view}__next")) == 450
+        # live work goes on, then the rebuild does, from where it was
+        await shop.append(600)
+        again.poison = set()
+        done = await admin.rebuild(again, batch_size=50)
+        assert done.handled == 151
+        await shop.append(601)
+        await processor.caught_up(deposits)
+        assert [amount for _, amount in await shop.rows(view)] == list(range(602))
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=2) as small:
+        with pytest.raises(ProjectionError, match="pool of 3 connections"):
+            await Administration(small, shop.boundary).rebuild(again)
+    await shop.pool.execute(f'DROP SCHEMA "{view}" CASCADE')
+
+
+async def test_payloads_of_any_format(shop: Shop) -> None:
+    seen: list[object] = []
+
+    @projection("binary", orisun.where(account="a"))
+    async def remember(tx: Any, event: orisun.Event) -> None:
+        seen.append(event.data)
+
+    payload = orisun.Binary(bytes(range(256)), "application/protobuf", {"account": "a"})
+    await shop.boundary.append([orisun.NewEvent("Packed", payload)])
+    async with running(shop.processor(), remember) as processor:
+        await processor.caught_up(remember)
+    assert seen == [payload]
+
+
 async def _caught_up(processor: Processor, projection: Projection) -> bool:
     return (await processor.lag(projection)).events == 0
 

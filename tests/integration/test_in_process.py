@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from orisun_server.errors import (
 )
 from orisun_server.settings import Settings
 from orisun_server.storage import in_process
-from orisun_server.storage.in_process import NOTHING, Context, InProcessStore, NewEvent, Position, query
+from orisun_server.storage.in_process import NOTHING, Command, Context, InProcessStore, NewEvent, Position, query
 from tests.harness import eventually
 from tests.integration.stores import Store
 
@@ -268,3 +269,18 @@ async def test_no_catalog_says_what_to_do(connect: Connect) -> None:
 async def test_positions_are_those_of_the_wire(store: InProcessStore, names: tuple[str, str], connect: Connect) -> None:
     connection = await connect()
     assert await store.append(connection, names[0], [placed(n=n) for n in range(3)]) == Position(3, 2)
+
+
+async def test_a_command_is_stored_with_its_events_or_not_at_all(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, server_store: Store
+) -> None:
+    connection = await connect()
+    command = Command("c-1", "PlaceOrder", '{"order": "o1"}', "{}")
+    table = server_store.catalog.get(names[0]).names.q_commands
+    for outcome in (ZeroDivisionError, None):
+        with contextlib.suppress(ZeroDivisionError):
+            async with connection.transaction():
+                await store.append(connection, names[0], [placed(order="o1")], command=command)
+                if outcome is not None:
+                    raise outcome
+        assert await connection.fetchval(f"SELECT count(*) FROM {table}") == (0 if outcome else 1)

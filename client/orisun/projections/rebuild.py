@@ -20,6 +20,7 @@ from .tables import quoted
 
 #: Numbers of the boundary that may be left when the swap begins, which locks the workers out.
 _LEFT = 200
+_CONNECTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Rebuild:
             raise ProjectionError(
                 f'projection "{projection.name}" has no schema: a rebuild fills another schema and then gives it the'
                 " name of the present one; use reset, or give the projection a schema"
+            )
+        if checkpoints.pool.get_max_size() < _CONNECTIONS:
+            raise ProjectionError(
+                f"a rebuild needs a pool of {_CONNECTIONS} connections, and this one has"
+                f" {checkpoints.pool.get_max_size()}: while the swap holds one, the last events need others"
             )
         self._store, self._boundary, self._projection = checkpoints, boundary, projection
         self._next, self._config = _Next(projection), config

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import asyncpg
 
-from ..core.append import Context, checked_events
+from ..core.append import Context, checked_command, checked_events
 from ..core.criteria import WHOLE_BOUNDARY, Criterion, Query, Tag, criterion, query
-from ..core.event import Event, NewEvent
+from ..core.event import Command, Event, NewEvent
 from ..core.position import NOTHING, Position
 from ..errors import (
     BoundaryNotActive,
@@ -43,6 +43,7 @@ __all__ = [
     "NOTHING",
     "WHOLE_BOUNDARY",
     "Boundary",
+    "Command",
     "Context",
     "Criterion",
     "Event",
@@ -79,12 +80,15 @@ class InProcessStore:
         boundary: str,
         events: Sequence[NewEvent],
         context: Context | None = None,
+        *,
+        command: Command | None = None,
     ) -> Position:
         """Append the events, all or none, in the connection's transaction (or, without one, in one of its own).
 
         ``context`` is what the decision rests on: the query, and the position of the latest event of it that was seen
-        (``NOTHING`` where there was none). Returns the position of the last event. After a refusal the transaction
-        goes on as if nothing had been tried, except after ``Deadlock``: roll back and run the whole transaction again.
+        (``NOTHING`` where there was none). ``command`` is stored along with the events. Returns the position of the
+        last event. After a refusal the transaction goes on as if nothing had been tried, except after ``Deadlock``:
+        roll back and run the whole transaction again.
 
         Raises:
             InvalidArgument: An event breaks a rule (docs/guarantees.md).
@@ -97,7 +101,7 @@ class InProcessStore:
         checked = checked_events(events, self._max_events)
         known = await self._boundary(connection, boundary)
         flush = Flush(known.boundary, known.plans)
-        flush.add(checked, context)
+        flush.add(checked, context, checked_command(command) if command is not None else None)
         async with _savepoint(connection):
             with _explained(boundary):
                 row = await connection.fetchrow(flush.statement, *flush.arguments())
