@@ -7,20 +7,19 @@ one step at a time (``rollout``), when PostgreSQL's schema fits and JetStream's 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
 from ..api import API_VERSION, PREFIX
 from ..api.cluster import KIND, ClusterSpec, read_spec
 from ..api.conditions import set_condition
-from ..drift import contains
 from ..jetstream import Health, JetStreamError
-from ..kube import Applied, KindMissing, KubeError, NotOurs, Object, Ref
-from ..resources import nats, pods, postgres, services
+from ..kube import KubeError, NotOurs, Object, Ref
+from ..resources import nats, pods
 from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
 from ..rollout import Action, Pod, Step, View, next_step, stale_peers
 from . import SOON, Blocked, Context, Outcome
+from .cluster_children import Children
 from .cluster_pods import claims_of, pods_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
@@ -66,12 +65,7 @@ class _Work:
         self._context, self._kube, self._obj, self._report = context, context.kube, obj, report
         metadata = obj["metadata"]
         self._namespace, self._name = str(metadata["namespace"]), str(metadata["name"])
-        #: Whether the embedded PostgreSQL's pod is not ready yet.
-        self._postgres_starts = False
-        # what is missing now was there before, when the spec is the same and a whole look has succeeded
-        self._complete = report.before.get("observedGeneration") == report.generation and bool(
-            report.before.get("templateHash")
-        )
+        self._children = Children(self._kube, obj, report)
 
     async def run(self) -> Outcome:
         try:
@@ -85,7 +79,7 @@ class _Work:
         cluster = await self._resolve(spec, live)
         secrets = Secrets(self._kube, cluster, self._context.clock())
         auth, passwords = await secrets.nats()
-        await self._around(cluster, secrets, auth)
+        await self._children.around(cluster, secrets, auth)
         digests = await secrets.digests(passwords)
         cluster = replace(cluster, nats_digest=digests["nats"])
         cluster = replace(cluster, template=pods.template_hash(cluster, digests))
@@ -139,92 +133,12 @@ class _Work:
             cluster = replace(cluster, pods=min(max(left, default=-1) + 1, spec.replicas))
         return cluster
 
-    # -- what stands around the pods -------------------------------------------------------------------------------
-
-    async def _around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> None:
-        problem: Blocked | None = None
-        for obj in (services.service_account(cluster), services.headless(cluster), services.client(cluster)):
-            await self._apply(obj)
-        await self._apply(services.admin(cluster))
-        await self._apply(auth)
-        await self._apply(nats.configuration(cluster))
-        if cluster.spec.postgres.embedded is not None:
-            await self._embedded(cluster, secrets)
-        try:
-            if (admin := await secrets.admin()) is not None:
-                await self._apply(admin)
-            certificates, ends = await secrets.tls()
-            for obj in certificates:
-                await self._apply(obj)
-            await self._tell_tls(cluster, ends)
-        except KindMissing as missing:
-            problem = Blocked(
-                "CertManagerMissing", f"spec.tls.mode is certManager, and {missing}: install cert-manager, or change it"
-            )
-        except Blocked as blocked:
-            problem = blocked
-        await self._optional("policy/v1", "PodDisruptionBudget", cluster.name, services.disruption_budget(cluster))
-        policies = {policy["metadata"]["name"]: policy for policy in services.network_policies(cluster)}
-        for name in (cluster.name, cluster.postgres):
-            await self._optional("networking.k8s.io/v1", "NetworkPolicy", name, policies.get(name))
-        try:
-            await self._optional("monitoring.coreos.com/v1", "PodMonitor", cluster.name, services.pod_monitor(cluster))
-        except KindMissing as missing:
-            problem = problem or Blocked(
-                "PodMonitorMissing", f"spec.monitoring.podMonitor is on, and {missing}: install the Prometheus operator"
-            )
-        self._tell(cluster)
-        if problem is not None:
-            raise problem
-
-    async def _embedded(self, cluster: Cluster, secrets: Secrets) -> None:
-        ref = Ref("apps/v1", "StatefulSet", cluster.namespace, cluster.postgres)
-        live = await self._kube.get(ref)
-        self._postgres_starts = not (live or {}).get("status", {}).get("readyReplicas")
-        containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
-        await self._apply(await secrets.postgres())
-        await self._apply(postgres.service(cluster))
-        if cluster.spec.hibernate and cluster.pods:
-            return  # servers first
-        await self._statefulset(postgres.statefulset(cluster, containers[0].get("image") or cluster.image), live)
-
-    async def _optional(self, api_version: str, kind: str, name: str, wanted: Object | None) -> None:
-        if wanted is not None:
-            await self._apply(wanted)
-            return
-        ref = Ref(api_version, kind, self._namespace, name)
-        there = await self._kube.get(ref)
-        owners = {owner["uid"] for owner in (there or {}).get("metadata", {}).get("ownerReferences") or ()}
-        if there is not None and self._obj["metadata"]["uid"] in owners:
-            await self._kube.delete(ref, precondition_uid=there["metadata"]["uid"])
-
-    async def _apply(self, obj: Object) -> Applied:
-        applied = await self._kube.apply(obj)
-        if applied.repaired:
-            fields = ", ".join(applied.repaired[:5])
-            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was changed by somebody: {fields} put back")
-        elif applied.created and self._complete:
-            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was missing and is made again")
-        return applied
-
-    async def _statefulset(self, obj: Object, live: Object | None) -> None:
-        """Apply; where Kubernetes does not let a field change, the StatefulSet is made anew around its pods."""
-        wanted = obj["spec"].get("volumeClaimTemplates") or []
-        fixed = live is not None and not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])
-        if live is not None and fixed:
-            await self._kube.delete(Ref.of(obj), propagation="Orphan", precondition_uid=live["metadata"]["uid"])
-            await self._report.event("StatefulSetRecreated", f"{Ref.of(obj)}: its volumes changed; pods are left alone")
-            for claim in await claims_of(self._kube, obj):
-                await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
-            raise Blocked("RecreatingStatefulSet", "a StatefulSet is made anew", stalled=False, retry=_AT_ONCE)
-        await self._apply(obj)
-
     # -- schema ----------------------------------------------------------------------------------------------------
 
     async def _schema(self, cluster: Cluster, live: Object | None) -> Schema:
         if cluster.spec.hibernate:
             return Schema("the cluster hibernates")
-        if self._postgres_starts:
+        if self._children.postgres_starts:
             waiting = Blocked("AwaitingPostgres", "waiting for the embedded PostgreSQL", stalled=False, retry=SOON)
             schema = Schema(str(waiting), waiting)
         else:
@@ -247,7 +161,7 @@ class _Work:
     async def _pods(self, cluster: Cluster, live: Object | None, schema: Schema, passwords: dict[str, str]) -> Outcome:
         status = self._report.status
         if live is None or cluster.spec.hibernate or not schema.problem or self._is_applied(cluster, live):
-            await self._statefulset(pods.statefulset(cluster), live)
+            await self._children.statefulset(pods.statefulset(cluster), live)
             status["templateHash"] = cluster.template
             status["image"], status["natsImage"] = cluster.image, cluster.nats_image
         there = await pods_of(self._kube, cluster, self._context.clock())
@@ -354,40 +268,3 @@ class _Work:
             return Outcome()
         report.resting(step.reason, step.message)
         return Outcome()
-
-    def _tell(self, cluster: Cluster) -> None:
-        status: dict[str, Any] = self._report.status
-        status["selector"] = ",".join(f"{key}={value}" for key, value in cluster.selector().items())
-        status["endpoints"] = {
-            "grpc": f"{cluster.grpc_host}:5005",
-            "admin": f"http://{cluster.admin_service}.{cluster.namespace}.svc:8991",
-        }
-        status["adminSecret"] = cluster.admin_secret
-        for count in ("replicas", "readyReplicas", "updatedReplicas"):
-            status.setdefault(count, 0)
-        mode = cluster.spec.postgres.mode
-        status["postgres"] = {"mode": mode}
-        if mode == "embedded":
-            status["postgres"] |= {
-                "secret": cluster.postgres,
-                "note": f"for trying things out: the data goes with the claim data-{cluster.postgres}-0",
-            }
-
-    async def _tell_tls(self, cluster: Cluster, ends: str) -> None:
-        status: dict[str, Any] = self._report.status
-        if not cluster.spec.tls.enabled:
-            status.pop("tls", None)
-            return
-        before = (status.get("tls") or {}).get("notAfter")
-        status["tls"] = {"secret": cluster.tls_secret, **({"notAfter": ends} if ends else {})}
-        if before and ends and before != ends:
-            await self._report.event(
-                "CertificateRenewed", f"the certificate in {cluster.tls_secret} lasts until {ends}"
-            )
-        if not ends:
-            raise Blocked(
-                "AwaitingCertificate",
-                f"waiting for cert-manager to write {cluster.tls_secret}",
-                stalled=False,
-                retry=3.0,
-            )

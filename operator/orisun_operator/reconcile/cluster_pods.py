@@ -10,6 +10,8 @@ from ..kube import Kube, Object, Ref
 from ..resources.cluster import STREAMS_ANNOTATION, TEMPLATE_ANNOTATION, Cluster
 from ..rollout import Pod
 
+_LONGEST = 160
+
 
 class Claim(NamedTuple):
     """A volume claim of a StatefulSet's pod; ``size`` is what its template asks for now."""
@@ -70,12 +72,17 @@ def _problem(status: Mapping[str, Any]) -> str:
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         state = container.get("state") or {}
         if (waiting := state.get("waiting")) and waiting.get("reason") not in (None, "ContainerCreating"):
-            message = f": {waiting['message']}" if waiting.get("message") else ""
+            message = f": {_short(waiting['message'])}" if waiting.get("message") else ""
             return f"container {container['name']} {waiting['reason']}{message}"
         if (ended := state.get("terminated")) is not None:
             return f"container {container['name']} ended with {ended.get('exitCode')} {ended.get('reason', '')}".strip()
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] != "True" and condition.get("message"):
-            return f"not scheduled: {condition['message']}"
+            return f"not scheduled: {_short(condition['message'])}"
     unready = [c["name"] for c in status.get("containerStatuses") or () if not c.get("ready")]
     return f"container {', '.join(unready)} is not ready yet" if unready else ""
+
+
+def _short(message: str) -> str:
+    """The beginning of it: a condition has several pods to tell about."""
+    return message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."

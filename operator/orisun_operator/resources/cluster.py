@@ -103,6 +103,11 @@ class Cluster:
     def grpc_host(self) -> str:
         return f"{self.name}.{self.namespace}.svc"
 
+    @property
+    def web_scheme(self) -> str:
+        """Of the admin page, as probes write it."""
+        return "HTTPS" if self.spec.tls.enabled else "HTTP"
+
     # -- metadata --------------------------------------------------------------------------------------------------
 
     def selector(self, component: str = "server") -> dict[str, str]:

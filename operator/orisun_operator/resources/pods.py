@@ -150,11 +150,12 @@ def _template(cluster: Cluster) -> Object:
 
 def _server(cluster: Cluster) -> Object:
     spec = cluster.spec
-    listens: Object = {"tcpSocket": {"port": "grpc"}, "timeoutSeconds": 3}
+    # there from the server's first moment; while it waits for PostgreSQL or its schema it lives and is not ready
+    lives: Object = {"httpGet": {"path": "/healthz", "port": "admin", "scheme": cluster.web_scheme}}
     # the kubelet's gRPC probe knows no TLS
-    serves: Object = (
-        {"httpGet": {"path": "/readyz", "port": "admin"}} if spec.tls.enabled else {"grpc": {"port": GRPC_PORT}}
-    )
+    serves: Object = {"grpc": {"port": GRPC_PORT}}
+    if spec.tls.enabled:
+        serves = {"httpGet": {"path": "/readyz", "port": "admin", "scheme": cluster.web_scheme}}
     mounts: list[Object] = [
         {"name": "shared", "mountPath": nats.SHARED},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of its own
@@ -174,10 +175,9 @@ def _server(cluster: Cluster) -> Object:
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
         ],
-        # while it waits for PostgreSQL or its schema it listens and is not ready; a restart would not help
-        "startupProbe": {**listens, "periodSeconds": 1, "failureThreshold": 120},
+        "startupProbe": {**lives, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 120},
         "readinessProbe": {**serves, "periodSeconds": 2, "timeoutSeconds": 3, "failureThreshold": 2},
-        "livenessProbe": {**listens, "periodSeconds": 10, "failureThreshold": 6},
+        "livenessProbe": {**lives, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_NOTICE)]}}},
         "securityContext": container_security(),
         "volumeMounts": mounts,
@@ -195,6 +195,8 @@ def environment(cluster: Cluster) -> list[Object]:
     admin = spec.admin.boundary
     values: dict[str, str] = {
         "ORISUN_GRPC_HOST": "0.0.0.0",  # noqa: S104 - a pod
+        "ORISUN_GRPC_PORT": str(GRPC_PORT),
+        "ORISUN_ADMIN_PORT": str(ADMIN_PORT),
         "ORISUN_GRPC_ENABLE_REFLECTION": str(spec.grpc.reflection).lower(),
         "ORISUN_ADMIN_BOUNDARY": admin,
         # every other boundary comes from the catalog

@@ -125,7 +125,16 @@ def pod_monitor(cluster: Cluster) -> Object | None:
         "metadata": metadata,
         "spec": {
             "selector": {"matchLabels": cluster.selector()},
-            "podMetricsEndpoints": [{"port": "admin", "path": "/metrics", "interval": monitor.interval}],
+            "podMetricsEndpoints": [
+                {
+                    "port": "admin",
+                    "path": "/metrics",
+                    "interval": monitor.interval,
+                    "scheme": cluster.web_scheme.lower(),
+                    # pods are asked by address, which no certificate names
+                    **({"tlsConfig": {"insecureSkipVerify": True}} if cluster.spec.tls.enabled else {}),
+                }
+            ],
         },
     }
 

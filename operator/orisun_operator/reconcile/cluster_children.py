@@ -1,0 +1,146 @@
+"""What stands around the pods of a cluster: Secrets, Services, configuration, policies, the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..drift import contains
+from ..kube import Applied, KindMissing, Kube, Object, Ref
+from ..resources import nats, postgres, services
+from ..resources.cluster import Cluster
+from . import Blocked
+from .cluster_pods import claims_of
+from .cluster_secrets import Secrets
+from .report import Report
+
+#: Seconds until a StatefulSet that is being made anew is looked at again.
+_AT_ONCE = 0.5
+
+
+class Children:
+    """Applies objects of one cluster, and tells of drift that it repairs."""
+
+    def __init__(self, kube: Kube, obj: Object, report: Report) -> None:
+        self._kube, self._obj, self._report = kube, obj, report
+        self._namespace = str(obj["metadata"]["namespace"])
+        #: Whether the embedded PostgreSQL's pod is not ready yet.
+        self.postgres_starts = False
+        # what is missing now was there before, when the spec is the same and a whole look has succeeded
+        self._complete = report.before.get("observedGeneration") == report.generation and bool(
+            report.before.get("templateHash")
+        )
+
+    async def around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> None:
+        problem: Blocked | None = None
+        for obj in (services.service_account(cluster), services.headless(cluster), services.client(cluster)):
+            await self._apply(obj)
+        await self._apply(services.admin(cluster))
+        await self._apply(auth)
+        await self._apply(nats.configuration(cluster))
+        if cluster.spec.postgres.embedded is not None:
+            await self._embedded(cluster, secrets)
+        try:
+            if (admin := await secrets.admin()) is not None:
+                await self._apply(admin)
+            certificates, ends = await secrets.tls()
+            for obj in certificates:
+                await self._apply(obj)
+            await self._tell_tls(cluster, ends)
+        except KindMissing as missing:
+            problem = Blocked(
+                "CertManagerMissing", f"spec.tls.mode is certManager, and {missing}: install cert-manager, or change it"
+            )
+        except Blocked as blocked:
+            problem = blocked
+        await self._optional("policy/v1", "PodDisruptionBudget", cluster.name, services.disruption_budget(cluster))
+        policies = {policy["metadata"]["name"]: policy for policy in services.network_policies(cluster)}
+        for name in (cluster.name, cluster.postgres):
+            await self._optional("networking.k8s.io/v1", "NetworkPolicy", name, policies.get(name))
+        try:
+            await self._optional("monitoring.coreos.com/v1", "PodMonitor", cluster.name, services.pod_monitor(cluster))
+        except KindMissing as missing:
+            problem = problem or Blocked(
+                "PodMonitorMissing", f"spec.monitoring.podMonitor is on, and {missing}: install the Prometheus operator"
+            )
+        self._tell(cluster)
+        if problem is not None:
+            raise problem
+
+    async def _embedded(self, cluster: Cluster, secrets: Secrets) -> None:
+        ref = Ref("apps/v1", "StatefulSet", cluster.namespace, cluster.postgres)
+        live = await self._kube.get(ref)
+        self.postgres_starts = not (live or {}).get("status", {}).get("readyReplicas")
+        containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
+        await self._apply(await secrets.postgres())
+        await self._apply(postgres.service(cluster))
+        if cluster.spec.hibernate and cluster.pods:
+            return  # servers first
+        await self.statefulset(postgres.statefulset(cluster, containers[0].get("image") or cluster.image), live)
+
+    async def _optional(self, api_version: str, kind: str, name: str, wanted: Object | None) -> None:
+        if wanted is not None:
+            await self._apply(wanted)
+            return
+        ref = Ref(api_version, kind, self._namespace, name)
+        there = await self._kube.get(ref)
+        owners = {owner["uid"] for owner in (there or {}).get("metadata", {}).get("ownerReferences") or ()}
+        if there is not None and self._obj["metadata"]["uid"] in owners:
+            await self._kube.delete(ref, precondition_uid=there["metadata"]["uid"])
+
+    async def _apply(self, obj: Object) -> Applied:
+        applied = await self._kube.apply(obj)
+        if applied.repaired:
+            fields = ", ".join(applied.repaired[:5])
+            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was changed by somebody: {fields} put back")
+        elif applied.created and self._complete:
+            await self._report.event("DriftRepaired", f"{Ref.of(obj)} was missing and is made again")
+        return applied
+
+    async def statefulset(self, obj: Object, live: Object | None) -> None:
+        """Apply; where Kubernetes does not let a field change, the StatefulSet is made anew around its pods."""
+        wanted = obj["spec"].get("volumeClaimTemplates") or []
+        fixed = live is not None and not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])
+        if live is not None and fixed:
+            await self._kube.delete(Ref.of(obj), propagation="Orphan", precondition_uid=live["metadata"]["uid"])
+            await self._report.event("StatefulSetRecreated", f"{Ref.of(obj)}: its volumes changed; pods are left alone")
+            for claim in await claims_of(self._kube, obj):
+                await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
+            raise Blocked("RecreatingStatefulSet", "a StatefulSet is made anew", stalled=False, retry=_AT_ONCE)
+        await self._apply(obj)
+
+    def _tell(self, cluster: Cluster) -> None:
+        status: dict[str, Any] = self._report.status
+        status["selector"] = ",".join(f"{key}={value}" for key, value in cluster.selector().items())
+        status["endpoints"] = {
+            "grpc": f"{cluster.grpc_host}:5005",
+            "admin": f"{cluster.web_scheme.lower()}://{cluster.admin_service}.{cluster.namespace}.svc:8991",
+        }
+        status["adminSecret"] = cluster.admin_secret
+        for count in ("replicas", "readyReplicas", "updatedReplicas"):
+            status.setdefault(count, 0)
+        mode = cluster.spec.postgres.mode
+        status["postgres"] = {"mode": mode}
+        if mode == "embedded":
+            status["postgres"] |= {
+                "secret": cluster.postgres,
+                "note": f"for trying things out: the data goes with the claim data-{cluster.postgres}-0",
+            }
+
+    async def _tell_tls(self, cluster: Cluster, ends: str) -> None:
+        status: dict[str, Any] = self._report.status
+        if not cluster.spec.tls.enabled:
+            status.pop("tls", None)
+            return
+        before = (status.get("tls") or {}).get("notAfter")
+        status["tls"] = {"secret": cluster.tls_secret, **({"notAfter": ends} if ends else {})}
+        if before and ends and before != ends:
+            await self._report.event(
+                "CertificateRenewed", f"the certificate in {cluster.tls_secret} lasts until {ends}"
+            )
+        if not ends:
+            raise Blocked(
+                "AwaitingCertificate",
+                f"waiting for cert-manager to write {cluster.tls_secret}",
+                stalled=False,
+                retry=3.0,
+            )
