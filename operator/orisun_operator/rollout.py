@@ -27,6 +27,8 @@ class Pod:
     problem: str = ""
     age: float = 0.0
     ip: str = ""
+    #: Of the StatefulSet, when the pod was made.
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class View:
     leaving: str = ""
     #: Why the schema does not fit yet; "" when it does.
     schema: str = ""
+    #: Of the StatefulSet now; "" while it is not known.
+    revision: str = ""
     on_delete: bool = False
     #: Seconds that a replaced pod may take.
     timeout: float = 300.0
@@ -126,7 +130,13 @@ def _ordinal(cluster: str, peer: str) -> int | None:
 
 
 def _is_current(view: View, pod: Pod) -> bool:
-    return pod.template == view.template
+    """Whether the pod is as the spec wants it.
+
+    A newer operator may render the same spec otherwise, which restarts nothing that serves; a pod that does not serve
+    may as well have it.
+    """
+    rendered_anew = view.revision and pod.revision and pod.revision != view.revision
+    return pod.template == view.template and (pod.ready or not rendered_anew)
 
 
 def _hibernate(view: View) -> Step:

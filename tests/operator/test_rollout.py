@@ -83,6 +83,16 @@ def test_on_delete_waits_for_a_person() -> None:
     assert "store-0, store-2" in step.message
 
 
+def test_another_rendering_of_the_same_spec_reaches_only_pods_that_do_not_serve() -> None:
+    pods = [_pod(n, revision="r1") for n in range(3)]
+    assert next_step(_view(*pods, revision="r2")).action is Action.NOTHING
+    pods[1] = _pod(1, ready=False, revision="r1")
+    step = next_step(_view(*pods, revision="r2"))
+    assert (step.action, step.pod and step.pod.ordinal) == (Action.REPLACE, 1)
+    pods[1] = _pod(1, ready=False, revision="r2")
+    assert next_step(_view(*pods, revision="r2")).action is Action.WAIT
+
+
 def test_growing_and_shrinking_go_one_ordinal_at_a_time_gated() -> None:
     three = tuple(_pod(n) for n in range(3))
     step = next_step(_view(*three, wanted=5))

@@ -20,7 +20,7 @@ from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_I
 from ..rollout import Action, Pod, Step, View, next_step, stale_peers
 from . import SOON, Blocked, Context, Outcome
 from .cluster_children import Children
-from .cluster_pods import claims_of, pods_of
+from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
 from .report import Report
@@ -174,6 +174,7 @@ class _Work:
             streams=cluster.streams,
             jetstream=health.problem,
             leaving=leaving,
+            revision=revision_of(live),
             schema=schema.problem,
             on_delete=cluster.spec.update_strategy.type == "OnDelete",
             timeout=cluster.spec.update_strategy.pod_timeout_seconds,

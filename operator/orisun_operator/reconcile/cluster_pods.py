@@ -33,6 +33,13 @@ async def pods_of(kube: Kube, cluster: Cluster, now: datetime.datetime) -> list[
     return sorted(pods, key=lambda pod: pod.ordinal)
 
 
+def revision_of(statefulset: Object | None) -> str:
+    """The revision that new pods of a StatefulSet get; "" while its controller has not looked at it."""
+    status = (statefulset or {}).get("status") or {}
+    seen = statefulset is not None and status.get("observedGeneration") == statefulset["metadata"].get("generation")
+    return str(status.get("updateRevision") or "") if seen else ""
+
+
 async def claims_of(kube: Kube, statefulset: Object) -> list[Claim]:
     """The claims that a StatefulSet's templates have led to."""
     metadata, spec = statefulset["metadata"], statefulset["spec"]
@@ -64,6 +71,7 @@ def _pod(obj: Object, ordinal: int, now: datetime.datetime) -> Pod:
         problem="" if ready else _problem(status),
         age=max(0.0, (now - born).total_seconds()),
         ip=status.get("podIP") or "",
+        revision=(metadata.get("labels") or {}).get("controller-revision-hash", ""),
     )
 
 
