@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -41,13 +42,31 @@ def commands(app: ProjectionApp | Callable[[], ProjectionApp], name: str = "proj
     @click.pass_context
     def group(context: click.Context, /, **options: Any) -> None:
         """Run projections and look after them. Without a subcommand: run them."""
-        context.obj = app if isinstance(app, ProjectionApp) else app()
+        context.obj = (lambda: app) if isinstance(app, ProjectionApp) else app
         if context.invoked_subcommand is None:
-            _run(context.obj, **options)
+            _run(_made(context.obj), **options)
 
     for command in (run, status, parked, replay, discard, reset, rebuild, repartition):
         group.add_command(command)
     return group
+
+
+def _with_app(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the ProjectionApp, which is made when a command runs and not for ``--help``."""
+
+    @click.pass_obj
+    @functools.wraps(command)
+    def with_app(make: Callable[[], ProjectionApp], /, **options: Any) -> Any:
+        return command(_made(make), **options)
+
+    return with_app
+
+
+def _made(make: Callable[[], object]) -> ProjectionApp:
+    app = make()
+    if not isinstance(app, ProjectionApp):
+        raise click.ClickException(f"a {type(app).__name__} is no ProjectionApp, nor a function that makes one")
+    return app
 
 
 def _run_options(command: Any) -> Any:
@@ -62,14 +81,14 @@ def _run_options(command: Any) -> Any:
 
 @click.command()
 @_run_options
-@click.pass_obj
+@_with_app
 def run(app: ProjectionApp, /, **options: Any) -> None:
     """Run projections until SIGTERM or Ctrl-C; the batch in hand is finished."""
     _run(app, **options)
 
 
 @click.command()
-@click.pass_obj
+@_with_app
 def status(app: ProjectionApp) -> None:
     """Show where each partition stands and how far it is behind."""
 
@@ -87,7 +106,7 @@ def status(app: ProjectionApp) -> None:
 
 @click.command()
 @click.argument("projection")
-@click.pass_obj
+@_with_app
 def parked(app: ProjectionApp, projection: str) -> None:
     """List the events that were put aside, with what was raised and where."""
 
@@ -105,7 +124,7 @@ def parked(app: ProjectionApp, projection: str) -> None:
 @click.command()
 @click.argument("projection")
 @click.argument("event_ids", nargs=-1)
-@click.pass_obj
+@_with_app
 def replay(app: ProjectionApp, projection: str, event_ids: Sequence[str]) -> None:
     """Handle parked events again: those of EVENT_IDS, or all. The exit status is 1 where one failed again."""
 
@@ -124,7 +143,7 @@ def replay(app: ProjectionApp, projection: str, event_ids: Sequence[str]) -> Non
 @click.command()
 @click.argument("projection")
 @click.argument("event_ids", nargs=-1, required=True)
-@click.pass_obj
+@_with_app
 def discard(app: ProjectionApp, projection: str, event_ids: Sequence[str]) -> None:
     """Forget parked events without handling them; the store keeps them."""
 
@@ -137,7 +156,7 @@ def discard(app: ProjectionApp, projection: str, event_ids: Sequence[str]) -> No
 @click.command()
 @click.argument("projection")
 @click.confirmation_option(prompt="This empties the read model, which then fills again. Go on?")
-@click.pass_obj
+@_with_app
 def reset(app: ProjectionApp, projection: str) -> None:
     """Empty the read model and begin again; `rebuild` spares readers the empty time."""
 
@@ -152,7 +171,7 @@ def reset(app: ProjectionApp, projection: str) -> None:
 @click.argument("projection")
 @click.option("--batch-size", default=500, show_default=True, type=click.IntRange(min=1))
 @click.option("--keep-previous", is_flag=True, help="Keep the old read model as <schema>__previous.")
-@click.pass_obj
+@_with_app
 def rebuild(app: ProjectionApp, projection: str, batch_size: int, keep_previous: bool) -> None:
     """Make the read model anew beside the present one, then swap them in one transaction."""
 
@@ -173,7 +192,7 @@ def rebuild(app: ProjectionApp, projection: str, batch_size: int, keep_previous:
 @click.command()
 @click.argument("projection")
 @click.option("--total-partitions", required=True, type=click.IntRange(min=1))
-@click.pass_obj
+@_with_app
 def repartition(app: ProjectionApp, projection: str, total_partitions: int) -> None:
     """Lay a projection out for another number of partitions; nothing is handled twice or left out."""
 
@@ -188,19 +207,24 @@ def repartition(app: ProjectionApp, projection: str, total_partitions: int) -> N
 @click.group(
     epilog=_EXAMPLES,
 )
-@click.option("--app", "path", required=True, metavar="MODULE:NAME", help="Where the ProjectionApp is.")
+@click.option("--app", "path", metavar="MODULE:NAME", help="Where the ProjectionApp is, or a function that makes it.")
 @click.pass_context
-def projections(context: click.Context, path: str) -> None:
+def projections(context: click.Context, path: str | None) -> None:
     """Run projections and look after them."""
-    module, colon, name = path.partition(":")
+    context.obj = functools.partial(_found, path)
+
+
+def _found(path: str | None) -> object:
+    """What ``--app`` names."""
+    module, colon, name = (path or "").partition(":")
     if not colon:
-        raise click.ClickException(f'--app is "{path}": write MODULE:NAME, such as shop.projections:app')
+        raise click.ClickException(f'--app is "{path or ""}": write MODULE:NAME, such as shop.projections:app')
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise click.ClickException(f'--app is "{path}": {error}') from None
-    context.obj = found if isinstance(found, ProjectionApp) else found()
+    return found() if callable(found) else found
 
 
 for _command in (run, status, parked, replay, discard, reset, rebuild, repartition):

@@ -18,7 +18,7 @@ from ..position import NOTHING, Position
 from .checkpoints import Assignment
 from .config import ProcessorConfig
 from .errors import Fenced, PartitionMismatch, VersionMismatch
-from .partitions import HashPartitions, Layout, PartitionStrategy, still_needed
+from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
 from .projection import Projection
 from .tables import Tables, quoted
 
@@ -125,9 +125,8 @@ class PostgresCheckpoints:
         if row is None:
             raise PartitionMismatch(f'there is no projection "{projection}" of boundary "{boundary}" yet: start it')
         current = Layout(row["strategy"], tuple(await self.positions(tx, projection, boundary, lock=True)))
-        start = min(current.positions, default=NOTHING)
-        history = [*map(Layout.of_json, json.loads(row["history"])), current]
-        written = json.dumps([layout.as_json() for layout in still_needed(history, start)])
+        start, history = relaid([*map(Layout.of_json, json.loads(row["history"]))], current)
+        written = json.dumps([layout.as_json() for layout in history])
         return await self.restart(tx, projection, boundary, [start] * total, strategy.name, history=written)
 
     async def restart(
