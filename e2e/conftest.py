@@ -26,6 +26,8 @@ from e2e.stores import Database, Namespace, Servers
 #: Namespaces that are made beforehand where the operator is told which ones to look after.
 _POOL = 16
 _numbers = itertools.count()
+#: Tells namespaces of runs apart, which may still be ending.
+_RUN = secrets.token_hex(2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--e2e-load", action="store_true", help="load both from the local Docker into the cluster")
     group.addoption("--e2e-keep", action="store_true", help="leave namespaces and operator, to look at them")
     group.addoption(
-        "--e2e-namespaced", default="", metavar="PREFIX", help="operator for namespaces PREFIX-0.. only, beside others"
+        "--e2e-namespaced", default="", metavar="PREFIX", help="operator for namespaces PREFIX-* only, beside others"
     )
 
 
@@ -99,7 +101,7 @@ async def release(
     request: pytest.FixtureRequest, kubernetes: Kubernetes, images: tuple[str, str]
 ) -> AsyncIterator[Release]:
     prefix = request.config.getoption("e2e_namespaced")
-    pool = [f"{prefix}-{number}" for number in range(_POOL)] if prefix else []
+    pool = [f"{prefix}-{_RUN}-{number}" for number in range(_POOL)] if prefix else []
     namespaces = "\n---\n".join(
         f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {Namespace.LABELS}}}}}" for name in pool
     )
@@ -109,6 +111,8 @@ async def release(
         kubernetes, images, namespace=f"{prefix}-system" if prefix else "orisun-system", watch=pool,
         values=["timerSeconds=10"],
     )  # fmt: skip
+    if pool and await release.status():  # it knows other namespaces
+        await release.helm("uninstall", release.name, "--no-hooks", "--wait", "--timeout", "60s")
     yield release
     if not request.config.getoption("e2e_keep"):
         if await release.status():
@@ -129,7 +133,7 @@ async def _namespace(
 ) -> AsyncIterator[Namespace]:
     prefix = request.config.getoption("e2e_namespaced")
     number = next(_numbers)
-    made = Namespace(kubernetes, f"{prefix}-{number}" if prefix else f"e2e-{secrets.token_hex(3)}")
+    made = Namespace(kubernetes, f"{prefix}-{_RUN}-{number}" if prefix else f"e2e-{_RUN}-{number}")
     await made.create()
     yield made
     if not request.config.getoption("e2e_keep"):

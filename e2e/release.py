@@ -60,7 +60,10 @@ class Release:
 
     async def ensure(self) -> None:
         """It is there, with its own values, and its pods are ready."""
-        if await self.status() != "deployed":
+        status = await self.status()
+        if status not in ("", "deployed"):  # left over by a run that was interrupted
+            await self.helm("uninstall", self.name, "--no-hooks", "--wait", "--timeout", "60s")
+        if status != "deployed":
             await self.install()
         await self.scale(2)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from .api import API_VERSION, PREFIX
-from .kube import KindMissing, Kube, Object, Ref
+from .kube import KindMissing, Kube, KubeError, Object, Ref
 
 KINDS = ("OrisunCluster", "Boundary", "EventIndex")
 _POLL = 0.5
@@ -39,7 +39,7 @@ async def uninstall(
     await _stop(kube, Ref("apps/v1", "Deployment", namespace, deployment), timeout)
     removed = 0
     for kind in KINDS:
-        for obj in await _everything(kube, kind, namespaces):
+        for obj in await _everything(kube, kind, namespaces, say):
             ours = [name for name in obj["metadata"].get("finalizers") or () if name.startswith(PREFIX)]
             for name in ours:
                 await kube.remove_finalizer(obj, name)
@@ -62,8 +62,16 @@ async def _stop(kube: Kube, ref: Ref, timeout: float) -> None:
         await asyncio.sleep(_POLL)
 
 
-async def _everything(kube: Kube, kind: str, namespaces: Sequence[str]) -> list[Object]:
-    try:
-        return [obj for namespace in namespaces or (None,) for obj in await kube.list(API_VERSION, kind, namespace)]
-    except KindMissing:
-        return []
+async def _everything(kube: Kube, kind: str, namespaces: Sequence[str], say: Callable[[str], None]) -> list[Object]:
+    found: list[Object] = []
+    for namespace in namespaces or (None,):
+        try:
+            found += await kube.list(API_VERSION, kind, namespace)
+        except KindMissing:
+            return []
+        except KubeError as error:
+            # a namespace that was deleted took our Role with it
+            if namespace is None or error.status != 403:
+                raise
+            say(f"namespace {namespace} is left out: {error}")
+    return found
