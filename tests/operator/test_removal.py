@@ -72,6 +72,16 @@ async def test_a_namespace_that_ends_keeps_the_events(store: Store) -> None:
     await store.kube.delete(Ref("v1", "Namespace", "", store.namespace))
     await store.gone("orders")
     assert await active(store)
+    # of the namespace, since nothing can be written into it
+    notes = [
+        e["note"]
+        for e in await store.kube.list("events.k8s.io/v1", "Event", "default")
+        if e["regarding"]["name"] == store.namespace
+    ]
+    assert notes == [
+        "Boundary orders: deletionPolicy Delete is taken for Retain, since the namespace is being deleted:"
+        " the events stay"
+    ]
     store.late = 61
     async with await store.session() as session:
         figures = await session.boundaries.figures(Boundary.at("orders", store.schema))

@@ -51,7 +51,6 @@ async def archive(obj: Object, spec: BoundarySpec, cluster: Object, report: Repo
     live = await context.kube.get(ref)
     if live is None:
         await context.kube.create(job)
-        await report.event("Archiving", f"Job {ref.name} writes the events of boundary {spec.name!r}")
         return None
     ended = {c["type"]: c for c in (live.get("status") or {}).get("conditions") or () if c["status"] == "True"}
     if "Complete" in ended:

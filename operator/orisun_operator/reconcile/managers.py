@@ -36,10 +36,10 @@ async def exists(context: Context, managed_by: str) -> bool:
     return await context.kube.get(Ref(API_VERSION, kind, namespace, name)) is not None
 
 
-async def namespace_ends(context: Context, namespace: str) -> bool:
-    """Whether the namespace is being deleted, or is gone."""
+async def ending(context: Context, namespace: str) -> Object | None:
+    """The namespace, if it is being deleted."""
     found = await context.kube.get(Ref("v1", "Namespace", "", namespace))
-    return found is None or bool(found["metadata"].get("deletionTimestamp"))
+    return found if found is not None and found["metadata"].get("deletionTimestamp") else None
 
 
 async def release_of_gone(context: Context, managed_by: str, namespace: str) -> Outcome:
@@ -75,7 +75,7 @@ async def release(context: Context, session: Session, *, only: str | None = None
         boundary = boundaries.get(record.boundary)
         owner = boundary.managed_by if boundary is not None else ""
         namespace = record.managed_by.split("/")[1]
-        if not owner or await is_gone(owner) or await namespace_ends(context, namespace):
+        if not owner or await is_gone(owner) or await ending(context, namespace) is not None:
             await session.index_catalog.manage(record, "")
         else:
             await session.index_catalog.retire(record.boundary, record.definition.name)

@@ -15,7 +15,7 @@ from ..api.cluster import KIND as CLUSTER
 from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
 from .archiving import Archived, archive
-from .managers import namespace_ends
+from .managers import ending
 from .postgres import Session
 from .report import Report, position
 
@@ -29,13 +29,16 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
         return Outcome()
     namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
     policy = spec.deletion_policy
-    if policy != "Retain" and await namespace_ends(context, namespace):
-        await _kept(report, policy, "its namespace is being deleted")
+    if policy != "Retain" and (place := await ending(context, namespace)) is not None:
+        # nothing can be written into such a namespace any more, Events neither: this one is the namespace's own
+        text = _kept(policy, "the namespace is being deleted")
+        await context.kube.event(place, "Warning", "EventsRetained", f"Boundary {name}: {text}")
         policy = "Retain"
     cluster = await context.kube.get(Ref(API_VERSION, CLUSTER, namespace, spec.cluster_ref.name))
     if cluster is None or cluster["metadata"].get("deletionTimestamp"):
         if policy != "Retain":
-            await _kept(report, policy, f"OrisunCluster {spec.cluster_ref.name} is gone")
+            text = _kept(policy, f"OrisunCluster {spec.cluster_ref.name} is gone")
+            await report.event("EventsRetained", text, warning=True)
         return await _let_go(context, obj)
     if policy == "Retain":
         try:
@@ -68,7 +71,7 @@ async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Ob
     if spec.deletion_policy == "Archive":
         archived = await archive(obj, spec, cluster, report)
         if archived is None:
-            report.waiting("Archiving", f'the events of boundary "{spec.name}" are being archived')
+            report.waiting("Archiving", f'a Job writes the events of boundary "{spec.name}", and checks them')
             return Outcome(_AGAIN)
         await _verify(session, boundary, archived)
         report.status["archive"] = archived.shown()
@@ -109,10 +112,8 @@ async def _verify(session: Session, boundary: Boundary, archived: Archived) -> N
         )
 
 
-async def _kept(report: Report, policy: str, why: str) -> None:
-    await report.event(
-        "EventsRetained", f"deletionPolicy {policy} is taken for Retain, since {why}: the events stay", warning=True
-    )
+def _kept(policy: str, why: str) -> str:
+    return f"deletionPolicy {policy} is taken for Retain, since {why}: the events stay"
 
 
 async def _let_go(context: Context, obj: Object) -> Outcome:
