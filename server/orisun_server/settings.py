@@ -174,7 +174,9 @@ class Settings(BaseModel):
 
     data_dir: Path = _var("./data/orisun", "Ours. Directory of the embedded PostgreSQL (below it, in `postgres`)")
     schema_migrations: Literal["apply", "verify"] = _var(
-        "apply", "Ours. Migrate the schema at the start, or only check that it fits (in a cluster)"
+        "apply",
+        "Ours. Migrate the schema at the start, or only check that it fits (in a cluster, where the operator migrates);"
+        " a boundary that is made by rpc gets its tables either way",
     )
     shutdown_grace: Duration = _var("30s", "Ours. Time to finish what was taken when asked to stop")
     drained_file: Path | None = _var(
