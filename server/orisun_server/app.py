@@ -21,6 +21,7 @@ from .delivery.live_tail import LiveTails
 from .delivery.nats import Nats
 from .delivery.publishers import Publishers
 from .delivery.pubsub import PubSub
+from .delivery.roll_call import RollCall
 from .delivery.signals import Signals
 from .delivery.subscription import Subscriptions
 from .drained import tell_drained, told
@@ -211,6 +212,8 @@ class App:
             nats=nats,
         )
         await self._run(telemetry)
+        roll_call = RollCall(nats, subscriptions, settings.admin_schema)
+        await self._run(roll_call)
         self.health.set_storage(True)
         await server.start()
         self._parts.push_async_callback(server.stop, settings.shutdown_grace * _CALLS_SHARE)
@@ -227,6 +230,7 @@ class App:
                 appender=appender,
                 subscriptions=subscriptions,
                 publishers=publishers,
+                roll_call=roll_call,
                 telemetry=telemetry,
                 watch=watch,
             )

@@ -303,6 +303,27 @@ async def test_subscriptions_show_where_they_are(app: App, connection: Connectio
     stream.cancel()
 
 
+async def test_subscriptions_of_other_servers(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    boundary = settings.boundaries[0].name
+    async with running(settings) as first, running(settings) as second:
+        connection = Connection(second.address)
+        await save(connection, boundary, ("one", "One", '{"who": "eve"}'))
+        about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="who", value="eve")])])
+        request = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="afar", query=about)
+        stream = connection.events.CatchUpSubscribeToEvents(request, metadata=ADMIN)
+        await stream.read()
+        async with browsing(first) as browser:
+
+            async def shown() -> bool:
+                text = await browser.text("/subscriptions")
+                return all(part in text for part in ("afar", second.node_id, "(1, 0)", "who=eve"))
+
+            await eventually(shown)
+        stream.cancel()
+        await connection.close()
+
+
 async def test_configuration_masks_secrets(browser: Browser) -> None:
     text = await browser.text("/configuration?find=password")
     assert "ORISUN_ADMIN_PASSWORD" in text

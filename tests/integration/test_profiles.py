@@ -11,8 +11,10 @@ import httpx
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from orisun_api import admin_pb2
 from orisun_server.app import App
 from orisun_server.settings import Settings
+from tests.harness import Connection
 from tests.integration.web import running
 
 ADMIN = httpx.BasicAuth("admin", "changeit")
@@ -96,6 +98,15 @@ async def test_a_heap_profile(client: httpx.AsyncClient) -> None:
     most = max(profile.sample, key=lambda sample: sample.value[1])
     assert most.value[1] >= 100_000
     assert any("test_profiles.py" in name for name in functions(profile))
+
+
+async def test_operations_is_not_enough(app: App, client: httpx.AsyncClient) -> None:
+    connection = Connection(app.address)
+    user = admin_pb2.CreateUserRequest(name="O", username="operator", password="secret99", roles=["OPERATIONS"])
+    await connection.admin.CreateUser(user, metadata=connection.metadata)
+    await connection.close()
+    operator = httpx.BasicAuth("operator", "secret99")
+    assert (await client.get("/debug/pprof/profile?seconds=0.1", auth=operator)).status_code == 403
 
 
 async def test_for_admin_only(client: httpx.AsyncClient) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ...delivery.publishers import Publishers
+from ...delivery.roll_call import RollCall
 from ...delivery.subscription import Subscriptions
 from ...observation import Watch
 from ...storage.catalog import Catalog
@@ -50,6 +51,7 @@ class Parts:
     appender: Appender
     subscriptions: Subscriptions
     publishers: Publishers
+    roll_call: RollCall
     telemetry: Telemetry
     watch: Watch
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from markupsafe import Markup, escape
-
-from ...core.criteria import Query
 
 TITLES = {
     400: "That cannot be",
@@ -99,9 +97,9 @@ def marked(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
 
 
-def criteria(query: Query) -> str:
-    """A query as the event browser writes it: one criterion a line."""
-    return "\n".join(" ".join(f"{_quoted(tag.key)}={_quoted(tag.value)}" for tag in criterion) for criterion in query)
+def criteria(query: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """Criteria, as keys and values, as the event browser writes them: one a line."""
+    return "\n".join(" ".join(f"{_quoted(key)}={_quoted(value)}" for key, value in one) for one in query)
 
 
 def _quoted(text: str) -> str:

@@ -22,10 +22,10 @@ async def subscriptions(context: Context) -> Response:
     await parts.sampler.fresh()
     page = context.number("page", 1, 1, 10_000)
     held = await parts.insight.held("subscriber", limit=_PER_PAGE + 1, offset=(page - 1) * _PER_PAGE)
-    here = {(one.boundary, one.name): one for one in parts.subscriptions.connected()}
+    standing = await parts.roll_call.ask([(lease.boundary, lease.name) for lease in held[:_PER_PAGE]])
     values: dict[str, Any] = {
         "held": held[:_PER_PAGE],
-        "here": here,
+        "standing": standing,
         "progress": parts.sampler.progress,
         "page": page,
         "more": len(held) > _PER_PAGE,
