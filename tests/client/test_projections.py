@@ -408,20 +408,56 @@ async def test_a_payload_that_cannot_be_decoded_is_an_event_to_park(
     types.register(Deposited)
     await shop.boundary.append([orisun.NewEvent("Deposited", {"account": "a"})])
     await shop.append(2, account="b")
+    await shop.append(3, account="a")
     seen: list[object] = []
 
-    @projection("typed", orisun.where("Deposited"))
-    async def remember(tx: Any, event: orisun.Event) -> None:
-        seen.append(event.data)
+    class Typed(Projection):
+        name = "typed"
+        query = orisun.where("Deposited")
+        key_of = by_key("account")  # type: ignore[assignment]
 
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            seen.append(event.data)
+
+    remember = Typed()
     async with orisun.connect(server.address, username="admin", password="changeit", types=types) as typed:
         policy = PoisonPolicy("park", attempts=1)
         boundary = typed.boundary(settings.boundaries[0].name)
         processor = Processor(shop.checkpoints, boundary, ProcessorConfig(poison=policy))
         async with running(processor, remember):
-            await eventually(lambda: processor.stats.handled == 1)
-            assert processor.stats.parked == 1
+            await processor.caught_up(remember)
+            assert processor.stats.parked == 2, "what follows it waits"
     assert seen == [Deposited("b", 2)]
+
+
+async def test_retry_goes_on_until_it_works(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    deposits.poison = {666}
+    await shop.append(666, 1)
+    policy = PoisonPolicy("retry", attempts=1, first_pause=0.001, longest_pause=0.01)
+    async with running(shop.processor(poison=policy), deposits) as processor:
+        await eventually(lambda: processor.stats.failures > 5)
+        deposits.poison = set()
+        await processor.caught_up(deposits)
+    assert [amount for _, amount in await shop.rows()] == [666, 1]
+    # one that is never mended does not keep a worker from stopping
+    deposits.poison = {2}
+    await shop.append(2)
+    async with running(shop.processor(poison=replace(policy, longest_pause=60, first_pause=60)), deposits) as processor:
+        await eventually(lambda: processor.stats.failures == 1)
+
+
+async def test_a_handler_that_hides_a_failed_statement_is_found_out(shop: Shop) -> None:
+    @projection("hiding", orisun.where("Deposited"))
+    async def hide(tx: Any, event: orisun.Event) -> None:
+        with contextlib.suppress(asyncpg.UndefinedTableError):
+            await tx.execute("INSERT INTO no_such_table VALUES (1)")
+
+    await shop.append(1)
+    with pytest.raises(ProjectionStopped, match="InFailedSQLTransactionError"):
+        await shop.processor(poison=PoisonPolicy(attempts=1)).run(hide)
+    with pytest.raises(orisun.InvalidArgument, match="has no name"):
+        await shop.processor().run(Projection())
 
 
 async def test_the_database_away_is_no_poison(shop: Shop) -> None:

@@ -116,9 +116,13 @@ class Worker:
         key: str | None = None
         try:
             event = replace(event, data=self._types.decode(event.event_type, event.raw_data, event.metadata))
-            key = self._projection.key_of(event)
         except Exception as error:
             failure = error
+        try:
+            # also of what cannot be decoded, so that later events of its key can wait behind it
+            key = self._projection.key_of(event)
+        except Exception as error:
+            failure = failure or error
         total = self._assignment.total
         if total > 1 and self._config.strategy.partition(key, total) != self._assignment.partition:
             return None

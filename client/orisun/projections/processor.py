@@ -16,7 +16,7 @@ from typing import Any
 
 from ..boundary import Boundary
 from ..codecs import EventTypes
-from ..errors import SubscriberInUse
+from ..errors import SubscriberInUse, refuse
 from ..events import Event
 from ..position import NOTHING, Position
 from ..subscription import Subscription
@@ -78,6 +78,8 @@ class Processor:
             OutOfRange: the checkpoint lies beyond the boundary's last event; the events come from another history.
             Unavailable, Unauthenticated, ...: no server was reached at the start, or it refuses.
         """
+        if not projection.name:
+            refuse(f"{type(projection).__name__} has no name: its checkpoint is kept under one")
         self._ended = False
         try:
             await self._run(projection)
