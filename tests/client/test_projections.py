@@ -245,6 +245,31 @@ async def test_multiple_projections_and_their_tables(shop: Shop) -> None:
     assert await shop.pool.fetchval(f'SELECT count(*) FROM "{shop.schema}".views_at') == 2
 
 
+async def test_when_one_projection_fails_the_others_finish_what_they_have_in_hand(shop: Shop) -> None:
+    began, finished = asyncio.Event(), asyncio.Event()
+
+    class Slow(Projection):
+        name = "slow"
+
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            began.set()
+            await tx.execute("SELECT pg_sleep(0.3)")
+            finished.set()
+
+    @projection("failing")
+    async def fail(tx: Any, event: orisun.Event) -> None:
+        await began.wait()
+        raise ValueError
+
+    await shop.append(1)
+    config = ProcessorConfig(poison=PoisonPolicy(attempts=1))
+    with pytest.raises(ProjectionStopped, match="failing"):
+        await run_multiple_projections(shop.checkpoints, shop.boundary, [ProjectionConfig(fail, config), Slow()])
+    assert finished.is_set()
+    rows = await shop.pool.fetch(f"SELECT projection, handled FROM {shop.tables.q(shop.tables.checkpoints)} ORDER BY 1")
+    assert [tuple(row) for row in rows] == [("failing", 0), ("slow", 1)]
+
+
 # -- partitions ----------------------------------------------------------------------------------------------------
 
 

@@ -73,7 +73,9 @@ async def run_multiple_projections(
                 break
         for processor in processors:
             processor.stop()
-        await asyncio.gather(*work)
+        await asyncio.wait(work)
+        for task in work:
+            task.result()
     finally:
         asked.cancel()
         await _end(work)
