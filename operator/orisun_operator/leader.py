@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
 import os
 import platform
 import time
@@ -97,7 +98,7 @@ class Leader:
             return holder
         changes: Object = {
             "holderIdentity": self.identity,
-            "leaseDurationSeconds": int(self._duration),
+            "leaseDurationSeconds": math.ceil(self._duration),
             "renewTime": _now(),
         }
         if holder != self.identity:
@@ -123,7 +124,7 @@ class Leader:
             "metadata": {"name": self._ref.name, "namespace": self._ref.namespace},
             "spec": {
                 "holderIdentity": self.identity,
-                "leaseDurationSeconds": int(self._duration),
+                "leaseDurationSeconds": math.ceil(self._duration),
                 "acquireTime": _now(),
                 "renewTime": _now(),
                 "leaseTransitions": 0,

@@ -1,0 +1,145 @@
+"""The process: two replicas on a real API server, one works; killed or stopped, the other goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from orisun_operator.kube import Kube, Ref
+from orisun_server.settings import Settings
+from tests.harness import eventually
+from tests.operator.clusters import NAME, Stage
+from tests.operator.kubernetes import ApiServer
+
+_LEASE_SECONDS = 5
+
+
+class Operator:
+    """``orisun-operator run``, looking after one namespace."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path) -> None:
+        self._kubeconfig, self._namespace, self._log = kubeconfig, namespace, log
+        self.metrics, self.health = _free_port(), _free_port()
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        told = {
+            "NAMESPACE": self._namespace,
+            "NAMESPACES": self._namespace,
+            "LEASE_DURATION": str(_LEASE_SECONDS),
+            "TIMER": "30",
+            "METRICS_PORT": str(self.metrics),
+            "HEALTH_PORT": str(self.health),
+        }
+        environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
+        environment |= {f"ORISUN_OPERATOR_{name}": value for name, value in told.items()}
+        with self._log.open("wb") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "orisun_operator.cli", "run"), env=environment, stdout=log, stderr=log
+            )
+
+    def leads(self) -> bool:
+        return "orisun_operator_leader 1.0" in self.scrape()
+
+    def reconciles(self) -> int:
+        """Of OrisunClusters."""
+        found = re.search(r'reconciles_total\{kind="orisunclusters"\} (\d+)', self.scrape())
+        return int(found.group(1)) if found else 0
+
+    def scrape(self) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=2) as response:
+                text: str = response.read().decode()
+                return text
+        except OSError:
+            return ""
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    async def end(self, number: int) -> int:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+
+@pytest.fixture
+async def operators(api_server: ApiServer, namespace: str, tmp_path: Path) -> AsyncIterator[list[Operator]]:
+    made = [Operator(api_server.kubeconfig, namespace, tmp_path / f"operator-{n}.log") for n in range(2)]
+    yield made
+    for operator in made:
+        if operator.process is not None:
+            await operator.end(signal.SIGKILL)
+
+
+async def test_one_of_two_works_and_the_other_takes_over(
+    kube: Kube, namespace: str, settings: Settings, operators: list[Operator]
+) -> None:
+    stage = Stage(kube, namespace, settings)
+    first, second = operators
+    await first.start()
+    await eventually(first.leads, 30, 0.1, message=first.log())
+    await second.start()
+    await stage.create()
+    service = Ref("v1", "Service", namespace, NAME)
+
+    async def there() -> bool:
+        return await kube.get(service) is not None
+
+    await eventually(there, 30, 0.1, message=first.log())
+    # drift is noticed by a watch, not by the timer alone
+    await kube.delete(service)
+    await eventually(there, 10, 0.1)
+    assert not second.leads()
+    await first.end(signal.SIGKILL)
+    await kube.delete(service)
+    await eventually(second.leads, 30, 0.1)
+    await eventually(there, 30, 0.1)
+    assert await second.end(signal.SIGTERM) == 0
+    lease = await kube.get(Ref("coordination.k8s.io/v1", "Lease", namespace, "orisun-operator"))
+    assert lease is not None
+    assert lease["spec"]["holderIdentity"] == ""
+    await stage.close()
+
+
+async def test_a_written_status_asks_for_no_reconcile(
+    kube: Kube, namespace: str, settings: Settings, operators: list[Operator]
+) -> None:
+    stage = Stage(kube, namespace, settings)
+    operator = operators[0]
+    await stage.create(paused=True)
+    await operator.start()
+    await eventually(lambda: operator.reconciles() == 1, 30, 0.1)
+    await kube.patch(stage.ref, {"status": {"phase": "Changed"}}, subresource="status")
+    await kube.patch(stage.ref, {"metadata": {"annotations": {"look": "now"}}})
+    # the second notice comes after the first, so that nothing has to be waited for
+    await eventually(lambda: operator.reconciles() > 1, 10, 0.1)
+    assert operator.reconciles() == 2
+    await stage.close()
+
+
+async def test_losing_the_lease_ends_the_process(kube: Kube, namespace: str, operators: list[Operator]) -> None:
+    operator = operators[0]
+    await operator.start()
+    await eventually(operator.leads, 30, 0.1, message=operator.log())
+    ref = Ref("coordination.k8s.io/v1", "Lease", namespace, "orisun-operator")
+    await kube.patch(ref, {"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 60}})
+    assert operator.process is not None
+    assert await asyncio.wait_for(operator.process.wait(), 30) == 1
+    assert "the Lease is lost" in operator.log()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

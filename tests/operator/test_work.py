@@ -1,0 +1,101 @@
+"""The queue: each resource once at a time, again after failures, again after a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from orisun_operator.metrics import Metrics
+from orisun_operator.reconcile import Outcome
+from orisun_operator.work import Key, Reconcile, WorkQueue
+from tests.harness import eventually
+
+_KEY = Key("things", "shop", "one")
+
+
+@contextlib.asynccontextmanager
+async def _queue(
+    reconcile: Reconcile, *, timer: float = 60.0, workers: int = 4, metrics: Metrics | None = None
+) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue({"things": reconcile}, workers=workers, timer=timer, metrics=metrics or Metrics())
+    task = asyncio.create_task(queue.run())
+    try:
+        yield queue
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_one_resource_is_never_reconciled_twice_at_once_and_no_notice_is_lost() -> None:
+    running, most, count, gate = 0, 0, 0, asyncio.Event()
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        nonlocal running, most, count
+        running += 1
+        most, count = max(most, running), count + 1
+        await gate.wait()
+        running -= 1
+        return Outcome()
+
+    async with _queue(reconcile) as queue:
+        for _ in range(5):
+            queue.ask(_KEY)
+        await eventually(lambda: count == 1)
+        for _ in range(5):
+            queue.ask(_KEY)
+        gate.set()
+        await eventually(lambda: count == 2 and running == 0)
+        await asyncio.sleep(0.05)
+        assert (most, count) == (1, 2)
+
+
+async def test_different_resources_are_reconciled_at_once() -> None:
+    inside, gate = set(), asyncio.Event()
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        inside.add(name)
+        await gate.wait()
+        return Outcome()
+
+    async with _queue(reconcile, workers=3) as queue:
+        for number in range(5):
+            queue.ask(Key("things", "shop", str(number)))
+        await eventually(lambda: len(inside) == 3)
+        assert queue.longest() > 0
+        gate.set()
+        await eventually(lambda: len(inside) == 5)
+
+
+async def test_the_timer_and_a_requeue_bring_it_back() -> None:
+    outcomes = iter([Outcome(0.01), Outcome(), Outcome(), Outcome()])
+    times: list[float] = []
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        times.append(asyncio.get_running_loop().time())
+        return next(outcomes, Outcome(60.0))
+
+    async with _queue(reconcile, timer=0.2) as queue:
+        queue.ask(_KEY)
+        await eventually(lambda: len(times) >= 4)
+    assert times[1] - times[0] < 0.15
+    assert 0.15 < times[2] - times[1] < 0.5
+
+
+async def test_a_failure_is_tried_again_and_counted() -> None:
+    metrics, count = Metrics(), 0
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise RuntimeError("once")
+        return Outcome()
+
+    async with _queue(reconcile, metrics=metrics) as queue:
+        queue.ask(_KEY)
+        await eventually(lambda: count == 2)
+        value = metrics.registry.get_sample_value
+        await eventually(lambda: value("orisun_operator_reconciles_total", {"kind": "things"}) == 2)
+        assert value("orisun_operator_reconcile_errors_total", {"kind": "things"}) == 1
+        assert value("orisun_operator_reconcile_duration_seconds_count", {"kind": "things"}) == 2
