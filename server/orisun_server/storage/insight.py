@@ -5,6 +5,7 @@ Reads only, bounded, and through the pool of administration, so that looking nev
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from .index_sql import create_prefix
 from .names import quote
 
 #: Boundaries of one statement.
-_CHUNK = 50
+_CHUNK = 20
+
+#: Seconds that one statement about progress gets.
+_PATIENCE = 5.0
 
 _PROGRESS = """
 SELECT ${number}::text AS boundary, h.transaction_id AS head_commit, h.global_id AS head_prepare,
@@ -116,7 +120,8 @@ class Insight:
                 for number, b in enumerate(chunk, start=1)
             )
             with self._database.guard():
-                rows = await self._database.admin.fetch(sql, *(boundary.name for boundary in chunk))
+                async with asyncio.timeout(_PATIENCE):
+                    rows = await self._database.admin.fetch(sql, *(boundary.name for boundary in chunk))
             for row in rows:
                 head = NOTHING if row["head_prepare"] is None else Position(row["head_commit"], row["head_prepare"])
                 published = NOTHING if row["prepare"] is None else Position(row["commit"], row["prepare"])

@@ -207,6 +207,8 @@ def _gauge(name: str, text: str, values: Mapping[Any, float], labels: Iterable[s
 
 
 def _add(family: HistogramMetricFamily, labels: Iterable[str], histogram: Histogram) -> None:
+    if not histogram.count:
+        return  # hundreds of quiet boundaries would fill megabytes
     bounds = [*map(str, map(float, histogram.bounds)), "+Inf"]
     buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
     family.add_metric(list(labels), buckets, histogram.sum)

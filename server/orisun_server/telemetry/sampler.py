@@ -70,9 +70,8 @@ class Sampler:
                 return
             self._looked_at = time.monotonic()
             try:
-                async with asyncio.timeout(5):
-                    self.progress = await self._insight.progress(self._boundaries())
-            except (OrisunError, TimeoutError) as problem:
+                self.progress = await self._insight.progress(self._boundaries())
+            except OrisunError as problem:
                 _log.debug("progress cannot be read", reason=type(problem).__name__)
             self.jetstream = await self._jetstream()
 

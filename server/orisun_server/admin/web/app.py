@@ -110,8 +110,12 @@ class _Endpoints:
         registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        # collected here, in the loop that changes the numbers; written in a thread, since it is long
-        registry.register(_Collected(list(parts.telemetry.families.collect())))
+        # collected here, in the loop that changes the numbers, family by family; written in a thread, since it is long
+        families = []
+        for family in parts.telemetry.families.collect():
+            families.append(family)
+            await asyncio.sleep(0)
+        registry.register(_Collected(families))
         encoder, media_type = choose_encoder(request.headers.get("accept", ""))
         body = await asyncio.to_thread(encoder, registry)
         return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
