@@ -27,6 +27,7 @@ from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Boundary, Catalog
 from orisun_server.storage.database import Database
 from orisun_server.storage.group_commit import Appender
+from orisun_server.storage.identity import store_id
 from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.migrate import Migrator
@@ -55,7 +56,9 @@ class Node:
         await self.run(indexes)
         self.reader = Reader(self.database, indexes)
         assert settings.nats_url is not None
-        self.nats = Nats(settings.nats_url.get_secret_value().split(","))
+        # as servers do, so that a node reads their streams
+        self.store = await store_id(self.database, settings.admin_schema)
+        self.nats = Nats(settings.nats_url.get_secret_value().split(","), store=self.store)
         await self.run(self.nats)
         self.signals = Signals(self.database, settings.admin_schema, enabled=settings.pg_listen_enabled)
         await self.run(self.signals)
@@ -89,6 +92,10 @@ class Node:
     async def run(self, part: Nats | Leases | Catalog | Indexes | Signals | Publishers) -> None:
         await part.start()
         self._parts.push_async_callback(part.stop)
+
+    def stream_of(self, boundary: str) -> str:
+        """The name of a boundary's stream."""
+        return f"ORISUN_EVENTS_{self.store}_{boundary}"
 
     @property
     def boundary(self) -> Boundary:

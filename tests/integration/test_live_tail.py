@@ -38,7 +38,7 @@ async def tail(node: Node, inbox: Inbox) -> LiveTail:
 
 
 def stream(node: Node) -> str:
-    return f"ORISUN_EVENTS_{node.boundary.name}"
+    return node.stream_of(node.boundary.name)
 
 
 async def consumers(node: Node) -> list[api.ConsumerInfo]:

@@ -54,7 +54,7 @@ class Streamed:
 
 async def streamed(node: Node) -> Streamed:
     connection = node.nats.connection
-    stream = f"ORISUN_EVENTS_{node.boundary.name}"
+    stream = node.stream_of(node.boundary.name)
     state = (await connection.jetstream.stream_info(stream)).state
     messages: list[tuple[dict[str, str], bytes]] = []
     complete = asyncio.Event()
@@ -343,11 +343,11 @@ async def test_a_message_of_somebody_else_in_the_stream(node: Node) -> None:
         await node.append(0)
         await subscriber.has(1)
         await eventually(node.published)
-        await node.nats.connection.jetstream.publish(f"orisun.events.{node.boundary.name}", b"hello")
+        await node.nats.connection.jetstream.publish(f"orisun.events.{node.store}.{node.boundary.name}", b"hello")
         await node.append(1)
         await assert_streamed_once_and_in_order(node, since=1)
         # in the middle of a batch it may take the place of an event, and subscribers see the hole
-        await node.nats.connection.jetstream.publish(f"orisun.events.{node.boundary.name}", b"hello")
+        await node.nats.connection.jetstream.publish(f"orisun.events.{node.store}.{node.boundary.name}", b"hello")
         await node.append(2, 3, 4)
         await subscriber.has(5)
         await eventually(node.published)
@@ -359,7 +359,7 @@ async def test_a_message_of_somebody_else_in_the_stream(node: Node) -> None:
 async def test_a_stream_that_aged_out_goes_on(make_settings: MakeSettings) -> None:
     settings = make_settings(nats_event_stream_max_age=1)
     async with Node(settings) as node, Subscriber(node) as subscriber:
-        stream = f"ORISUN_EVENTS_{node.boundary.name}"
+        stream = node.stream_of(node.boundary.name)
         await node.append(0)
         await eventually(node.published)
 
@@ -382,7 +382,7 @@ async def test_changed_limits_reach_the_stream(make_settings: MakeSettings) -> N
         async with Node(changed) as node:
             await node.append(0)
             await eventually(node.published)
-            config = (await node.nats.connection.jetstream.stream_info(f"ORISUN_EVENTS_{node.boundary.name}")).config
+            config = (await node.nats.connection.jetstream.stream_info(node.stream_of(node.boundary.name))).config
             assert config.max_msgs == changed.nats_event_stream_max_msgs
             assert config.storage == changed.nats_event_stream_storage
             assert config.max_bytes == 536_870_912
@@ -406,7 +406,7 @@ async def test_all_streams_together_stay_under_their_limit(
             return sum(info.state.bytes for info in infos) <= 105_000
 
         await eventually(sizes, timeout=15)
-        info = await node.nats.connection.jetstream.stream_info(f"ORISUN_EVENTS_{small.name}")
+        info = await node.nats.connection.jetstream.stream_info(node.stream_of(small.name))
         assert info.state.messages == 1
         await node.append(400)
         await subscriber.has(401)
@@ -453,7 +453,7 @@ async def test_a_cluster_of_three_whose_leader_moves(make_settings: MakeSettings
         await node.append(0)
         await eventually(node.published, timeout=30)
         subscriber = await stack.enter_async_context(Subscriber(node))
-        stream = f"ORISUN_EVENTS_{node.boundary.name}"
+        stream = node.stream_of(node.boundary.name)
 
         async def step_down() -> None:
             with contextlib.suppress(Exception):

@@ -339,7 +339,7 @@ async def test_nothing_is_left_of_closed_subscriptions(node: Node, monkeypatch: 
         return [name for name in names if name.startswith(("subscription", "tail"))]
 
     await eventually(lambda: not left())
-    info = await node.nats.connection.jetstream.stream_info(f"ORISUN_EVENTS_{node.boundary.name}")
+    info = await node.nats.connection.jetstream.stream_info(node.stream_of(node.boundary.name))
     assert info.state.consumer_count == 0
 
 
