@@ -81,7 +81,7 @@ async def seen(connection: Connection, name: str, *, active: bool = True) -> Bou
             return not active and error.details() == f'boundary "{name}" is not active'
         return active
 
-    await eventually(settled)
+    await eventually(settled, 30)
     return boundary
 
 
@@ -95,7 +95,7 @@ async def test_a_registered_boundary_is_taken_up_by_running_servers(
     async def published() -> bool:
         return (await operator.boundaries.figures(made)).lag == 0
 
-    await eventually(published)
+    await eventually(published, 30)
     figures = await operator.boundaries.figures(made)
     assert (figures.events, figures.last, figures.published) == (1, Position(1, 0), Position(1, 0))
     assert figures.publisher
@@ -176,7 +176,7 @@ async def test_another_shape_is_built_beside_the_old_one_and_takes_its_place(ope
         name = f'"{made.schema}"."{before.pg_name}"'
         return bool(await operator.database.admin.fetchval("SELECT to_regclass($1) IS NULL", name))
 
-    await eventually(dropped)
+    await eventually(dropped, 30)
 
 
 async def test_closing_ends_appends_and_subscriptions_and_removing_leaves_nothing(
@@ -211,7 +211,7 @@ async def test_closing_ends_appends_and_subscriptions_and_removing_leaves_nothin
         return False
 
     try:
-        await eventually(has_stream)
+        await eventually(has_stream, 30)
         appending = asyncio.create_task(append_until_refused(boundary))
         await operator.boundaries.close(made, MANAGER, "it is being removed")
         at = (await operator.boundaries.figures(made)).last
@@ -231,7 +231,7 @@ async def test_closing_ends_appends_and_subscriptions_and_removing_leaves_nothin
         async def stream_gone() -> bool:
             return not await has_stream()
 
-        await eventually(stream_gone)
+        await eventually(stream_gone, 30)
     finally:
         await client.close()
     # and the name is free again

@@ -125,7 +125,7 @@ class Store:
             return status if condition(status, "Ready")["reason"] == reason else None
 
         try:
-            found = await eventually(there, 20, 0.05)
+            found = await eventually(there, 40, 0.05)
         except AssertionError as error:
             raise AssertionError(f"{error}; {await self.status(kind, name)}") from None
         assert found is not None
@@ -138,7 +138,7 @@ class Store:
             await self.reconcile(name, kind)
             return await self.kube.get(self.ref(kind, name)) is None
 
-        await eventually(gone, 20, 0.05)
+        await eventually(gone, 40, 0.05)
 
     async def append(self, name: str, count: int, *, first: int = 0) -> None:
         """Store events as an application does in its own process."""

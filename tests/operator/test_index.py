@@ -134,7 +134,7 @@ async def test_a_changed_shape_is_built_beside_the_old_one_which_serves_meanwhil
             found = await session.index_catalog.managed("orders")
         return len(found) == 1 and not await exists(orders, before.pg_name)
 
-    await eventually(only_one)
+    await eventually(only_one, 30)
 
 
 async def test_an_index_dropped_by_hand_is_built_again(orders: Store) -> None:
@@ -147,7 +147,7 @@ async def test_an_index_dropped_by_hand_is_built_again(orders: Store) -> None:
         status = await orders.settled("by-user", kind="EventIndex")
         return bool(status["oid"] != before["oid"])
 
-    await eventually(repaired)
+    await eventually(repaired, 30)
     assert await exists(orders, before["pgName"])
     assert any("built again" in text for text in await orders.events("DriftRepaired"))
 
@@ -193,7 +193,7 @@ async def test_a_build_that_waits_for_a_transaction_names_it(orders: Store) -> N
             found = get_condition(status, "BlockedByTransaction")
             return str(found["message"]) if found else ""
 
-        message = await eventually(named, 15, 0.2)
+        message = await eventually(named, 40, 0.2)
         assert f"process {pid}" in message
         assert "a forgotten shell" in message
         assert " s in process" in message
@@ -219,7 +219,7 @@ async def test_a_build_outlives_its_operator_and_is_adopted_by_the_next(orders: 
                 return rows
 
         await orders.reconcile("by-user", "EventIndex")
-        before = await eventually(builds)
+        before = await eventually(builds, 30)
         # as its death does: the connection ends, and nobody tells PostgreSQL to stop
         await orders.close()
         orders.context = orders.operator()
@@ -244,7 +244,7 @@ async def test_a_deleted_index_is_dropped_and_one_of_a_deleted_boundary_stays(or
     async def dropped() -> bool:
         return not await exists(orders, pg_name)
 
-    await eventually(dropped)
+    await eventually(dropped, 30)
     await orders.kube.delete(orders.ref("Boundary", "orders"))
     await orders.kube.delete(orders.ref("EventIndex", "by-n"))
     await orders.reconcile("by-n", "EventIndex")

@@ -32,7 +32,7 @@ async def server(store: Store, make_server: MakeServer) -> Connection:
     await asyncio.sleep(0)
     assert not starting.done()
     await survey(store.context, await store.get("OrisunCluster", CLUSTER))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await starting
 
 
@@ -46,7 +46,7 @@ async def taken_up(server: Connection, name: str) -> Boundary:
             return False
         return True
 
-    await eventually(known)
+    await eventually(known, 30)
     return boundary
 
 
@@ -63,7 +63,7 @@ async def test_running_servers_take_up_what_resources_ask_for(store: Store, serv
         await store.reconcile("orders")
         return bool((await store.status("Boundary", "orders"))["lag"] == 0)
 
-    await eventually(published)
+    await eventually(published, 30)
     status = await store.status("Boundary", "orders")
     assert (status["eventCount"], status["lastPublishedPosition"]["preparePosition"]) == (1, 0)
     # a pod's host name is the pod's
@@ -107,7 +107,7 @@ async def test_a_boundary_that_goes_is_gone_for_clients_and_the_server_serves_on
             return error.details()
         return None
 
-    assert await eventually(refused) == 'boundary "orders" is not active'
+    assert await eventually(refused, 30) == 'boundary "orders" is not active'
     assert await payments.append({"n": 1}) == (1, 0)
     assert await server.is_serving()
     assert condition(await store.settled("payments"), "Ready")["status"] == "True"
