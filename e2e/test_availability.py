@@ -75,7 +75,10 @@ async def traffic(servers: Servers, pauses: Pauses | None = None) -> AsyncIterat
             assert [event.position for event in {e.event_id: e for e in follower.events}.values()] == [
                 event.position for event in log
             ], "skipped, or out of order"
-            show("events, delivered twice, errors", (len(log), seen.total() - len(seen), dict(client.errors)))
+            show(
+                "events, delivered twice, errors",
+                (len(log), seen.total() - len(seen), {code.name: count for code, count in client.errors.items()}),
+            )
 
 
 @pytest.fixture(scope="module")
