@@ -7,7 +7,7 @@ from typing import Any
 from ..drift import contains
 from ..kube import Applied, KindMissing, Kube, Object, Ref
 from ..resources import nats, postgres, services
-from ..resources.cluster import Cluster
+from ..resources.cluster import TEMPLATE_ANNOTATION, Cluster
 from . import Blocked
 from .cluster_pods import claims_of
 from .cluster_secrets import Secrets
@@ -75,7 +75,17 @@ class Children:
         await self._apply(postgres.service(cluster))
         if cluster.spec.hibernate and cluster.pods:
             return  # servers first
-        await self.statefulset(postgres.statefulset(cluster, containers[0].get("image") or cluster.image), live)
+        image = containers[0].get("image") or cluster.image
+        await self.statefulset(postgres.statefulset(cluster, image), live)
+        pod = await self._kube.get(Ref("v1", "Pod", cluster.namespace, f"{cluster.postgres}-0"))
+        if pod is None or "deletionTimestamp" in pod["metadata"]:
+            return
+        if (pod["metadata"].get("annotations") or {}).get(TEMPLATE_ANNOTATION) != postgres.template_hash(
+            cluster, image
+        ):
+            await self._kube.delete(Ref.of(pod), precondition_uid=pod["metadata"]["uid"])
+            await self._report.event("PostgresRestarted", "the embedded PostgreSQL is made anew as the spec wants it")
+            self.postgres_starts = True
 
     async def _optional(self, api_version: str, kind: str, name: str, wanted: Object | None) -> None:
         if wanted is not None:

@@ -70,8 +70,8 @@ class Secrets:
         if reference is None:
             there = await self.read(self._cluster.admin_secret) or {}
             data = {"username": there.get("username") or b"admin", "password": there.get("password") or b""}
-            if not data["password"]:
-                data["password"] = _password().encode()
+            data["password"] = data["password"] or _password().encode()
+            self._check_admin(self._cluster.admin_secret, data["username"], data["password"])
             return {
                 "apiVersion": "v1",
                 "kind": "Secret",
@@ -81,15 +81,18 @@ class Secrets:
             }
         keys = [reference.username_key, reference.password_key]
         there = await self.need(reference.name, keys, "spec.admin.secretRef")
-        username, password = (there[key].decode(errors="replace") for key in keys)
-        where = f"Secret {self._cluster.namespace}/{reference.name}"
+        self._check_admin(reference.name, *(there[key] for key in keys))
+        return None
+
+    def _check_admin(self, name: str, user: bytes, secret: bytes) -> None:
+        username, password = user.decode(errors="replace"), secret.decode(errors="replace")
+        where = f"Secret {self._cluster.namespace}/{name}"
         if password == "changeit":  # noqa: S105 - what must not be
             raise Blocked("DefaultPassword", f"{where}: everybody knows the password: choose another one", retry=10.0)
         if len(password) < 6:
             raise Blocked("BadPassword", f"{where}: the password needs 6 characters at least", retry=10.0)
         if len(username) < 3 or ":" in username:
             raise Blocked("BadUsername", f"{where}: the user name needs 3 characters at least and no colon", retry=10.0)
-        return None
 
     async def digests(self, passwords: Mapping[str, str]) -> dict[str, str]:
         """Fingerprints of what servers read from Secrets at their start.
@@ -124,7 +127,13 @@ class Secrets:
             await self.need(ca.name, [ca.key], "spec.tls.clientAuth.caSecretRef")
         if tls.mode == "operator":
             authority, server = await self._issue()
-            return [authority, server], _end(base64.b64decode(server["data"]["tls.crt"]), "")
+            trust = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": cluster.metadata(f"{cluster.name}-ca"),
+                "data": {"ca.crt": base64.b64decode(server["data"]["ca.crt"]).decode()},
+            }
+            return [authority, server, trust], _end(base64.b64decode(server["data"]["tls.crt"]), "")
         if tls.mode == "secret":
             there = await self.need(tls.secret_name, ["tls.crt", "tls.key"], "spec.tls.secretName")
             return [], _end(there["tls.crt"], f"Secret {cluster.namespace}/{tls.secret_name}")

@@ -87,7 +87,12 @@ class Postgres:
         entry.users += 1
         try:
             with explained(entry.target):
-                yield entry.session
+                try:
+                    yield entry.session
+                except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                    # the catalog is gone, or PostgreSQL is another one: what follows begins with the migrations
+                    self._drop(entry)
+                    raise
         finally:
             entry.users -= 1
             entry.used_at = time.monotonic()
@@ -142,6 +147,12 @@ class Postgres:
             if self._sweeper is None:
                 self._sweeper = asyncio.create_task(self._sweep(), name="postgres-sessions")
             return entry
+
+    def _drop(self, entry: _Entry) -> None:
+        entry.retired = True
+        for key, other in list(self._entries.items()):
+            if other is entry:
+                del self._entries[key]
 
     async def _retire(self, key: tuple[str, str]) -> None:
         entry = self._entries.pop(key, None)
@@ -201,6 +212,12 @@ def explained(target: str) -> Iterator[None]:
     except asyncpg.InsufficientPrivilegeError as error:
         raise Blocked(
             "MissingPrivilege", f"PostgreSQL at {target}: its user lacks a privilege ({error}): GRANT it"
+        ) from error
+    except asyncpg.PostgresError as error:
+        # not its message: that could quote an event
+        what = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
+        raise Blocked(
+            "PostgresFailed", f"PostgreSQL at {target} refused a statement ({what}): its log says more", stalled=False
         ) from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())

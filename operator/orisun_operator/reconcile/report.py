@@ -9,7 +9,7 @@ from typing import Any
 
 from orisun_server.core.position import Position
 
-from ..api.conditions import READY, get_condition, summarize, timestamp
+from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
 from ..kube import Object
 from . import Blocked, Context
 
@@ -77,8 +77,8 @@ class Report:
         if after is None:
             return
         if before is None or (before["status"], before["reason"]) != (after["status"], after["reason"]):
-            bad = any(c["type"] == "Stalled" and c["status"] == "True" for c in self.status["conditions"])
-            await self.event(after["reason"], after["message"], warning=bad)
+            lost = (before or {}).get("status") == "True" and after["status"] != "True"
+            await self.event(after["reason"], after["message"], warning=lost or is_true(self.status, STALLED))
 
     def _phase(
         self, reason: str, message: str, *, ready: bool = False, reconciling: bool = False, stalled: bool = False

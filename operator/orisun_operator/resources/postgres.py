@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 
-from .cluster import POSTGRES_PORT, Cluster, Object
+from .cluster import POSTGRES_PORT, TEMPLATE_ANNOTATION, Cluster, Object
 from .pods import claim
 from .security import container_security, pod_security
 
@@ -41,6 +43,14 @@ def service(cluster: Cluster) -> Object:
             "ports": [{"name": "postgres", "port": POSTGRES_PORT, "targetPort": "postgres", "protocol": "TCP"}],
         },
     }
+
+
+def template_hash(cluster: Cluster, image: str) -> str:
+    """What the pod is made from, as 16 hex digits; see ``pods.template_hash``."""
+    embedded, spec = cluster.spec.postgres.embedded, cluster.spec
+    scheduling = spec.scheduling.model_dump(include={"tolerations", "node_selector", "priority_class_name"})
+    state = [image, embedded and embedded.resources, embedded and embedded.storage.ephemeral, scheduling]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def statefulset(cluster: Cluster, image: str) -> Object:
@@ -107,14 +117,21 @@ def statefulset(cluster: Cluster, image: str) -> Object:
     spec: Object = {
         "replicas": 0 if cluster.spec.hibernate else 1,
         "serviceName": cluster.postgres,
-        "updateStrategy": {"type": "RollingUpdate"},
+        # by the operator, when the spec has changed: another rendering of the same spec restarts nothing
+        "updateStrategy": {"type": "OnDelete"},
         "selector": {"matchLabels": cluster.selector(_COMPONENT)},
         # the events: gone only when the resource says so
         "persistentVolumeClaimRetentionPolicy": {
             "whenDeleted": cluster.spec.deletion_policy,
             "whenScaled": "Retain",
         },
-        "template": {"metadata": {"labels": cluster.labels(_COMPONENT)}, "spec": pod},
+        "template": {
+            "metadata": {
+                "labels": cluster.labels(_COMPONENT),
+                "annotations": {TEMPLATE_ANNOTATION: template_hash(cluster, image)},
+            },
+            "spec": pod,
+        },
     }
     if embedded.storage.ephemeral:
         pod["volumes"].append({"name": "data", "emptyDir": {"sizeLimit": embedded.storage.size}})
