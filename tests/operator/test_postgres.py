@@ -155,6 +155,16 @@ async def test_an_unreachable_postgres_is_asked_again(kube: Kube, namespace: str
             await store.close()
 
 
+async def test_a_catalog_that_is_gone_begins_anew(store: Store) -> None:
+    await store.boundary("orders")
+    await store.settled("orders")
+    async with await store.session() as session:
+        await session.database.admin.execute(f'DROP SCHEMA "{session.migrator.admin.schema}" CASCADE')
+    # its tables are there, and nobody knows by which release: they are not touched
+    status = await store.settled("orders", "ProvisioningFailed")
+    assert "the ledger of migrations does not know it" in condition(status, "Ready")["message"]
+
+
 async def test_one_attempt_answers_all_who_ask(kube: Kube, namespace: str) -> None:
     await secret(kube, namespace, "db", CREDENTIALS)
     external = {"host": "127.0.0.1", "port": 1, "credentialsSecretRef": {"name": "db"}}
@@ -187,6 +197,8 @@ def test_failures_have_reasons_and_say_what_to_do() -> None:
     wrong = raised(Unavailable("x"), asyncpg.InvalidPasswordError("password of user with 's3cret'"))
     assert (wrong.reason, wrong.stalled, "s3cret" in str(wrong)) == ("BadCredentials", True, False)
     assert raised(Unavailable("x"), asyncpg.InvalidCatalogNameError("x")).reason == "UnknownDatabase"
+    odd = raised(asyncpg.UndefinedTableError("relation secret_thing does not exist"))
+    assert (odd.reason, "secret_thing" in str(odd)) == ("PostgresFailed", False)
     assert raised(SchemaMismatch("newer")).reason == "SchemaMismatch"
     assert raised(FailedPrecondition("too old")).reason == "UnsuitablePostgres"
     assert raised(asyncpg.InsufficientPrivilegeError("schema")).reason == "MissingPrivilege"

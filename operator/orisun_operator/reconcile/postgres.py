@@ -97,7 +97,7 @@ class Postgres:
             entry.users -= 1
             entry.used_at = time.monotonic()
             if entry.retired and not entry.users:
-                await entry.parts.aclose()
+                await _end(entry)
 
     @contextlib.asynccontextmanager
     async def open(self, cluster: Mapping[str, Any]) -> AsyncIterator[Database]:
@@ -117,7 +117,7 @@ class Postgres:
             self._sweeper = None
         for key in list(self._entries):
             entry = self._entries.pop(key)
-            await entry.parts.aclose()
+            await _end(entry)
 
     async def _entry(self, cluster: Mapping[str, Any]) -> _Entry:
         metadata = cluster["metadata"]
@@ -159,7 +159,7 @@ class Postgres:
         if entry is not None:
             entry.retired = True
             if not entry.users:
-                await entry.parts.aclose()
+                await _end(entry)
 
     async def _sweep(self) -> None:
         while True:
@@ -167,6 +167,14 @@ class Postgres:
             for key, entry in list(self._entries.items()):
                 if not entry.users and time.monotonic() - entry.used_at > _IDLE:
                     await self._retire(key)
+
+
+async def _end(entry: _Entry) -> None:
+    """Close everything of it, whatever state PostgreSQL is in."""
+    try:
+        await entry.parts.aclose()
+    except (OrisunError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        log.warning("a session did not end cleanly", target=entry.target, reason=type(error).__name__)
 
 
 async def _start(target: Target, admin: str, fingerprint: str, *, node: str, sources: Sources | None) -> _Entry:
