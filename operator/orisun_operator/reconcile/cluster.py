@@ -44,8 +44,9 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         report.blocked(problem)
         outcome = Outcome(problem.retry)
     except NotOurs as problem:
+        # often what a resource of the same name left, on its way out
         report.stalled("NameTaken", str(problem))
-        outcome = Outcome(30.0)
+        outcome = Outcome(SOON)
     except KubeError as problem:
         if problem.is_passing or (problem.status == 403 and "being terminated" in str(problem)):
             report.waiting("KubernetesUnavailable", f"the API server refused for now: {problem}")
