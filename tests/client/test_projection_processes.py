@@ -198,7 +198,9 @@ async def test_the_command_line(
         finally:
             worker.terminate()
             assert await asyncio.wait_for(worker.wait(), 20) == 0
-        assert "0/1" in await orisun_command("status")
+        shown = await orisun_command("status")
+        assert "0/1" in shown
+        assert "1 parked" in shown
         listed = await orisun_command("parked", "names")
         assert "KeyError at shop.py" in listed
         assert "1 parked" in listed

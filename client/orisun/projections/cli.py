@@ -100,6 +100,8 @@ def status(app: ProjectionApp) -> None:
                     f"{projection.name:24} {f'{one.partition}/{one.total}':>9} {one.position!s:>16} {one.handled:>9}"
                     f" {one.lag.events:>8} {one.lag.seconds:>8.1f}"
                 )
+            if count := len(await admin.parked(projection)):
+                click.echo(f"{projection.name:24} {count} parked: `parked {projection.name}` lists them")
 
     _work(app, work)
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from orisun_server.storage.names import is_identifier
 #: Boundaries for tests that are made ahead.
 SPARES = 3
 
-_STOP_PATIENCE = 30.0
+_PATIENCE, _AGAIN, _STOP_PATIENCE = 30.0, 0.02, 30.0
 
 
 class LocalStoreError(Exception):
@@ -91,6 +92,7 @@ class LocalStore:
             self.stop()
             raise LocalStoreError(told.get("error") or "the store for this run did not start; see above for its log")
         self.address, self.dsn, self.admin_schema = told["address"], told["dsn"], told["admin_schema"]
+        self._channel = grpc.insecure_channel(self.address)
         return self
 
     def stop(self) -> None:
@@ -132,21 +134,25 @@ class LocalStore:
         if not is_identifier(prefix) or len(prefix) > 40:
             raise LocalStoreError(f'"{prefix}" cannot begin the name of a boundary: letters, digits, underscores')
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address)
+            raise LocalStoreError("the store does not run: start it first")
         name = f"{prefix}_{next(self._numbers)}_{secrets.token_hex(3)}"
         placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace="events")
         basic = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        options = {"metadata": [("authorization", f"Basic {basic}")], "timeout": _PATIENCE}
+        stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+        deadline = time.monotonic() + _PATIENCE
         try:
-            stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
-            created = stub.CreateBoundary(
-                admin_pb2.CreateBoundaryRequest(name=name, placement=placement),
-                metadata=[("authorization", f"Basic {basic}")],
-                timeout=30,
-            )
+            made = stub.CreateBoundary(admin_pb2.CreateBoundaryRequest(name=name, placement=placement), **options)
+            # on a machine that is very busy it takes longer than the server waits with its answer
+            while made.boundary.status == admin_pb2.BOUNDARY_LIFECYCLE_STATUS_PROVISIONING:
+                if time.monotonic() > deadline:
+                    raise LocalStoreError(f"the boundary was not made in {_PATIENCE:.0f} s")
+                time.sleep(_AGAIN)
+                made = stub.GetBoundary(admin_pb2.GetBoundaryRequest(name=name), **options)
         except grpc.RpcError as error:
             raise LocalStoreError(f"the boundary could not be created: {error.details()}") from None
-        if created.boundary.status != admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE:
-            raise LocalStoreError(f"the boundary is not active: {created.boundary.last_error or 'still in the making'}")
+        if made.boundary.status != admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE:
+            raise LocalStoreError(f"the boundary could not be made: {made.boundary.last_error}")
         return name
 
     def __enter__(self) -> Self:
