@@ -41,24 +41,24 @@ def _without(obj: Object, *keys: str) -> Object:
         (index("i", "b", *(f"k{number}" for number in range(17))), "16"),
     ],
 )
-async def test_refused(operator: Release, namespace: Namespace, obj: Object, words: str) -> None:
+async def test_refused(operator: Release, shared_namespace: Namespace, obj: Object, words: str) -> None:
     with pytest.raises(CommandError) as refused:
-        await namespace.apply(obj)
+        await shared_namespace.apply(obj)
     show("refused", str(refused.value).split(": ", 1)[-1])
     assert words in str(refused.value)
 
 
 @pytest.mark.smoke
-async def test_immutable(kubernetes: Kubernetes, operator: Release, namespace: Namespace) -> None:
-    await namespace.apply(boundary("orders", cluster="one"))
+async def test_immutable(kubernetes: Kubernetes, operator: Release, shared_namespace: Namespace) -> None:
+    await shared_namespace.apply(boundary("orders", cluster="one"))
     for patch in ({"clusterRef": {"name": "two"}}, {"name": "other"}, {"schema": "other"}):
         with pytest.raises(CommandError, match="immutable"):
-            await kubernetes.patch("bnd", "orders", {"spec": patch}, namespace.name)
+            await kubernetes.patch("bnd", "orders", {"spec": patch}, shared_namespace.name)
 
 
 @pytest.mark.smoke
-async def test_unknown_fields_are_told(operator: Release, namespace: Namespace) -> None:
+async def test_unknown_fields_are_told(operator: Release, shared_namespace: Namespace) -> None:
     obj = cluster(EXTERNAL)
     obj["spec"]["replicsa"] = 5
     with pytest.raises(CommandError, match="replicsa"):
-        await namespace.apply(obj)
+        await shared_namespace.apply(obj)
