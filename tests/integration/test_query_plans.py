@@ -16,7 +16,8 @@ import pytest
 from orisun_server.core.criteria import Criterion, Query, criterion, query
 from orisun_server.core.position import Position
 from orisun_server.settings import Settings
-from orisun_server.storage import read_sql
+from orisun_server.storage import counts, read_sql
+from orisun_server.storage.counts import EventCounts
 from orisun_server.storage.criteria_sql import access, latest_sql
 from orisun_server.storage.names import literal
 from orisun_server.storage.read_sql import Statement
@@ -82,7 +83,8 @@ class Plans:
     """Prepared statements of one session, and what executing them touches."""
 
     def __init__(self, store: Store, connection: asyncpg.Connection) -> None:
-        self.table = store.boundary.names.q_events
+        self.boundary, self.table = store.boundary, store.boundary.names.q_events
+        self.counts = EventCounts(store.database, store.settings.admin_schema)
         self._connection = connection
         self._prepared: dict[tuple[str, str], str] = {}
 
@@ -185,11 +187,18 @@ async def test_with_plans_from_when_the_table_was_small(plans: Plans, rows: int,
     await plans.check_all()
 
 
-async def test_a_count_after_a_count_reads_what_is_new(plans: Plans) -> None:
-    await plans.add(0, EVENTS - 1)
-    statement = Statement(plans.table)
-    sql = read_sql.count(statement, Position(EVENTS, EVENTS - 11))
-    await plans.touches_at_most(PROBE, "count", statement, sql)
+@pytest.mark.parametrize("analyze", [False, True])
+async def test_a_count_reads_what_the_projection_has_not_counted(plans: Plans, analyze: bool) -> None:
+    await plans.add(0, EVENTS - 11)
+    await plans.counts.advance(plans.boundary)
+    await plans.add(EVENTS - 10, EVENTS - 1)
+    if analyze:
+        await plans.execute(f"VACUUM ANALYZE {plans.table}")
+    for name, kind in (("read", counts._READ), ("advance", counts._ADVANCE)):
+        statement = Statement(plans.table)
+        sql = plans.counts._sql(kind, plans.boundary).replace("$1", statement.add(plans.boundary.name, "text"))
+        await plans.touches_at_most(PROBE, name, statement, sql)
+    assert await plans.counts.count(plans.boundary) == EVENTS
 
 
 def _literal(value: object) -> str:

@@ -25,7 +25,6 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 async def test_an_empty_boundary(store: Store) -> None:
     reader, boundary = store.reader, store.boundary
     assert await reader.head(boundary) == NOTHING
-    assert await reader.count(boundary) == 0
     assert await reader.latest(boundary, [criterion([("a", "1")])]) == ([None], NOTHING)
     for descending in (False, True):
         for position in (None, NOTHING, Position(0, 0), Position(7, 3)):
@@ -122,16 +121,6 @@ async def test_a_scan_without_an_index_moves_on_in_blocks(store: Store) -> None:
     await store.create(index("n", "n"))
     scan = await store.reader.scan(store.boundary, asked, NOTHING, 100, 10_000)
     assert (scan.events, scan.covered, scan.at_head) == (found, covered, True)
-
-
-async def test_the_count_follows_the_log_and_a_restore(store: Store) -> None:
-    reader, boundary = store.reader, store.boundary
-    for expected in (3, 6):
-        await store.append(event({}), event({}), event({}))
-        assert await asyncio.gather(reader.count(boundary), reader.count(boundary)) == [expected] * 2
-    await store.database.admin.execute(f"DELETE FROM {boundary.names.q_events} WHERE global_id >= 2")
-    assert await reader.count(boundary) == 2
-    assert await Reader(store.database, store.indexes).count(boundary) == 2
 
 
 async def test_reads_wait_for_no_transaction_of_others(store: Store) -> None:

@@ -142,17 +142,6 @@ def head(table: str) -> str:
     return latest_sql(table, _ALL, [])
 
 
-def count(statement: Statement, after: Position) -> str:
-    """One row: whether the event at ``after`` is there, the number of events after it, the last one's position."""
-    commit, prepare = statement.add(after.commit, "bigint"), statement.add(after.prepare, "bigint")
-    known = _select("transaction_id", statement.table, [f"global_id = {prepare}", _ALL.condition([])])
-    return (
-        f"SELECT {commit} IN (SELECT transaction_id FROM ({known} LIMIT 1) AS known), "
-        f"count(*), max(transaction_id), max(global_id) FROM {statement.table} "
-        f"WHERE global_id > {prepare} AND {_ALL.condition([])}"
-    )
-
-
 def block(statement: Statement, after: Position, size: int) -> str:
     """One row: the global_id that follows ``after``, and the position of the last of the ``size`` events from there;
     of the head, and ``at_head`` true, where there are fewer. The position is NULL in an empty boundary."""

@@ -42,13 +42,6 @@ class Scan(NamedTuple):
     at_head: bool
 
 
-class _Count(NamedTuple):
-    """How many events there are up to a position."""
-
-    events: int
-    upto: Position
-
-
 class Reader:
     """Reads events; ``max_bytes`` bounds the data and metadata of a page. Raises Unavailable when PostgreSQL is.
 
@@ -71,8 +64,6 @@ class Reader:
         self._database, self._indexes, self._max_bytes = database, indexes, max_bytes
         self._watch = watch or Watch()
         self._equal: SharedReads[list[asyncpg.Record]] = SharedReads()
-        self._counts: dict[str, _Count] = {}
-        self._counting: dict[str, asyncio.Lock] = {}
 
     async def page(
         self,
@@ -190,25 +181,6 @@ class Reader:
                 f"a page of {count} commands has more than {self._max_bytes} bytes; ask for fewer at a time"
             )
         return commands
-
-    async def count(self, boundary: Boundary) -> int:
-        """How many events the boundary has. The first call reads them all, a later one those since."""
-        async with self._counting.setdefault(boundary.name, asyncio.Lock()):
-            known = self._counts.get(boundary.name, _Count(0, NOTHING))
-            found, events, upto = await self._count_after(boundary, known.upto)
-            if not found:
-                # a restore to an earlier point, or the first call
-                known = _Count(0, NOTHING)
-                _, events, upto = await self._count_after(boundary, NOTHING)
-            if upto is not None:
-                self._counts[boundary.name] = known = _Count(known.events + events, upto)
-            return known.events
-
-    async def _count_after(self, boundary: Boundary, after: Position) -> tuple[bool, int, Position | None]:
-        """Whether the event at a position is there, the number of events after it, and the last one's position."""
-        statement = Statement(boundary.names.q_events)
-        ((found, events, commit, prepare),) = await self._fetch(read_sql.count(statement, after), statement)
-        return found, events, None if prepare is None else Position(commit, prepare)
 
     def _seen(
         self, boundary: Boundary, kind: str, criteria: Sequence[Criterion], accesses: Sequence[Access], started: float
