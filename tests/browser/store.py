@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from orisun_api import admin_pb2 as ad
 from orisun_api import eventstore_pb2 as pb
@@ -59,7 +62,11 @@ async def fill(app: App, connection: Connection) -> None:
         ),
         metadata=ADMIN,
     )
-    await connection.admin.CreateToken(ad.CreateTokenRequest(name="billing service", roles=["USER"]), metadata=ADMIN)
+    until = Timestamp()
+    until.FromDatetime(datetime.now(UTC) + timedelta(days=90))
+    await connection.admin.CreateToken(
+        ad.CreateTokenRequest(name="billing service", roles=["USER"], expires_at=until), metadata=ADMIN
+    )
     _remember(app)
 
 

@@ -176,7 +176,7 @@ async def test_the_overview_refreshes_and_says_when_it_cannot(app: App, make_pag
     assert "<html" not in await (await fragment.value).text()
     await expect(page.get_by_text("could not be refreshed")).to_be_hidden()
     await page.context.route("**/*", lambda route: route.abort())
-    await expect(page.get_by_text("could not be refreshed")).to_be_visible()
+    await expect(page.get_by_text("could not be refreshed")).to_be_visible(timeout=20_000)
 
 
 async def test_a_token_is_shown_and_revoked(make_page: MakePage) -> None:
