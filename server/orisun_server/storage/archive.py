@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,21 +90,28 @@ async def write(database: Database, boundary: Boundary, directory: Path, file: s
     count, last = await summary(database, boundary)
     target = directory / file
     partial = target.with_name(f".{file}.partial")
-    with partial.open("wb") as raw:
+    try:
+        await _fill(database, boundary, last, partial)
+        found, found_last, checksum = await asyncio.to_thread(read_back, partial)
+        if (found, found_last) != (count, last):
+            raise ArchiveBroken(
+                f"the archive has {found} events up to {tuple(found_last)}, and PostgreSQL {count} up to {tuple(last)}"
+            )
+        manifest = Manifest(boundary.name, boundary.schema, file, count, last.commit, last.prepare, checksum)
+        await asyncio.to_thread(_settle, partial, target, manifest)
+    finally:
+        partial.unlink(missing_ok=True)
+    return manifest
+
+
+async def _fill(database: Database, boundary: Boundary, last: Position, path: Path) -> None:
+    with path.open("wb") as raw:
         # no name and no time in the header: the same events give the same file
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as packed:
             async for lines in _pages(database, boundary, last):
                 await asyncio.to_thread(packed.write, lines)
         raw.flush()
         os.fsync(raw.fileno())
-    found, found_last, checksum = await asyncio.to_thread(read_back, partial)
-    if (found, found_last) != (count, last):
-        raise ArchiveBroken(
-            f"the archive has {found} events up to {tuple(found_last)}, and PostgreSQL {count} up to {tuple(last)}"
-        )
-    manifest = Manifest(boundary.name, boundary.schema, file, count, last.commit, last.prepare, checksum)
-    await asyncio.to_thread(_settle, partial, target, manifest)
-    return manifest
 
 
 def read_back(path: Path) -> tuple[int, Position, str]:
@@ -121,7 +129,7 @@ def read_back(path: Path) -> tuple[int, Position, str]:
                 if position <= last:
                     raise ArchiveBroken(f"line {count + 1} is not after the one before it")
                 count, last = count + 1, position
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ArchiveBroken(f"line {count + 1} cannot be read ({type(error).__name__})") from error
     return count, last, checksum.hexdigest()
 
