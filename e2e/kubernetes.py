@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from orisun_operator.kube import Kube, KubeError, Ref
 
 T = TypeVar("T")
@@ -111,9 +109,7 @@ class Kubernetes:
 
     async def apply(self, *objects: Object | str | Path, namespace: str) -> str:
         """``kubectl apply``, as a user does, of objects, YAML or files. Raises CommandError with the server's words."""
-        texts = [
-            yaml.safe_dump(o) if isinstance(o, dict) else o.read_text() if isinstance(o, Path) else o for o in objects
-        ]
+        texts = [json.dumps(o) if isinstance(o, dict) else o.read_text() if isinstance(o, Path) else o for o in objects]
         return await self.kubectl("apply", "-n", namespace, "-f", "-", stdin="\n---\n".join(texts))
 
     async def patch(self, kind: str, name: str, patch: Object, namespace: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from e2e.access import Access
 from e2e.gitops import Argo, Repository
@@ -41,7 +40,7 @@ def in_wave(number: int, obj: Object) -> str:
     obj["metadata"].setdefault("annotations", {}).update(
         {WAVE: str(number), "argocd.argoproj.io/sync-options": "SkipDryRunOnMissingResource=true"}
     )
-    return yaml.safe_dump(obj)
+    return json.dumps(obj, indent=2) + "\n"
 
 
 async def _operator(release: Release) -> str:
