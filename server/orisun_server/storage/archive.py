@@ -5,6 +5,7 @@ A line is one event, in the order of positions::
     {"commit_position": 3, "prepare_position": 2, "event_id": "...", "event_type": "...", "date_created": "...Z",
      "data": {...}, "metadata": {...}}
 
+The last event of a call that told a command has it too: ``"command": {"command_id", "type", "data", "metadata"}``.
 ``data`` and ``metadata`` are PostgreSQL's own text of the jsonb, so that numbers of any size stay exact. The file and
 the manifest appear under their names only when they are whole and on the disk.
 """
@@ -32,11 +33,15 @@ _PAGE = 1_000
 _FORMAT = "orisun-events/1"
 
 _ROWS = """
-SELECT global_id, jsonb_build_object(
-    'commit_position', transaction_id, 'prepare_position', global_id, 'event_id', event_id, 'event_type', event_type,
-    'date_created', to_char(date_created AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-    'data', data, 'metadata', metadata)::text AS line
-FROM {events} WHERE global_id > $1 AND global_id <= $2 ORDER BY global_id LIMIT $3
+SELECT e.global_id, (jsonb_build_object(
+    'commit_position', e.transaction_id, 'prepare_position', e.global_id, 'event_id', e.event_id,
+    'event_type', e.event_type, 'data', e.data, 'metadata', e.metadata,
+    'date_created', to_char(e.date_created AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || CASE WHEN c.global_id IS NULL THEN '{}' ELSE jsonb_build_object('command', jsonb_build_object(
+        'command_id', c.command_id, 'type', c.command_type, 'data', c.data, 'metadata', c.metadata)) END)::text AS line
+FROM {events} AS e
+LEFT JOIN {commands} AS c ON c.transaction_id = e.transaction_id AND c.global_id = e.global_id
+WHERE e.global_id > $1 AND e.global_id <= $2 ORDER BY e.global_id LIMIT $3
 """
 _SUMMARY = """
 SELECT (SELECT count(*) FROM {events} WHERE global_id <= h.global_id), h.transaction_id, h.global_id
@@ -149,7 +154,7 @@ def check(directory: Path, file: str) -> Manifest:
 
 
 async def _pages(database: Database, boundary: Boundary, last: Position) -> AsyncIterator[bytes]:
-    sql = _ROWS.replace("{events}", boundary.names.q_events)
+    sql = _ROWS.replace("{events}", boundary.names.q_events).replace("{commands}", boundary.names.q_commands)
     after = -1
     while after < last.prepare:
         with database.guard():
