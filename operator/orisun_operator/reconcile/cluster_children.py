@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..drift import contains
-from ..kube import Applied, KindMissing, Kube, Object, Ref
+from ..kube import Applied, KindMissing, Kube, KubeError, Object, Ref
 from ..resources import nats, postgres, services
 from ..resources.cluster import TEMPLATE_ANNOTATION, Cluster
 from . import Blocked
@@ -111,10 +111,16 @@ class Children:
         wanted = obj["spec"].get("volumeClaimTemplates") or []
         fixed = live is not None and not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])
         if live is not None and fixed:
+            for claim in await claims_of(self._kube, obj):
+                try:
+                    await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
+                except KubeError as error:
+                    if error.is_passing:
+                        raise
+                    # the claim stays as large as it is; new ones get the new size
+                    await self._report.event("VolumeNotResized", f"{claim.ref}: {error}", warning=True)
             await self._kube.delete(Ref.of(obj), propagation="Orphan", precondition_uid=live["metadata"]["uid"])
             await self._report.event("StatefulSetRecreated", f"{Ref.of(obj)}: its volumes changed; pods are left alone")
-            for claim in await claims_of(self._kube, obj):
-                await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
             raise Blocked("RecreatingStatefulSet", "a StatefulSet is made anew", stalled=False, retry=_AT_ONCE)
         await self._apply(obj)
 
