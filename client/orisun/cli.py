@@ -4,8 +4,11 @@ group ``orisun.commands``)."""
 from __future__ import annotations
 
 import importlib.metadata
+import signal
+import sys
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import click
 
@@ -33,6 +36,13 @@ class Commands(click.Group):
     @cached_property
     def _entries(self) -> Mapping[str, importlib.metadata.EntryPoint]:
         return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.Abort, KeyboardInterrupt):  # Ctrl-C, also while something is asked
+            click.echo(err=True)
+            sys.exit(128 + signal.SIGINT)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_OWN, *self._entries})

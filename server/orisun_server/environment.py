@@ -18,6 +18,8 @@ PREFIX = "ORISUN_"
 
 #: Fields that three variables make together; ORISUN_PG_SCHEMAS has no field of its own.
 _BOUNDARY_VARIABLES = ("ORISUN_BOUNDARIES", "ORISUN_PG_SCHEMAS", "ORISUN_ADMIN_BOUNDARY")
+#: What the command line of the client goes by; a shell may have them beside the server's.
+_CLIENT_VARIABLES = re.compile(r"ORISUN_(SERVER|CLIENT_\w+|ADMIN_URL|NEW_PASSWORD_FILE)")
 _GO_VARIABLES = ("GOMAXPROCS", "GOMEMLIMIT", "GOGC")
 #: Kubernetes describes a Service called orisun-grpc by ORISUN_GRPC_PORT=tcp://10.0.0.1:5005 and the like.
 _SERVICE_LINK = re.compile(r"ORISUN(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?|PORT)")
@@ -145,6 +147,8 @@ def _given(environ: Mapping[str, str], known: Mapping[str, str | None], warnings
             continue
         if name in known:
             given[name] = value
+        elif _CLIENT_VARIABLES.fullmatch(name):
+            continue
         else:
             close = difflib.get_close_matches(name, known, n=1)
             warnings.append(f"{name} is unknown and ignored" + (f"; did you mean {close[0]}?" if close else ""))

@@ -215,6 +215,7 @@ def confirmed(question: str) -> Callable[[Any], Any]:
             return
         if not sys.stdin.isatty():
             raise click.UsageError("there is no terminal to ask at: give --yes to confirm")
-        click.confirm(question.format_map(context.params), abort=True, err=True)
+        if not click.confirm(question.format_map(context.params), err=True):
+            raise Failure("not confirmed; nothing was done")
 
     return click.option("-y", "--yes", is_flag=True, expose_value=False, callback=ask, help="Do not ask.")

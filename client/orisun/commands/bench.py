@@ -136,7 +136,8 @@ async def _measured(work: str, callers: int, seconds: float, call: Callable[[], 
     async def caller() -> None:
         nonlocal events
         while (start := time.perf_counter()) < end:
-            events += await call()
+            found = await call()
+            events += found
             took.append(time.perf_counter() - start)
 
     await asyncio.gather(*(caller() for _ in range(callers)))

@@ -70,8 +70,11 @@ async def _all(session: Session, admin_url: str | None) -> AsyncIterator[Finding
         except ModuleNotFoundError as error:
             yield Finding("skipped", entry.name, f"not installed here ({error.name} is missing)", "")
             continue
-        async for one in check():
-            yield Finding(*one)
+        try:
+            async for one in check():
+                yield Finding(*one)
+        except Exception as error:  # the other checks are worth having still
+            yield Finding("problem", entry.name, f"the check itself failed: {type(error).__name__}", "this is a bug")
 
 
 def _show(session: Session, stream: Stream, finding: Finding) -> None:

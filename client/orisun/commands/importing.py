@@ -126,8 +126,8 @@ async def import_(session: Session, *, boundary: str, file: str, size: int, from
             told = _so_far(counts, file)
             if isinstance(stopped, OrisunError):
                 found = failure(stopped, session.connection)
-                raise Failure(f"{found.message}. {told}", Exit(found.exit_code)) from stopped
-            session.show.say(f"\nInterrupted. {told}")
+                raise Failure(f"{found.message}{told}", Exit(found.exit_code)) from stopped
+            session.show.say(f"\nInterrupted{told or ', and nothing was stored'}")
             raise
     if check:
         session.show.say(f"{counts.new:,} events in {counts.line:,} lines can be read; nothing was sent.")
@@ -143,8 +143,12 @@ async def import_(session: Session, *, boundary: str, file: str, size: int, from
 
 
 def _so_far(counts: Counts, file: str) -> str:
-    again = f"run it again to go on, at once with --from-line {counts.line + 1}" if counts.line else "run it again"
-    return f"Up to line {counts.line:,} of {file}: {counts.new:,} events new, {counts.known:,} known; {again}"
+    if not counts.new + counts.known:
+        return ""
+    return (
+        f". Up to line {counts.line:,} of {file}, {counts.new:,} events are new and {counts.known:,} were known; "
+        f"run it again to go on, faster with --from-line {counts.line + 1}"
+    )
 
 
 class Importer:

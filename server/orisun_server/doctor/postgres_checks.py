@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 
 from ..settings import Settings
-from ..storage.boundaries import Boundary
 from ..storage.database import Database
 from ..storage.index_catalog import READY, IndexCatalog
 from ..storage.insight import Insight
@@ -204,15 +203,15 @@ async def _indexes(database: Database, settings: Settings) -> AsyncIterator[Find
                 f"could not be built: {record.last_error}", "mend that; a server tries again",
             )  # fmt: skip
     missing = 0
-    _, *scopes = await Migrator(database, settings.admin_schema).scopes()
-    for scope in scopes:
-        boundary = Boundary.at(scope.name, scope.schema)
+    for scope in await Migrator(database, settings.admin_schema).scopes():
+        if scope.names is None or scope.names.boundary == settings.admin_boundary:
+            continue
         with database.guard():
-            scans = await database.admin.fetchrow(_SCANS, boundary.names.q_events)
+            scans = await database.admin.fetchrow(_SCANS, scope.names.q_events)
         if scans and scans["events"] >= _LARGE and scans["scans"] >= 10:
             missing += 1
             yield Finding(
-                "warning", f"boundary {boundary.name}", f"all of its events were read {scans['scans']:,} times {since}",
+                "warning", f"boundary {scope.names.boundary}", f"was read as a whole {scans['scans']:,} times {since}",
                 "criteria without an index do so; the admin page's Queries name the keys: orisun index create",
             )  # fmt: skip
     if not unused and not missing:
