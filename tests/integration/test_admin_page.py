@@ -8,12 +8,14 @@ import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
 from orisun_server.settings import Settings
@@ -504,3 +506,24 @@ async def test_stopping_does_not_wait_for_live_views(make_settings: Callable[...
             with contextlib.suppress(httpx.TransportError):
                 rest = [line async for line in lines]
                 assert "event: ended" in rest
+
+
+async def test_a_read_that_takes_too_long_is_ended(app: App, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orisun_server.admin.web.pages.events._PATIENCE", 0.0)
+    answer = await browser.get(f"/b/{orders(app)}/events?criteria=a%3Db")
+    assert answer.status_code == 400
+    assert "took longer than 0 s" in answer.text
+
+
+async def test_lists_page(app: App, connection: Connection, browser: Browser) -> None:
+    for number in range(26):
+        token = admin_pb2.CreateTokenRequest(name=f"paged {number:02}", roles=["READER"])
+        token.expires_at.FromDatetime(datetime.now(UTC) + timedelta(days=1))
+        await connection.admin.CreateToken(token, metadata=ADMIN)
+    first, second = await browser.text("/tokens"), await browser.text("/tokens?page=2")
+    assert "Page 1 of 2" in first
+    assert "paged 00" in first
+    assert "paged 25" not in first
+    assert "paged 25" in second
+    # a page beyond the last is the last
+    assert "Page 2 of 2" in await browser.text("/tokens?page=99")

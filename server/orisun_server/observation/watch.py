@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..core.append import Context
 from ..core.criteria import Criterion
 from ..core.position import Position
-from ..errors import ContextChanged
+from ..errors import ContextChanged, OrisunError
 from .metrics import Metrics, RpcMetrics
 from .queries import QueryLog
 from .tracing import Tracing, enter
@@ -123,7 +123,7 @@ class WatchedFlush:
             )
         self._started = perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         seconds = perf_counter() - self._started
         counts = self._watch.metrics.boundaries[self._boundary]
         counts.commit_seconds.observe(seconds)
@@ -141,11 +141,13 @@ class WatchedFlush:
                 counts.conflicts += 1
             else:
                 counts.failures += 1
-        if kind is not None:
+        # of a group that PostgreSQL refuses for one event's content, the others are flushed again
+        if kind is not None and (len(self._calls) == 1 or isinstance(error, OrisunError)):
             counts.failures += sum(not call.answer.done() for call in self._calls)
         counts.events += events
         counts.flush_events.observe(events)
-        self._note(seconds)
+        if kind is None:
+            self._note(seconds)
         if self._span is not None:
             self._trace(events)
 

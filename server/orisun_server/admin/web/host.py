@@ -49,7 +49,8 @@ class WebHost:
     @property
     def address(self) -> str:
         """Where the page is, as a URL; "" while there is none."""
-        return f"{self._page.scheme}://{self._host}:{self._page.port}" if self._page and self._page.port else ""
+        host = f"[{self._host.strip('[]')}]" if ":" in self._host else self._host
+        return f"{self._page.scheme}://{host}:{self._page.port}" if self._page and self._page.port else ""
 
     @property
     def profiles_port(self) -> int:

@@ -27,6 +27,8 @@ _POSITION = re.compile(r"(-?\d{1,18})-(-?\d{1,18})")
 #: Live tails of one server, events shown at a time, and seconds between two showings.
 _MOST_TAILS, _SHOWN, _PAUSE = 50, 25, 0.3
 _HEARTBEAT = 15.0
+#: Seconds that a page of events may take; without an index it reads the whole boundary.
+_PATIENCE = 20.0
 _tails: set[str] = set()
 
 
@@ -74,9 +76,15 @@ async def events(context: Context) -> Response:
     after = _position(context.query.get("after", ""))
     try:
         asked = _asked(context)
-        found = await context.parts.reader.page(one, asked, size + 1, descending=descending, after=after)
+        async with asyncio.timeout(_PATIENCE):
+            found = await context.parts.reader.page(one, asked, size + 1, descending=descending, after=after)
     except (InvalidArgument, ResourceExhausted) as error:
         problem = str(error)
+    except TimeoutError:
+        problem = (
+            f"Looking took longer than {_PATIENCE:g} s and was ended: no index serves these criteria, or PostgreSQL is "
+            "busy. The page Queries says which index would help."
+        )
     more = len(found) > size
     found = found[:size]
     values: dict[str, Any] = {

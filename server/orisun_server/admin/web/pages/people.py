@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.responses import Response
 
-from ....core.users import Role
+from ....core.users import ApiToken, Role, User
 from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted, Unauthenticated, Unavailable
 from ..context import Context
 
@@ -144,14 +144,14 @@ async def change_password(context: Context) -> Response:
     return response
 
 
-def _user(context: Context):  # type: ignore[no-untyped-def]
+def _user(context: Context) -> User:
     found = context.parts.administration.users.get(context.request.path_params["user_id"])
     if found is None:
         raise NotFound("there is no such user (any more)")
     return found
 
 
-async def _token(context: Context):  # type: ignore[no-untyped-def]
+async def _token(context: Context) -> ApiToken:
     wanted = context.request.path_params["token_id"]
     for token in await context.parts.administration.accounts.list_tokens():
         if token.token_id == wanted:

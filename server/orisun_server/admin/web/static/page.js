@@ -42,7 +42,8 @@ function liveTail(button) {
 document.addEventListener("DOMContentLoaded", () => {
   const button = document.getElementById("live");
   if (button && window.EventSource) liveTail(button);
-  for (const copy of document.querySelectorAll("[data-copy]")) {
+  // browsers have a clipboard for pages only over https, and on this machine
+  for (const copy of navigator.clipboard ? document.querySelectorAll("[data-copy]") : []) {
     copy.hidden = false;
     copy.addEventListener("click", async () => {
       await navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
