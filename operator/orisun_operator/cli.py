@@ -110,6 +110,8 @@ def _configure_logs(settings: OperatorSettings) -> None:
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    # its pools tell of every failed attempt with a traceback; whoever asked for a connection says so in a line
+    logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":
