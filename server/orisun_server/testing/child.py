@@ -39,6 +39,7 @@ async def serve(directory: Path, password: str, boundaries: list[str], *, durabl
         nats_max_store=256 * 1024 * 1024,
         admin_password=SecretStr(password),
         otel_enabled=False,
+        admin_enabled=False,
     )
     postgres = EmbeddedPostgres(directory / "postgres", configuration={} if durable else _FAST)
     ended = await _end_of_input()
