@@ -14,10 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
+from orisun_server.embedded.postgres import EmbeddedPostgres
 from orisun_server.settings import Settings
 from tests.harness import ADMIN, Connection, eventually, free_port
 from tests.integration.test_tls import AUTHORITY, issue, written
@@ -527,3 +529,44 @@ async def test_lists_page(app: App, connection: Connection, browser: Browser) ->
     assert "paged 25" in second
     # a page beyond the last is the last
     assert "Page 2 of 2" in await browser.text("/tokens?page=99")
+
+
+async def test_without_nats_pages_say_degraded(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(nats_url=SecretStr(f"nats://127.0.0.1:{free_port()}"))
+    async with running(settings) as app, browsing(app) as browser:
+        ready = await browser.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        text = await browser.text("/")
+        assert "Degraded: NATS cannot be reached" in text
+        assert "unreachable" in text
+        assert "orisun_degraded 1.0" in await browser.text("/metrics")
+
+
+async def test_while_postgresql_is_away_pages_say_so(data_dir: Path, make_settings: Callable[..., Settings]) -> None:
+    own = EmbeddedPostgres(data_dir / "postgres", configuration={"fsync": "off"})
+    address = await own.start()
+    try:
+        settings = make_settings(pg_host=address.host, pg_port=address.port, pg_user=address.user)
+        async with running(settings) as app, browsing(app) as browser:
+            await own.stop()
+
+            async def unready() -> bool:
+                return (await browser.get("/readyz")).status_code == 503
+
+            await eventually(unready)
+            assert (await browser.get("/healthz")).status_code == 200
+            assert "orisun_serving 0.0" in await browser.text("/metrics")
+            page = await browser.get("/")
+            assert page.status_code == 503
+            assert "This server is not serving" in page.text
+            assert "PostgreSQL cannot be reached now" in page.text
+            # where it is, is nobody's business
+            assert address.host not in page.text
+            await own.start()
+
+            async def back() -> bool:
+                return (await browser.get("/")).status_code == 200
+
+            await eventually(back, timeout=30)
+    finally:
+        await own.stop()

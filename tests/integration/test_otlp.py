@@ -27,9 +27,16 @@ def save(boundary: str, *ids: str) -> pb.SaveEventsRequest:
     return pb.SaveEventsRequest(boundary=boundary, events=events)
 
 
-async def test_a_call_its_flush_its_batch_and_its_messages(make_settings: Callable[..., Settings]) -> None:
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+async def test_a_call_its_flush_its_batch_and_its_messages(
+    make_settings: Callable[..., Settings], transport: str
+) -> None:
+    if transport == "native":
+        pytest.importorskip("pygrpc_native")
     async with collecting() as collector:
-        settings = make_settings(otel_enabled=True, otel_endpoint=f"127.0.0.1:{collector.port}")
+        settings = make_settings(
+            otel_enabled=True, otel_endpoint=f"127.0.0.1:{collector.port}", grpc_transport=transport
+        )
         boundary = settings.boundaries[0].name
         async with running(settings) as app:
             await eventually(lambda: app.watch.tracing.active, timeout=30)
