@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := transfer enrollment concurrency streaming decision-model batch order basic single-worker partitioned worker-pool multiple-projections scaling stop-resume with-logging in-process
 
 .DEFAULT_GOAL := help
-.PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md
+.PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md docs/command-line.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ docs/configuration.md: $(STAMP) ## Generate the tables of all variables from set
 
 docs/roles.md: $(STAMP) ## Generate the tables of roles from core/access.py
 	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/python -m orisun_server.core.access >> $@.new
+	@mv $@.new $@
+
+docs/command-line.md: $(STAMP) ## Generate the help of all commands
+	@sed '/^<!-- generated/q' $@ > $@.new && echo >> $@.new && $(BIN)/python -m orisun.commands.reference >> $@.new
 	@mv $@.new $@
 
 lock: ## Resolve pyproject.toml into requirements.lock, and what the images hold of it (needs uv)
