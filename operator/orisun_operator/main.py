@@ -164,14 +164,14 @@ async def _noticed(
     key = Key(plural, metadata["namespace"], metadata["name"])
     if event["type"] == "DELETED":
         seen.pop(metadata["uid"], None)
-        queue.ask(key)
+        queue.gone(key)
         return
     marks = [
         metadata.get(field) for field in ("generation", "deletionTimestamp", "finalizers", "annotations", "labels")
     ]
     if seen.get(metadata["uid"]) != marks:
         seen[metadata["uid"]] = marks
-        queue.ask(key)
+        queue.there(key)
 
 
 async def _watch_children(kube: Kube, queue: WorkQueue, api_version: str, kind: str, namespace: str | None) -> None:

@@ -46,6 +46,7 @@ class WorkQueue:
         self._queued: set[Key] = set()
         self._running: dict[Key, float] = {}
         self._again: set[Key] = set()
+        self._gone: set[Key] = set()
         self._failures: dict[Key, int] = {}
         #: Due time and key; an entry that is not the key's latest is void.
         self._later: list[tuple[float, int, Key]] = []
@@ -62,10 +63,15 @@ class WorkQueue:
             self._ready.put_nowait(key)
             self._metrics.queued(len(self._queued))
 
-    def forget(self, key: Key) -> None:
-        """The resource is gone; one last look was or will be taken."""
-        self._due.pop(key, None)
-        self._failures.pop(key, None)
+    def there(self, key: Key) -> None:
+        """The resource exists: reconcile it, and again after each interval of the timer."""
+        self._gone.discard(key)
+        self.ask(key)
+
+    def gone(self, key: Key) -> None:
+        """The resource does not exist any more: take a last look, and as many as that asks for."""
+        self._gone.add(key)
+        self.ask(key)
 
     def longest(self) -> float:
         """Seconds that the longest reconcile under way has taken by now."""
@@ -90,10 +96,11 @@ class WorkQueue:
             if key in self._again:
                 self._again.discard(key)
                 self.ask(key)
-            self._schedule(key, pause)
+            if pause is not None:
+                self._schedule(key, pause)
 
-    async def _reconcile(self, key: Key) -> float:
-        """Seconds until the next look."""
+    async def _reconcile(self, key: Key) -> float | None:
+        """Seconds until the next look, None for none."""
         started = time.monotonic()
         regular = self._timer * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
         try:
@@ -105,7 +112,9 @@ class WorkQueue:
             return float(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY))
         self._failures.pop(key, None)
         self._metrics.reconciled(key.kind, time.monotonic() - started)
-        return regular if outcome.requeue is None else min(outcome.requeue, regular)
+        if outcome.requeue is None:
+            return None if key in self._gone else regular
+        return min(outcome.requeue, regular)
 
     def _schedule(self, key: Key, pause: float) -> None:
         number = next(self._numbers)

@@ -418,6 +418,8 @@ async def test_a_larger_volume_makes_the_statefulset_anew_around_its_pods(stage:
     await stage.settle()
     again = await stage.statefulset()
     assert again["metadata"]["uid"] != statefulset["metadata"]["uid"]
+    # it asked for its three pods from the first moment: with fewer, its controller would end some
+    assert again["metadata"]["generation"] == 1
     claim = again["spec"]["volumeClaimTemplates"][0]["spec"]
     assert claim["resources"]["requests"]["storage"] == "4Gi"
     assert await _uids(stage) == before

@@ -99,3 +99,23 @@ async def test_a_failure_is_tried_again_and_counted() -> None:
         await eventually(lambda: value("orisun_operator_reconciles_total", {"kind": "things"}) == 2)
         assert value("orisun_operator_reconcile_errors_total", {"kind": "things"}) == 1
         assert value("orisun_operator_reconcile_duration_seconds_count", {"kind": "things"}) == 2
+
+
+async def test_what_is_gone_is_looked_at_once_more_and_not_for_ever() -> None:
+    outcomes, count = iter([Outcome(), Outcome(0.01)]), 0
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        nonlocal count
+        count += 1
+        return next(outcomes, Outcome())
+
+    async with _queue(reconcile, timer=0.1) as queue:
+        queue.there(_KEY)
+        await eventually(lambda: count == 1)
+        queue.gone(_KEY)
+        # what the last look asked for is granted; the timer does not come back
+        await eventually(lambda: count == 3)
+        await asyncio.sleep(0.3)
+        assert count == 3
+        queue.there(_KEY)
+        await eventually(lambda: count >= 5)
