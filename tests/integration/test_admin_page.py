@@ -215,6 +215,12 @@ async def test_the_event_browser(app: App, connection: Connection, browser: Brow
     link = re.search(rf'href="(/b/{boundary}/events/\d+-\d+)"', first)
     assert link is not None
     assert "x1" in await browser.text(link[1])
+    await save(connection, boundary, ("big", "Big", json.dumps({"text": "x" * 600_000})))
+    assert len(await browser.text(f"/b/{boundary}/events")) < 100_000
+    big = await browser.text(f"/b/{boundary}/events?type=Big")
+    link = re.search(rf'href="(/b/{boundary}/events/\d+-\d+)"', big)
+    assert link is not None
+    assert "the rest is left out" in await browser.text(link[1])
     nothing = await browser.text(f"/b/{boundary}/events?criteria=username%3Dnobody")
     assert "No event matches" in nothing
     wrong = await browser.get(f"/b/{boundary}/events?criteria=a%3Db%0Awhat")

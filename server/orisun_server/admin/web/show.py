@@ -23,6 +23,8 @@ TITLES = {
 }
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|\b(?:true|false|null)\b')
 _SUMMARY = 140
+#: Characters of JSON that are shown.
+_MOST_PRETTY = 500_000
 
 
 def number(value: float) -> str:
@@ -71,7 +73,9 @@ def pretty(text: str) -> Markup:
     try:
         laid_out = msgspec.json.format(text.encode(), indent=2).decode()
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        laid_out = text
+        return escape(text[:_MOST_PRETTY])
+    if len(laid_out) > _MOST_PRETTY:
+        return escape(laid_out[:_MOST_PRETTY]) + "\n… the rest is left out"
     out, at = [], 0
     for found in _TOKEN.finditer(laid_out):
         token = found.group()

@@ -181,6 +181,8 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
             except TimeoutError:
                 yield ": still here\n\n"
                 continue
+            if not parts.sessions.is_valid(context.caller):
+                return
             changed.clear()
             shown, skipped = pending[:], missed
             pending.clear()
