@@ -650,3 +650,32 @@ async def test_files_keep_checkpoints_at_least_once(shop: Shop, tmp_path: Path) 
     two = replace(config, total_partitions=2, repartition=True)
     async with running(Processor(checkpoints, shop.boundary, two), Search()) as processor:
         await eventually(lambda: processor.stats.position == (7, 6))
+
+
+async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop: Shop, tmp_path: Path) -> None:
+    seen: list[int] = []
+    handled, going_on = asyncio.Event(), asyncio.Event()
+
+    @projection("mails", orisun.where("Deposited"))
+    async def send(tx: Any, event: orisun.Event) -> None:
+        seen.append(event.data["amount"])
+        if event.data["amount"] == 2:
+            handled.set()
+            await going_on.wait()
+
+    await shop.append(1, 2, 3)
+    first = asyncio.create_task(Processor(FileCheckpoints(tmp_path), shop.boundary).run(send))
+    await asyncio.wait_for(handled.wait(), 10)
+    first.cancel()  # as a crash would, between the work and the checkpoint
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    going_on.set()
+    async with running(Processor(FileCheckpoints(tmp_path), shop.boundary), send) as processor:
+        await processor.caught_up(send)
+    assert sorted(set(seen)) == [1, 2, 3]
+    assert seen[-2:] == [2, 3]
+    assert seen.count(2) == 2
+    again = len(seen)
+    async with running(Processor(FileCheckpoints(tmp_path), shop.boundary), send) as processor:
+        await processor.caught_up(send)
+    assert len(seen) == again

@@ -221,6 +221,20 @@ async def test_lock_timeout_bounds_the_wait(store: InProcessStore, names: tuple[
             assert await store.append(other, names[1], [placed(n=2)]) == (1, 0)
 
 
+async def test_an_application_that_dies_frees_its_boundary(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    dying, other = await connect(), await connect()
+    await dying.execute("BEGIN")
+    await store.append(dying, names[0], [placed(n=1)])
+    waiting = asyncio.create_task(store.append(other, names[0], [placed(n=2)]))
+    dying.terminate()
+    await asyncio.wait_for(waiting, 10)
+    assert [json.loads(event.data)["n"] for event in await store.read(other, names[0])] == [2]
+    with pytest.raises(Unavailable, match="closed"):
+        await store.append(dying, names[0], [placed(n=3)])
+
+
 async def test_concurrent_transactions_lose_and_repeat_nothing(
     store: InProcessStore, names: tuple[str, str], connect: Connect, server_store: Store
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 
@@ -102,9 +102,8 @@ class InProcessStore:
         known = await self._boundary(connection, boundary)
         flush = Flush(known.boundary, known.plans)
         flush.add(checked, context, checked_command(command) if command is not None else None)
-        async with _savepoint(connection):
-            with _explained(boundary):
-                row = await connection.fetchrow(flush.statement, *flush.arguments())
+        async with _explained(boundary), _savepoint(connection):
+            row = await connection.fetchrow(flush.statement, *flush.arguments())
         base, status, commits, prepares = tuple(row)[:4]
         if status is None:
             return Position(base + len(checked), base + len(checked) - 1)
@@ -125,9 +124,8 @@ class InProcessStore:
             raise FailedPrecondition("lock needs an open transaction: the locks would be gone at once")
         keys = sorted({(await self._boundary(connection, name)).boundary.names.lock_key: name for name in boundaries})
         for key in keys:
-            async with _savepoint(connection):
-                with _explained(", ".join(boundaries)):
-                    await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", key)
+            async with _explained(", ".join(boundaries)), _savepoint(connection):
+                await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", key)
 
     async def read(
         self,
@@ -189,7 +187,7 @@ class InProcessStore:
         now = time.monotonic()
         if known is not None and now < known.until:
             return known
-        async with _savepoint(connection):
+        async with _explained(name), _savepoint(connection):
             schema = await self._schema_of(connection, name)
             records = await IndexCatalog(_Borrowed(connection), self._schema).of(name)
         ready = tuple(record.definition for record in records if record.state == READY)
@@ -236,6 +234,8 @@ class _Borrowed(Database):
 @contextlib.asynccontextmanager
 async def _savepoint(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """Inside a transaction a savepoint, so that what fails here does not take the caller's work with it."""
+    if connection.is_closed():
+        raise Unavailable("the connection to PostgreSQL is closed")
     if not connection.is_in_transaction():
         yield
         return
@@ -254,8 +254,8 @@ async def _savepoint(connection: asyncpg.Connection) -> AsyncIterator[None]:
     await connection.execute("RELEASE SAVEPOINT orisun_in_process")
 
 
-@contextlib.contextmanager
-def _explained(boundary: str) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _explained(boundary: str) -> AsyncIterator[None]:
     """PostgreSQL's refusals as this package's errors; neither statement nor data is quoted."""
     try:
         yield
