@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -275,6 +276,31 @@ async def test_indexes_from_preview_to_drop(app: App, connection: Connection, br
     await browser.submit(f"/b/{boundary}/indexes/by_user/drop", {})
     assert "No index yet" in await browser.text(f"/b/{boundary}/indexes")
     assert "IndexDropped" in await browser.text("/audit")
+
+
+async def test_a_build_shows_how_far_it_is(app: App, browser: Browser, pg_dsn: str) -> None:
+    one = app.settings.boundaries[0]
+    writer = await asyncpg.connect(pg_dsn)
+    try:
+        async with writer.transaction():
+            # a build waits for writers that were there before it
+            await writer.execute(f'LOCK TABLE "{one.schema}"."{one.name}_orisun_es_event" IN ROW EXCLUSIVE MODE')
+            form = {"name": "waiting", "key0": "slow", "type0": "TEXT", "act": "create"}
+            await browser.submit(f"/b/{one.name}/indexes/new", form)
+
+            async def waits() -> bool:
+                text = await browser.text(f"/b/{one.name}/indexes")
+                return ">building<" in text and "waiting for writers" in text
+
+            await eventually(waits, timeout=20)
+    finally:
+        await writer.close()
+
+    async def ready() -> bool:
+        return ">building<" not in await browser.text(f"/b/{one.name}/indexes")
+
+    await eventually(ready, timeout=20)
+    await browser.submit(f"/b/{one.name}/indexes/waiting/drop", {})
 
 
 async def test_queries_without_an_index_and_what_would_help(app: App, connection: Connection, browser: Browser) -> None:
