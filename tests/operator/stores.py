@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
+
+import asyncpg
 
 from orisun_operator.api import API_VERSION
 from orisun_operator.kube import Kube, Object, Ref
@@ -17,6 +19,7 @@ from orisun_server.core.event import NewEvent
 from orisun_server.settings import Settings
 from orisun_server.storage.in_process import InProcessStore
 from orisun_server.storage.migrations import Sources
+from orisun_server.storage.names import BoundaryNames
 from tests.harness import eventually
 
 CLUSTER = "store"
@@ -169,3 +172,24 @@ def condition(status: Mapping[str, Any], type: str) -> dict[str, Any]:
 async def together(*works: Any) -> list[Any]:
     """Run at once; failures raise."""
     return list(await asyncio.gather(*works))
+
+
+@contextlib.asynccontextmanager
+async def held(store: Store, boundary_name: str, application: str = "a forgotten shell") -> AsyncIterator[int]:
+    """An open transaction that has written to the boundary, which builds and drops wait for; its process."""
+    settings = store.settings
+    connection = await asyncpg.connect(
+        host=settings.pg_host,
+        port=settings.pg_port,
+        user=settings.pg_user,
+        database=settings.pg_name,
+        server_settings={"application_name": application},
+    )
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(f"LOCK TABLE {BoundaryNames(store.schema, boundary_name).q_events} IN ROW EXCLUSIVE MODE")
+    try:
+        yield connection.get_server_pid()
+    finally:
+        await transaction.rollback()
+        await connection.close()

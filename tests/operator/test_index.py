@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -18,7 +16,7 @@ from orisun_server.storage.index_progress import percent
 from orisun_server.storage.index_sql import IndexDefinition, IndexField, ValueType
 from orisun_server.storage.names import BoundaryNames
 from tests.harness import eventually
-from tests.operator.stores import Store, condition
+from tests.operator.stores import Store, condition, held
 
 
 async def record(store: Store, name: str = "by-user") -> IndexRecord | None:
@@ -110,7 +108,7 @@ async def test_a_changed_shape_is_built_beside_the_old_one_which_serves_meanwhil
     await orders.settled("by-user", kind="EventIndex")
     before = await record(orders)
     assert before is not None
-    async with held(orders):
+    async with held(orders, "orders"):
         await orders.patch("EventIndex", "by-user", {"fields": [{"jsonKey": "n", "valueType": "NUMERIC"}]})
         status = await orders.settled("by-user", "Rebuilding", "EventIndex")
         assert status["observedGeneration"] == 2
@@ -161,29 +159,8 @@ async def test_a_row_of_the_catalog_deleted_by_hand_comes_back(orders: Store) ->
     assert await orders.events("DriftRepaired")
 
 
-@contextlib.asynccontextmanager
-async def held(store: Store, application: str = "a forgotten shell") -> AsyncIterator[int]:
-    """An open transaction that has written to the boundary, which a build waits for; its process."""
-    settings = store.settings
-    connection = await asyncpg.connect(
-        host=settings.pg_host,
-        port=settings.pg_port,
-        user=settings.pg_user,
-        database=settings.pg_name,
-        server_settings={"application_name": application},
-    )
-    transaction = connection.transaction()
-    await transaction.start()
-    await connection.execute(f"LOCK TABLE {BoundaryNames(store.schema, 'orders').q_events} IN ROW EXCLUSIVE MODE")
-    try:
-        yield connection.get_server_pid()
-    finally:
-        await transaction.rollback()
-        await connection.close()
-
-
 async def test_a_build_that_waits_for_a_transaction_names_it(orders: Store) -> None:
-    async with held(orders) as pid:
+    async with held(orders, "orders") as pid:
         await orders.index("by-user", "orders", "user")
 
         async def named() -> str:
@@ -206,7 +183,7 @@ async def test_a_build_that_waits_for_a_transaction_names_it(orders: Store) -> N
 
 
 async def test_a_build_outlives_its_operator_and_is_adopted_by_the_next(orders: Store) -> None:
-    async with held(orders):
+    async with held(orders, "orders"):
         await orders.index("by-user", "orders", "user")
 
         async def builds() -> list[asyncpg.Record]:

@@ -18,7 +18,7 @@ from orisun_operator.kube import Object, Ref
 from orisun_operator.resources.archive import LABEL, short
 from orisun_server.storage.archive import check
 from orisun_server.storage.boundaries import Boundary, BoundaryStatus
-from tests.operator.stores import CLUSTER, Store, condition
+from tests.operator.stores import CLUSTER, Store, condition, held
 
 
 async def active(store: Store, name: str = "orders") -> bool:
@@ -206,6 +206,10 @@ async def test_archive_writes_the_events_checks_them_and_only_then_drops_them(st
     assert await has_tables(store)
 
     await run_job(store, volume)
+    # somebody reads: the tables go a moment later, and until then the status says where the archive is
+    async with held(store, "orders"):
+        status = await store.settled("orders", "BoundaryInUse")
+    assert (status["archive"]["claimName"], status["archive"]["count"]) == ("orders-archive", 2500)
     await store.gone("orders")
     assert not await has_tables(store)
     (event,) = await store.events("Archived")

@@ -21,7 +21,7 @@ from orisun_server.storage.names import quote
 from ..api import API_VERSION
 from ..api.boundary import DRIFTED, FINALIZER, KIND, SCHEMA_READY, BoundarySpec, manager, parse
 from ..api.conditions import READY, is_true, set_condition
-from ..kube import Object, Ref
+from ..kube import KubeError, Object, Ref
 from . import Blocked, Context, Outcome
 from .managers import cluster_of, exists, release_of_gone
 from .postgres import Session
@@ -53,6 +53,8 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         if not is_true(report.status, SCHEMA_READY):
             _schema(report, False, problem.reason, str(problem))
         outcome = Outcome(problem.retry)
+    except KubeError as error:
+        outcome = report.refused(error)
     await report.send()
     return outcome
 

@@ -25,7 +25,7 @@ from ..api.boundary import parse as parse_boundary
 from ..api.conditions import READY as IS_READY
 from ..api.conditions import is_true, remove_condition, set_condition
 from ..api.index import BLOCKED, KIND, EventIndexSpec, manager, parse
-from ..kube import Object, Ref
+from ..kube import KubeError, Object, Ref
 from . import Blocked, Context, Outcome
 from .managers import cluster_of, exists, release_of_gone
 from .postgres import Session
@@ -55,6 +55,8 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     except Blocked as problem:
         report.blocked(problem)
         outcome = Outcome(problem.retry)
+    except KubeError as error:
+        outcome = report.refused(error)
     await report.send()
     return outcome
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from orisun_server.storage.index_catalog import IndexRecord
+from collections.abc import Callable
 
 from ..api import API_VERSION
 from ..api.boundary import KIND as BOUNDARY
 from ..api.cluster import KIND as CLUSTER
 from ..api.index import KIND as INDEX
-from ..kube import Object, Ref
+from ..kube import KubeError, Object, Ref
 from . import Blocked, Context, Outcome
 from .postgres import Session
+
+#: Seconds after which an index whose resource is missing is dropped, though nobody saw it being deleted.
+_STAYS_AWAY = 120.0
 
 
 async def cluster_of(context: Context, namespace: str, name: str) -> Object:
@@ -28,12 +31,17 @@ async def cluster_of(context: Context, namespace: str, name: str) -> Object:
 
 
 async def exists(context: Context, managed_by: str) -> bool:
-    """Whether the resource that a catalog names exists. A name that is none of ours counts as one that does."""
+    """Whether the resource that a catalog names exists. One that cannot be looked up counts as one that does."""
     kind, _, rest = managed_by.partition("/")
     namespace, _, name = rest.partition("/")
     if kind not in (BOUNDARY, INDEX) or not name:
         return True
-    return await context.kube.get(Ref(API_VERSION, kind, namespace, name)) is not None
+    try:
+        return await context.kube.get(Ref(API_VERSION, kind, namespace, name)) is not None
+    except KubeError as error:
+        if error.status == 403:  # of a namespace that is another operator's
+            return True
+        raise
 
 
 async def ending(context: Context, namespace: str) -> Object | None:
@@ -47,40 +55,55 @@ async def release_of_gone(context: Context, managed_by: str, namespace: str) -> 
     for cluster in await context.kube.list(API_VERSION, CLUSTER, namespace):
         try:
             async with context.postgres.session(cluster) as session:
-                await release(context, session, only=managed_by)
+                await _release(context, session, lambda one: one == managed_by, at_once=True)
         except Blocked:
             # the cluster's own reconcile does the same for all, and tells what is wrong
             continue
     return Outcome()
 
 
-async def release(context: Context, session: Session, *, only: str | None = None) -> None:
+async def release(context: Context, session: Session, namespace: str) -> None:
     """Let go of what resources that are gone managed: boundaries stay and are managed by nobody, indexes are dropped.
 
     An index whose Boundary is gone too, or whose namespace is being deleted, stays as well: nothing was asked of it.
+    One whose deletion nobody saw is dropped only when its resource stays away, since a whole namespace may be on its
+    way back, boundaries before indexes.
     """
+    there = {
+        f"{kind}/{namespace}/{one['metadata']['name']}"
+        for kind in (BOUNDARY, INDEX)
+        for one in await context.kube.list(API_VERSION, kind, namespace)
+    }
+    await _release(context, session, lambda one: one not in there, at_once=False)
+
+
+async def _release(context: Context, session: Session, may_be_gone: Callable[[str], bool], *, at_once: bool) -> None:
     gone: dict[str, bool] = {}
 
     async def is_gone(managed_by: str) -> bool:
         if managed_by not in gone:
-            gone[managed_by] = not await exists(context, managed_by)
+            gone[managed_by] = may_be_gone(managed_by) and not await exists(context, managed_by)
         return gone[managed_by]
 
-    orphans: list[IndexRecord] = []
-    for record in await session.index_catalog.managed():
-        if (only is None or record.managed_by == only) and await is_gone(record.managed_by):
-            orphans.append(record)
     boundaries = {record.name: record for record in await session.boundaries.all()}
+    orphans = [one for one in await session.index_catalog.managed() if await is_gone(one.managed_by)]
     for record in orphans:
         boundary = boundaries.get(record.boundary)
         owner = boundary.managed_by if boundary is not None else ""
-        namespace = record.managed_by.split("/")[1]
-        if not owner or await is_gone(owner) or await ending(context, namespace) is not None:
+        if not owner or not await exists(context, owner) or await ending(context, record.managed_by.split("/")[1]):
             await session.index_catalog.manage(record, "")
-        else:
+        elif at_once or _has_stayed_away(context, session, record.managed_by):
             await session.index_catalog.retire(record.boundary, record.definition.name)
+    for known in session.missing.keys() - {record.managed_by for record in orphans}:
+        if not at_once:
+            del session.missing[known]
     for found in boundaries.values():
-        if found.managed_by and only in (None, found.managed_by) and await is_gone(found.managed_by):
+        if found.managed_by and await is_gone(found.managed_by):
             await session.boundaries.manage(found, "")
     if orphans:
         await session.indexes.look()
+
+
+def _has_stayed_away(context: Context, session: Session, managed_by: str) -> bool:
+    since = session.missing.setdefault(managed_by, context.clock())
+    return (context.clock() - since).total_seconds() >= _STAYS_AWAY

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from orisun_server.storage.database import Database
 from orisun_server.storage.index_catalog import IndexCatalog
 from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
-from orisun_server.storage.managed import ManagedBoundaries
+from orisun_server.storage.managed import BoundaryInUse, ManagedBoundaries
 from orisun_server.storage.migrate import Migrator
 from orisun_server.storage.migrations import Sources, boundary_scope
 
@@ -54,6 +55,8 @@ class Session:
     indexes: Indexes
     index_catalog: IndexCatalog
     admin_boundary: str
+    #: Resources that the catalog of indexes names and that are missing, since when.
+    missing: dict[str, datetime.datetime] = field(default_factory=dict)
 
 
 @dataclass
@@ -233,6 +236,8 @@ def explained(target: str) -> Iterator[None]:
 
 
 def _unavailable(target: str, error: Unavailable) -> Blocked:
+    if isinstance(error, BoundaryInUse):
+        return Blocked("BoundaryInUse", str(error), stalled=False, retry=2.0)
     cause = error.__cause__
     if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError):
         return Blocked(

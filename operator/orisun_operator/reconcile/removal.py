@@ -26,6 +26,7 @@ _AGAIN = 2.0
 async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Report) -> Outcome:
     """One step of a deletion; the finalizer goes with the last one. Raises Blocked."""
     if FINALIZER not in (obj["metadata"].get("finalizers") or ()):
+        report.over = True
         return Outcome()
     namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
     policy = spec.deletion_policy
@@ -39,7 +40,7 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
         if policy != "Retain":
             text = _kept(policy, f"OrisunCluster {spec.cluster_ref.name} is gone")
             await report.event("EventsRetained", text, warning=True)
-        return await _let_go(context, obj)
+        return await _let_go(obj, report)
     if policy == "Retain":
         try:
             async with context.postgres.session(cluster) as session:
@@ -47,7 +48,7 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
         except Blocked:
             # it is released, a moment later, by the cluster's reconcile
             pass
-        return await _let_go(context, obj)
+        return await _let_go(obj, report)
     try:
         async with context.postgres.session(cluster) as session:
             return await _remove(session, obj, spec, cluster, report)
@@ -57,16 +58,15 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
 
 
 async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Object, report: Report) -> Outcome:
-    context = report.context
     me = manager(obj["metadata"]["namespace"], obj["metadata"]["name"])
     record = await session.boundaries.find(spec.name)
     if record is None or record.managed_by != me or spec.name == session.admin_boundary:
         # never ours, or dropped already
-        return await _let_go(context, obj)
+        return await _let_go(obj, report)
     boundary = Boundary.at(record.name, record.namespace)
     if not await session.boundaries.has_tables(boundary):
         await session.boundaries.remove(boundary, me)
-        return await _let_go(context, obj)
+        return await _let_go(obj, report)
     await session.boundaries.close(boundary, me, _reason(me))
     if spec.deletion_policy == "Archive":
         archived = await archive(obj, spec, cluster, report)
@@ -75,6 +75,8 @@ async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Ob
             return Outcome(_AGAIN)
         await _verify(session, boundary, archived)
         report.status["archive"] = archived.shown()
+        report.waiting("Dropping", f'the events of boundary "{spec.name}" are archived, and dropped now')
+        await report.send()
         await report.event(
             "Archived",
             f"{archived.count} events are in {archived.file} of PersistentVolumeClaim {archived.claim_name},"
@@ -85,7 +87,7 @@ async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Ob
         return Outcome(_AGAIN)
     await session.indexes.look()
     await report.event("EventsDeleted", f'boundary "{spec.name}" and its {events} events were dropped')
-    return await _let_go(context, obj)
+    return await _let_go(obj, report)
 
 
 async def _retain(session: Session, spec: BoundarySpec, me: str) -> None:
@@ -116,8 +118,9 @@ def _kept(policy: str, why: str) -> str:
     return f"deletionPolicy {policy} is taken for Retain, since {why}: the events stay"
 
 
-async def _let_go(context: Context, obj: Object) -> Outcome:
-    await context.kube.remove_finalizer(obj, FINALIZER)
+async def _let_go(obj: Object, report: Report) -> Outcome:
+    await report.context.kube.remove_finalizer(obj, FINALIZER)
+    report.over = True
     return Outcome()
 
 

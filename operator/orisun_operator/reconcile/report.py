@@ -10,8 +10,8 @@ from typing import Any
 from orisun_server.core.position import Position
 
 from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
-from ..kube import Object
-from . import Blocked, Context
+from ..kube import KubeError, Object
+from . import LATER, Blocked, Context, Outcome
 
 #: Seconds between two writes of figures that move all the time.
 FIGURES_EVERY = 60.0
@@ -26,6 +26,8 @@ class Report:
         self.generation: int = obj["metadata"].get("generation", 0)
         self.before: Mapping[str, Any] = obj.get("status") or {}
         self.status: dict[str, Any] = copy.deepcopy(dict(self.before))
+        #: Set when the object goes: one of its name that follows must not get this status.
+        self.over = False
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Record an Event about the object."""
@@ -54,6 +56,13 @@ class Report:
         else:
             self.waiting(problem.reason, str(problem))
 
+    def refused(self, error: KubeError) -> Outcome:
+        """The API server forbids what has to be done. Raises every other error again."""
+        if error.status != 403:
+            raise error
+        self.stalled("Forbidden", f"the API server refuses the operator: {error}: give it the roles of its chart")
+        return Outcome(LATER)
+
     def figures(self, figures: Mapping[str, Any]) -> None:
         """Figures that move by themselves: taken over at most once a minute, and only where one has changed."""
         now = self.context.clock()
@@ -72,6 +81,8 @@ class Report:
 
     async def send(self) -> None:
         """Write the status, and an Event when readiness or its reason changed."""
+        if self.over:
+            return
         await self.context.kube.patch_status(self.obj, self.status)
         after, before = get_condition(self.status, READY), get_condition(self.before, READY)
         if after is None:

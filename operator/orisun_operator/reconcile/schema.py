@@ -46,7 +46,7 @@ async def survey(context: Context, cluster: Mapping[str, Any]) -> Survey:
     Raises Blocked: PostgreSQL cannot be reached or used, or the admin schema does not fit.
     """
     async with context.postgres.session(cluster) as session:
-        await release(context, session)
+        await release(context, session, cluster["metadata"]["namespace"])
         records = await session.boundaries.all()
         active = {record.name: record for record in records if record.status is BoundaryStatus.ACTIVE}
         scopes = {name: boundary_scope(name, record.namespace) for name, record in active.items()}

@@ -48,9 +48,12 @@ UPDATE {{schema}}.orisun_boundary AS b SET managed_by = $3, description = coales
 FROM v WHERE b.name = $1 AND b.managed_by = $2 RETURNING b.*
 """
 
-# $1 name, $2 reason, $3 manager
+# $1 name, $2 reason, $3 manager; changes nothing when it is closed
 _CLOSE = f"""
-WITH v AS ({GROWN} RETURNING version)
+WITH wanted AS MATERIALIZED (
+    SELECT FROM {{schema}}.orisun_boundary WHERE name = $1 AND managed_by = $3 AND status <> 'FAILED'
+),
+v AS ({GROWN} AND EXISTS (SELECT FROM wanted) RETURNING version)
 UPDATE {{schema}}.orisun_boundary AS b SET status = 'FAILED', last_error = $2, status_version = v.version
 FROM v WHERE b.name = $1 AND b.managed_by = $3 AND b.status <> 'FAILED'
 """
@@ -71,8 +74,24 @@ SELECT p.oid::pg_catalog.regprocedure::text AS signature FROM pg_catalog.pg_proc
 JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = $1::text::name AND p.proname = ANY ($2)
 """
 
+# $1 schema, $2 table of events, $3 trigger
+_IS_CLOSED = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1::text::name AND c.relname = $2::text::name AND t.tgname = $3::text::name
+)
+"""
+
 #: SQLSTATE of what is appended to a closed boundary (object_not_in_prerequisite_state).
 CLOSED = "55000"
+
+
+class BoundaryInUse(Unavailable):
+    """Somebody's transaction holds the tables of a boundary that is to be closed or removed."""
+
+    def __init__(self, boundary: str) -> None:
+        super().__init__(f'the tables of boundary "{boundary}" are in use by an open transaction; it is tried again')
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,7 @@ class ManagedBoundaries:
         """Let nothing be appended any more: servers give the boundary up, and PostgreSQL refuses those that did not.
 
         What stands in the tables afterwards is all that there will be. Can be repeated, and undone by ``reopen``.
+        Raises BoundaryInUse.
         """
         await self._execute(_CLOSE, boundary.name, reason, managed_by)
         names = boundary.names
@@ -170,36 +190,44 @@ class ManagedBoundaries:
         message = literal(f'boundary "{boundary.name}" is not active')
         try:
             with self._database.guard():
+                if await self._database.admin.fetchval(_IS_CLOSED, names.schema, names.events, names.closed):
+                    return
                 # one message, one transaction; the trigger waits for appends under way and is seen by all later ones
                 await self._database.admin.execute(
                     f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT};"
                     f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $closed$ BEGIN"
                     f" RAISE EXCEPTION USING MESSAGE = {message}, ERRCODE = '{CLOSED}'; END $closed$;"
-                    f"DROP TRIGGER IF EXISTS {quote(names.closed)} ON {names.q_events};"
                     f"CREATE TRIGGER {quote(names.closed)} BEFORE INSERT ON {names.q_events}"
                     f" FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
                 )
-        except asyncpg.UndefinedTableError:
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.DuplicateObjectError):
+            # gone already, or closed by another operator just now
             pass
         except asyncpg.LockNotAvailableError as error:
-            raise Unavailable(f'boundary "{boundary.name}" is in use; it is closed a moment later') from error
+            raise BoundaryInUse(boundary.name) from error
 
     async def reopen(self, boundary: Boundary) -> None:
-        """Undo ``close`` in the tables; ``register`` makes the boundary active again."""
+        """Undo ``close`` in the tables; ``register`` makes the boundary active again. Raises BoundaryInUse."""
         names = boundary.names
         try:
             with self._database.guard():
+                # looking needs no lock of a table that is perhaps in use
+                if not await self._database.admin.fetchval(_IS_CLOSED, names.schema, names.events, names.closed):
+                    return
                 await self._database.admin.execute(
+                    f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT};"
                     f"DROP TRIGGER IF EXISTS {quote(names.closed)} ON {names.q_events};"
                     f"DROP FUNCTION IF EXISTS {names.qualified(names.closed)}()"
                 )
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             pass
+        except asyncpg.LockNotAvailableError as error:
+            raise BoundaryInUse(boundary.name) from error
 
     async def remove(self, boundary: Boundary, managed_by: str) -> bool:
         """Drop the boundary with its events and forget it: all at once, or nothing. False when it is another's by now.
 
-        Raises Unavailable also while somebody uses the tables.
+        Raises BoundaryInUse.
         """
         names, schema = boundary.names, self._schema
         try:
@@ -237,7 +265,7 @@ class ManagedBoundaries:
         except _AnothersError:
             return False
         except asyncpg.LockNotAvailableError as error:
-            raise Unavailable(f'boundary "{boundary.name}" is in use; it is removed a moment later') from error
+            raise BoundaryInUse(boundary.name) from error
         return True
 
     async def _one(self, sql: str, *arguments: object) -> BoundaryRecord | None:
