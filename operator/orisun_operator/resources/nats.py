@@ -21,8 +21,8 @@ _DATA, _RUN = "/var/lib/nats", "/run/nats"
 #: Shared by both containers: the server writes here that it serves, or that it has drained.
 SHARED = "/run/orisun"
 DRAINED_FILE = f"{SHARED}/state"
-#: Seconds that the NATS server waits for the server's drain, and until it has handed over its leaders. It ends by itself
-#: a second after it was told to go lame; a hook that still runs then counts as failed.
+#: Seconds that the NATS server waits for the server's drain, and until it has handed over its leaders. It ends by
+#: itself a second after it was told to go lame; a hook that still runs then counts as failed.
 DRAIN_PATIENCE, _HAND_OVER = 40, 0.8
 
 # A server that lost its store must not come back under its old name: it would vote twice. The name is kept with the
