@@ -68,7 +68,7 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            date_header=True,  # `orisun doctor` compares clocks by it
+            date_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
             limit_concurrency=_MOST_CONNECTIONS,
             h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
