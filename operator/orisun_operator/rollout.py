@@ -78,7 +78,7 @@ def next_step(view: View) -> Step:
     if view.wanted == 0:
         return _hibernate(view)
     if view.asked == 0:
-        return _scale(view, view.wanted, "Starting", f"starting {_servers(view.wanted)}")
+        return _scale(view, view.wanted, "Starting", f"starting {servers(view.wanted)}")
     outdated = [pod for pod in view.pods if pod.ordinal < view.asked and not _is_current(view, pod)]
     current = [pod for pod in view.pods if pod.ordinal < view.asked and _is_current(view, pod)]
     unready = [pod for pod in current if not pod.ready]
@@ -91,7 +91,7 @@ def next_step(view: View) -> Step:
     if len(view.pods) < view.asked or any(pod.terminating for pod in view.pods):
         gone = view.asked - sum(not pod.terminating for pod in view.pods)
         leaving = [pod.name for pod in view.pods if pod.terminating]
-        what = f"{', '.join(leaving)} to end" if leaving else f"{_servers(max(gone, 1))} to be made"
+        what = f"{', '.join(leaving)} to end" if leaving else f"{servers(max(gone, 1))} to be made"
         return Step(Action.WAIT, "AwaitingPods", f"waiting for {what}")
     if broken and not view.on_delete:
         pod = broken[-1]
@@ -100,7 +100,7 @@ def next_step(view: View) -> Step:
         return _resize(view, outdated)
     if outdated:
         return _roll(view, outdated)
-    return Step(Action.NOTHING, "Ready", f"{_servers(view.wanted)} serve")
+    return Step(Action.NOTHING, "Ready", f"{servers(view.wanted)} {'serves' if view.wanted == 1 else 'serve'}")
 
 
 def stale_peers(
@@ -164,7 +164,7 @@ def _await(view: View, unready: Sequence[Pod]) -> Step:
 def _resize(view: View, outdated: Sequence[Pod]) -> Step:
     rebuilt = [pod for pod in view.pods if pod.streams != view.streams]
     if view.asked < view.wanted and rebuilt:
-        return _scale(view, view.wanted, "Growing", f"growing to {_servers(view.wanted)}; the streams begin anew")
+        return _scale(view, view.wanted, "Growing", f"growing to {servers(view.wanted)}; the streams begin anew")
     if view.wanted == 1 and outdated:
         # the one that stays first, so that somebody serves all the time
         first = next((pod for pod in outdated if pod.ordinal == 0), None)
@@ -175,7 +175,7 @@ def _resize(view: View, outdated: Sequence[Pod]) -> Step:
         return _scale(view, 1, "Shrinking", "shrinking to one server; the streams begin anew")
     target = view.asked + 1 if view.asked < view.wanted else view.asked - 1
     word = "Growing" if target > view.asked else "Shrinking"
-    step = _scale(view, target, word, f"{word.lower()} from {view.asked} to {_servers(target)}, {view.wanted} wanted")
+    step = _scale(view, target, word, f"{word.lower()} from {view.asked} to {servers(target)}, {view.wanted} wanted")
     return _gated(view, step)
 
 
@@ -211,5 +211,6 @@ def _replace(view: View, pod: Pod, message: str) -> Step:
     return Step(Action.REPLACE, "RollingOut", message, pod=pod)
 
 
-def _servers(count: int) -> str:
+def servers(count: int) -> str:
+    """For a sentence."""
     return "one server" if count == 1 else f"{count} servers"

@@ -17,7 +17,7 @@ from ..jetstream import Health, JetStreamError
 from ..kube import KubeError, NotOurs, Object, Ref
 from ..resources import nats, pods
 from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
-from ..rollout import Action, Pod, Step, View, next_step, stale_peers
+from ..rollout import Action, Pod, Step, View, next_step, servers, stale_peers
 from . import SOON, Blocked, Context, Outcome
 from .cluster_children import Children
 from .cluster_pods import claims_of, pods_of, revision_of
@@ -101,7 +101,7 @@ class _Work:
             incarnation += 1
             await self._report.event(
                 "StreamsRebuilt",
-                f"with {spec.replicas} servers JetStream begins anew; subscriptions read PostgreSQL meanwhile",
+                f"with {servers(spec.replicas)} JetStream begins anew; subscriptions read PostgreSQL meanwhile",
                 warning=True,
             )
         marker = f"{kind}-{incarnation}"
