@@ -46,6 +46,8 @@ _CHILDREN = (
     ("batch/v1", "Job"),
 )
 _WATCH_AGAIN = 5.0
+#: Seconds between looks at a namespace that may not be read.
+_LOOK_AGAIN = 15.0
 
 
 async def run(settings: OperatorSettings) -> None:
@@ -54,8 +56,7 @@ async def run(settings: OperatorSettings) -> None:
     liveness = Liveness()
     metrics = Metrics(lambda: dict(kube.requests))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     async with contextlib.AsyncExitStack() as parts:
         parts.push_async_callback(kube.close)
         if settings.health_port:
@@ -114,20 +115,57 @@ async def _work(
             for api_version, kind in _CHILDREN:
                 for namespace in settings.namespaces or (None,):
                     tasks.append(group.create_task(_watch_children(kube, queue, api_version, kind, namespace)))
-            # it takes SIGTERM and SIGINT for itself, and returns then
-            await kopf.operator(
-                registry=_registry(queue),
-                settings=_kopf_settings(settings),
-                standalone=True,
-                clusterwide=not settings.namespaces,
-                namespaces=settings.namespaces,
-                stop_flag=stop,
-            )
+            namespaces = settings.namespaces or (None,)
+            await asyncio.gather(*(_notice_resources(kube, queue, settings, stop, one) for one in namespaces))
             for task in tasks:
                 task.cancel()
     finally:
         await context.postgres.close()
         await context.jetstream.close()
+
+
+async def _notice_resources(
+    kube: Kube, queue: WorkQueue, settings: OperatorSettings, stop: asyncio.Event, namespace: str | None
+) -> None:
+    """Kopf on one namespace, or on all of them (None), until ``stop``.
+
+    One for each: where one may not be read any more, because it was deleted and our Role with it, Kopf ends. That
+    namespace is looked at again now and then; the others do not notice.
+    """
+    while not stop.is_set():
+        if namespace is None or await _may_read(kube, namespace):
+            try:
+                # it takes SIGTERM and SIGINT for itself, and returns then
+                await kopf.operator(
+                    registry=_registry(queue),
+                    settings=_kopf_settings(settings),
+                    standalone=True,
+                    clusterwide=namespace is None,
+                    namespaces=() if namespace is None else (namespace,),
+                    stop_flag=stop,
+                )
+                stop.set()
+            except Exception as error:
+                if namespace is None:
+                    raise
+                log.warning("a namespace is not looked after any more", namespace=namespace, error=str(error))
+                _stop_on_signals(stop)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN):
+                await stop.wait()
+
+
+async def _may_read(kube: Kube, namespace: str) -> bool:
+    try:
+        await kube.list(f"{GROUP}/{VERSION}", "OrisunCluster", namespace)
+    except KubeError:
+        return False
+    return True
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 def _registry(queue: WorkQueue) -> kopf.OperatorRegistry:
