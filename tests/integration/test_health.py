@@ -231,8 +231,10 @@ async def test_stop_finishes_what_was_taken(
             await blocker.execute(f"LOCK TABLE {names.q_events} IN ACCESS EXCLUSIVE MODE")
             saving = asyncio.ensure_future(connection.events.SaveEvents(request, metadata=ADMIN))
             await eventually(
-                lambda: blocker.fetchval(
-                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass", names.q_events
+                # the append itself: others wait for the table too
+                lambda: database.read.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1",
+                    f"%{names.append}%",
                 )
             )
             stopping = asyncio.create_task(app.stop())
