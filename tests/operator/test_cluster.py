@@ -138,6 +138,8 @@ async def test_an_image_rolls_out_one_pod_at_a_time(stage: Stage) -> None:
     await stage.settle()
     assert (await stage.condition("Ready"))[0] == "True"
     assert (await stage.status())["image"] == "orisun:9"
+    events = await stage.kube.list("events.k8s.io/v1", "Event", stage.namespace)
+    assert {event["type"] for event in events if event["reason"] == "RollingOut"} == {"Normal"}
 
 
 async def test_a_bad_image_stops_and_the_old_one_heals(stage: Stage) -> None:

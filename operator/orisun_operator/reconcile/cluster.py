@@ -29,6 +29,11 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE, _DEGRADED = 0.5, 5.0
 
+#: What the operator does to servers that are well.
+_PLANNED = frozenset(
+    {"RollingOut", "Growing", "Shrinking", "AwaitingPods", "RemovingPeers", "Hibernating", "Hibernated", "Paused"}
+)
+
 
 async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     """One look at an OrisunCluster, and the next step."""
@@ -38,6 +43,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         await context.postgres.forget(namespace, name)
         return Outcome()
     report = Report(context, obj)
+    report.planned = _PLANNED
     try:
         outcome = await _Work(context, obj, report).run()
     except Blocked as problem:

@@ -28,6 +28,8 @@ class Report:
         self.status: dict[str, Any] = copy.deepcopy(dict(self.before))
         #: Set when the object goes: one of its name that follows must not get this status.
         self.over = False
+        #: Reasons for which losing readiness is as wanted, and worth no warning.
+        self.planned: frozenset[str] = frozenset()
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Record an Event about the object."""
@@ -89,6 +91,7 @@ class Report:
             return
         if before is None or (before["status"], before["reason"]) != (after["status"], after["reason"]):
             lost = (before or {}).get("status") == "True" and after["status"] != "True"
+            lost = lost and after["reason"] not in self.planned
             await self.event(after["reason"], after["message"], warning=lost or is_true(self.status, STALLED))
 
     def _phase(
