@@ -20,6 +20,9 @@ _API_TOKEN = "orisun_"  # noqa: S105 - no secret
 #: Seconds after which the server is asked for its opinion of the token again; it renews tokens within hours.
 _TOKEN_CHECK = 300.0
 
+#: The rpc of appends.
+_APPEND = "SaveEvents"
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -30,6 +33,8 @@ class Session:
     def __init__(self, username: str | None, password: str | None, token: str | None) -> None:
         if (username is None) != (password is None):
             refuse("a username and a password go together; give both, or a token")
+        if token is not None:
+            token = _cleaned(token)
         self._header: Metadata = ()
         self._token: Metadata = ()
         self._checked = 0.0
@@ -48,6 +53,11 @@ class Session:
     def metadata(self) -> Metadata:
         """What a call says about who makes it."""
         return self._token or self._header
+
+    @property
+    def is_nobody(self) -> bool:
+        """Whether neither a password nor a token was given."""
+        return not self._header and not self._token
 
     def forget(self, refused: Metadata) -> bool:
         """After UNAUTHENTICATED for a call with this metadata: whether another attempt may fare better."""
@@ -101,7 +111,7 @@ class Calls:
                     pause = self.retry.pause(failures)
                     again = repeatable and code is grpc.StatusCode.UNAVAILABLE and self.retry.allows(failures)
                     if not again or time.monotonic() + pause >= deadline:
-                        raise self.error(error) from None
+                        raise self.error(error, rpc) from None
                 await asyncio.sleep(pause)
 
     async def _attempt(self, service: str, rpc: str, request: Any, metadata: Metadata, deadline: float) -> Any:
@@ -135,11 +145,16 @@ class Calls:
         """Whether a call that was refused as UNAUTHENTICATED with this metadata is worth another attempt."""
         return self._session.forget(metadata)
 
-    def error(self, error: grpc.aio.AioRpcError) -> OrisunError:
-        """The error that a failed call means, with the addresses where none could be reached."""
-        made = of_rpc(error)
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+    def error(self, error: grpc.aio.AioRpcError, rpc: str = "") -> OrisunError:
+        """The error that a failed call means, with what is known here: whom it went to, and what to do."""
+        made, code = of_rpc(error), error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
             return type(made)(f"{made} ({self._endpoints.addresses})")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            stored = "; the append may have been stored, and may be repeated with the same events"
+            return type(made)(f"{made} ({self._endpoints.addresses}){stored if rpc == _APPEND else ''}")
+        if code is grpc.StatusCode.UNAUTHENTICATED and self._session.is_nobody:
+            return type(made)(f"{made}; give connect() a username and a password, or a token")
         return made
 
     def check_open(self) -> None:
@@ -150,3 +165,13 @@ class Calls:
     async def close(self) -> None:
         self._closed = True
         await self._endpoints.close()
+
+
+def _cleaned(token: str) -> str:
+    """The token without the spaces and line ends that files and environments add. Raises InvalidArgument."""
+    token = token.strip()
+    if not token:
+        refuse("the token is empty; leave it out, or give the one that was issued")
+    if not (token.isascii() and token.isprintable()):
+        refuse("the token holds characters that no token has (it is not shown); give it as it was issued")
+    return token

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
 from orisun_api import admin_pb2_grpc, eventstore_pb2_grpc
 
-from .errors import refuse
+from .errors import OrisunError, refuse
 
 _DEFAULT_PORT = 5005
 #: A name that stands for several addresses (a headless Service, say) is balanced over all of them.
@@ -19,6 +22,25 @@ _SERVICE_CONFIG = '{"loadBalancingConfig":[{"round_robin":{}}]}'
 #: A server that is back is found soon, not after gRPC's two minutes.
 _FIRST_RECONNECT_MS, _LONGEST_RECONNECT_MS = 100, 2_000
 _DOWN = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class _Process:
+    """What this process did with gRPC: once it has used it, no child that it forks can."""
+
+    forked = False
+    #: The connections that there are.
+    endpoints: ClassVar[weakref.WeakSet[Endpoint]] = weakref.WeakSet()
+    #: Those of the process that this one was forked from: gRPC hangs where one is collected in the child.
+    kept: ClassVar[list[Endpoint]] = []
+    used = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.forked, cls.kept = cls.used, list(cls.endpoints)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.after_fork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +111,8 @@ class Endpoint:
         # Any: the generated stubs are typed for synchronous channels
         self.events: Any = eventstore_pb2_grpc.EventStoreStub(self.channel)  # type: ignore[no-untyped-call]
         self.admin: Any = admin_pb2_grpc.AdminStub(self.channel)  # type: ignore[no-untyped-call]
+        _Process.used = True
+        _Process.endpoints.add(self)
 
 
 class Endpoints:
@@ -102,6 +126,7 @@ class Endpoints:
         self._credentials = tls.credentials() if tls is not None else None
         self._options = _options(tls, keepalive)
         self._endpoints: list[Endpoint] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._next = 0
 
     @property
@@ -110,7 +135,11 @@ class Endpoints:
         return ", ".join(self._addresses)
 
     def pick(self) -> Endpoint:
-        """The one whose turn it is; one that could not be reached lately is passed over while there is another."""
+        """The one whose turn it is; one that could not be reached lately is passed over while there is another.
+
+        Raises OrisunError in another event loop than that of the first call, and after a fork.
+        """
+        self._check_place()
         if not self._endpoints:
             self._endpoints = [Endpoint(address, self._credentials, self._options) for address in self._addresses]
         for _ in self._endpoints:
@@ -121,8 +150,26 @@ class Endpoints:
                 return endpoint
         return endpoint
 
+    def _check_place(self) -> None:
+        # gRPC itself would wait for ever here, or end the process
+        if _Process.forked:
+            raise OrisunError(
+                "this process was forked from one that had used a client of Orisun, and gRPC does not survive that; "
+                'connect in the child alone, or start processes by "spawn" or "forkserver"'
+            )
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise OrisunError(
+                "this client was used in another event loop before, and belongs to it (each asyncio.run makes one): "
+                "connect inside of the coroutine that asyncio.run is given, once for each loop"
+            )
+
     async def close(self) -> None:
         """Closes the connections; calls on them end."""
+        if _Process.forked or (self._loop is not None and self._loop.is_closed()):
+            self._endpoints = []
         for endpoint in self._endpoints:
             await endpoint.channel.close(None)
 

@@ -164,8 +164,6 @@ def of_rpc(error: grpc.aio.AioRpcError) -> OrisunError:
             return Conflict(message, Position(*numbers[:2]), Position(*numbers[2:]))
         if reason == Reasons.DUPLICATE_EVENT_ID or message.startswith("DuplicateEventId"):
             return DuplicateEventId(message)
-    if code == "DEADLINE_EXCEEDED":
-        message = f"{message}; an append may have been stored, and may be repeated with the same events"
     kind = _BY_CODE.get(code)
     return kind(message) if kind else OtherError(message, code)
 

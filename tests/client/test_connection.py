@@ -20,6 +20,12 @@ from tests.integration.test_tls import AUTHORITY, issue, written
 Make = Callable[..., orisun.Client]
 
 
+@pytest.fixture
+async def server_of_process(server_process: ServerProcess) -> str:
+    """The address of a server that needs no loop of this process."""
+    return server_process.address
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -48,6 +54,8 @@ def test_what_is_no_address(target: str | list[str]) -> None:
         ({"username": "a"}, "go together"),
         ({"username": "a:b", "password": "c"}, "no colon"),
         ({"username": "a", "password": "b", "token": "c"}, "not both"),
+        ({"token": " \n"}, "token is empty"),
+        ({"token": "s3cr\u00e9t"}, "characters that no token has"),
         ({"timeout": 0}, "lets no call succeed"),
         ({"max_calls": 0}, "lets nothing through"),
         ({"tls": orisun.TLS(ca="/nowhere/ca.pem")}, "ca: /nowhere/ca.pem cannot be read"),
@@ -71,7 +79,7 @@ async def test_who_is_calling(server: Connection, make_client: Make) -> None:
         await make_client(server.address, password="wrong one").ping()
     assert caught.value.code == "UNAUTHENTICATED"
     assert "wrong one" not in repr(caught.value)
-    with pytest.raises(orisun.Unauthenticated, match="missing"):
+    with pytest.raises(orisun.Unauthenticated, match=r"missing .*give connect"):
         await make_client(server.address, username=None, password=None).ping()
 
 
@@ -83,7 +91,7 @@ async def test_the_session_token_is_used_from_then_on(
     ((name, token),) = client.calls._session.metadata()
     assert name == "x-auth-token"
     # another client may use it, a stream too
-    other = make_client(server.address, token=token)
+    other = make_client(server.address, token=f"{token}\n")  # as a file has it
     await other.ping()
     async with other.boundary(settings.boundaries[0].name).subscribe("a"):
         pass
@@ -130,8 +138,11 @@ async def test_a_server_that_comes_late_is_found(settings: Settings, make_client
 
 async def test_deadlines(server: Connection, make_client: Make, settings: Settings) -> None:
     orders = make_client(server.address).boundary(settings.boundaries[0].name)
-    with pytest.raises(orisun.DeadlineExceeded, match="may be repeated"):
+    with pytest.raises(orisun.DeadlineExceeded, match=f"{server.address}.*may be repeated"):
         await orders.append([NewEvent("A", {"text": "x" * 5_000_000}) for _ in range(5)], timeout=0.002)
+    with pytest.raises(orisun.DeadlineExceeded) as caught:
+        await orders.latest(orisun.where(text="x" * 20_000_000), timeout=0.002)
+    assert "append" not in str(caught.value)
 
 
 async def test_limits_refuse_at_once(server: Connection, make_client: Make, settings: Settings) -> None:
@@ -156,6 +167,20 @@ async def test_a_closed_client(server: Connection, make_client: Make, settings: 
         await client.ping()
     with pytest.raises(orisun.ClientClosed):
         await anext(orders.subscribe("a"))
+
+
+def test_a_client_belongs_to_one_loop(server_of_process: str) -> None:
+    client = orisun.connect(server_of_process, username="admin", password="changeit")
+    asyncio.run(client.ping())
+
+    async def again() -> None:
+        with pytest.raises(orisun.OrisunError, match="another event loop"):
+            await client.ping()
+        with pytest.raises(orisun.OrisunError, match="another event loop"):
+            await anext(client.boundary("orders").subscribe("a"))
+        await client.close()
+
+    asyncio.run(again())
 
 
 async def test_cancelling_a_call_is_no_error_of_the_client(client: orisun.Client, orders: orisun.Boundary) -> None:

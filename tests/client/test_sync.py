@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -107,6 +108,12 @@ def test_subscriptions(orders: sync.Boundary) -> None:
         ended.start()
         assert list(subscription) == []
         ended.join()
+    orders.append([NewEvent("Sync", {"n": n}) for n in range(3, 9)])
+    with orders.subscribe("sync", where("Sync")) as subscription:
+        assert (subscription.boundary, subscription.name, subscription.reconnects) == (orders.name, "sync", 0)
+        next(subscription)
+        subscription.close()
+        assert list(subscription) == []  # what was received ahead is dropped too
 
 
 def test_many_threads(orders: sync.Boundary) -> None:
@@ -183,8 +190,40 @@ def test_a_script_ends_without_a_word(address: tuple[str, str]) -> None:
         "print(orders.append([NewEvent('A')]) > (0, 0))\n"
         "stream = orders.subscribe('script').__enter__()\n"
         "print(next(stream).position >= (0, 0))\n"
+        "orders.append([NewEvent('A') for _ in range(200)])\n"
+        "left = orders.read()\n"
+        "next(left)\n"
     )  # it closes nothing, as scripts do
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *address], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\nTrue\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_is_refused_where_grpc_was_used_before(address: tuple[str, str]) -> None:
+    script = (
+        "import os, sys\nfrom orisun import OrisunError, sync\n"
+        "def connect(): return sync.connect(sys.argv[1], username='admin', password='changeit')\n"
+        "def fork(what):\n"
+        "    if child := os.fork(): return os.waitpid(child, 0)\n"
+        "    try: what()\n"
+        "    except OrisunError as error: print('forked' in str(error), flush=True)\n"
+        "    else: print('done', flush=True)\n"
+        "    os._exit(0)\n"
+        "def again():\n"
+        "    global client\n"
+        "    client = connect()\n"
+        "    client.ping()\n"
+        "client = connect()\n"
+        "fork(lambda: client.ping())\n"  # a client that nobody used: workers may have it
+        "client.ping()\n"
+        "fork(lambda: client.ping())\n"
+        "fork(again)\n"
+        "client.ping()\n"
+        "print('end')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *address], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "done\nTrue\nTrue\nend\n"), ended.stderr

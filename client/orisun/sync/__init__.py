@@ -10,7 +10,7 @@
             print(event.position, event.event_type, event.data)
 
 All clients of a process share one event loop, in a thread of its own; each object's ``aio`` is the asynchronous one it
-stands for. Make clients after a fork, not before: connections do not survive it.
+stands for. Call a store after a fork, not before: gRPC does not survive it.
 """
 
 from .client import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
@@ -41,6 +42,13 @@ class BackgroundLoop:
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Runs a coroutine in the loop without waiting for it; while the interpreter ends, nothing is run any more."""
+        if sys.is_finalizing() or self._loop is None:
+            coroutine.close()
+            return
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def forget(self) -> None:
         """After a fork: the child has no such thread."""
@@ -131,4 +139,6 @@ def _iterate(items: AsyncIterator[T]) -> Iterator[T]:
             if len(chunk) < _CHUNK:
                 return
     finally:
-        LOOP.run(close())
+        # an iterator that was left may be collected anywhere: in the loop's own thread, or while the interpreter ends
+        # and that thread stands still. Who waited here would wait for ever.
+        LOOP.start(close())

@@ -102,8 +102,9 @@ class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
         return [self._items.popleft() for _ in range(min(most, len(self._items)))]
 
     def close(self) -> None:
-        """Ends the stream."""
+        """Ends the stream; items that were received already are dropped."""
         LOOP.run(self.aio.aclose())
+        self._items.clear()
 
 
 class Subscription(LiveStream[Event]):
@@ -113,6 +114,13 @@ class Subscription(LiveStream[Event]):
         super().__init__(aio)
         #: The position of the last event handed out, at first the one that the subscription began after.
         self.position = aio.position
+        self.boundary, self.name, self.query = aio.boundary, aio.name, aio.query
+        self._reconnects: Callable[[], int] = lambda: aio.reconnects
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream was opened again after it was lost."""
+        return self._reconnects()
 
     def __next__(self) -> Event:
         event = super().__next__()
