@@ -182,11 +182,18 @@ class Stage:
         await self.kube.patch(Ref("v1", "Pod", self.namespace, name), {"status": status}, subresource="status")
 
     async def settle(
-        self, *, ready: bool = True, waiting: str = "", degraded: bool = False, patience: float = 20
+        self,
+        *,
+        ready: bool = True,
+        waiting: str = "",
+        degraded: bool = False,
+        stalled: bool = False,
+        patience: float = 20,
     ) -> None:
         """Reconcile and play the controllers until nothing moves, or until pod ``waiting`` is new and not ready.
 
-        New pods become ready at once unless ``ready`` is false; ``degraded`` settles with JetStream ill.
+        New pods become ready at once unless ``ready`` is false; ``degraded`` settles with JetStream ill, ``stalled``
+        where a person has to act.
         """
 
         async def calm() -> bool:
@@ -203,7 +210,8 @@ class Stage:
                     await self.ready(name)
             if waiting:
                 return waiting in made
-            return outcome.requeue is None or (degraded and (await self.status())["phase"] == "Degraded")
+            wanted = {"Degraded"} if degraded else {"Stalled"} if stalled else set()
+            return outcome.requeue is None or (await self.status()).get("phase") in wanted
 
         try:
             await eventually(calm, patience, 0.01)

@@ -371,6 +371,16 @@ async def test_cert_manager_is_asked_for_and_named_when_it_is_missing(stage: Sta
     assert (await stage.condition("Stalled"))[:2] == ("True", "CertManagerMissing")
 
 
+async def test_a_missing_prometheus_operator_is_told_and_keeps_no_server_from_serving(stage: Stage) -> None:
+    await stage.create(monitoring={"podMonitor": {"enabled": True}})
+    await stage.settle(stalled=True)
+    assert (await stage.condition("Stalled"))[:2] == ("True", "PodMonitorMissing")
+    assert (await stage.condition("Available"))[0] == "True"
+    await stage.patch(monitoring=None)
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+
+
 async def test_the_embedded_postgres_comes_first_and_keeps_its_image(stage: Stage) -> None:
     await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}})
     await stage.reconcile()

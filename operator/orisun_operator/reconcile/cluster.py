@@ -269,6 +269,9 @@ class _Work:
             report.waiting(step.reason, step.message)
             return Outcome(_AT_ONCE if step.action in (Action.SCALE, Action.REPLACE) else SOON / 2)
         if step.reason == "Ready":
+            if (remark := self._children.remark) is not None:
+                report.blocked(remark)
+                return Outcome(remark.retry)
             report.ready("Ready", step.message)
             if health.problem:
                 status["phase"] = "Degraded"

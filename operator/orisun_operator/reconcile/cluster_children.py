@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ..drift import contains
@@ -25,6 +26,8 @@ class Children:
         self._namespace = str(obj["metadata"]["namespace"])
         #: Whether the embedded PostgreSQL's pod is not ready yet.
         self.postgres_starts = False
+        #: What somebody has to mend and servers can do without.
+        self.remark: Blocked | None = None
         # what is missing now was there before, when the spec is the same and a whole look has succeeded
         self._complete = report.before.get("observedGeneration") == report.generation and bool(
             report.before.get("templateHash")
@@ -32,11 +35,19 @@ class Children:
 
     async def around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> None:
         problem: Blocked | None = None
-        for obj in (services.service_account(cluster), services.headless(cluster), services.client(cluster)):
-            await self._apply(obj)
-        await self._apply(services.admin(cluster))
-        await self._apply(auth)
-        await self._apply(nats.configuration(cluster))
+        await asyncio.gather(
+            *(
+                self._apply(obj)
+                for obj in (
+                    services.service_account(cluster),
+                    services.headless(cluster),
+                    services.client(cluster),
+                    services.admin(cluster),
+                    auth,
+                    nats.configuration(cluster),
+                )
+            )
+        )
         if cluster.spec.postgres.embedded is not None:
             await self._embedded(cluster, secrets)
         try:
@@ -52,14 +63,18 @@ class Children:
             )
         except Blocked as blocked:
             problem = blocked
-        await self._optional("policy/v1", "PodDisruptionBudget", cluster.name, services.disruption_budget(cluster))
         policies = {policy["metadata"]["name"]: policy for policy in services.network_policies(cluster)}
-        for name in (cluster.name, cluster.postgres):
-            await self._optional("networking.k8s.io/v1", "NetworkPolicy", name, policies.get(name))
+        await asyncio.gather(
+            self._optional("policy/v1", "PodDisruptionBudget", cluster.name, services.disruption_budget(cluster)),
+            *(
+                self._optional("networking.k8s.io/v1", "NetworkPolicy", name, policies.get(name))
+                for name in (cluster.name, cluster.postgres)
+            ),
+        )
         try:
             await self._optional("monitoring.coreos.com/v1", "PodMonitor", cluster.name, services.pod_monitor(cluster))
         except KindMissing as missing:
-            problem = problem or Blocked(
+            self.remark = Blocked(
                 "PodMonitorMissing", f"spec.monitoring.podMonitor is on, and {missing}: install the Prometheus operator"
             )
         self._tell(cluster)
