@@ -79,6 +79,11 @@ def next_step(view: View) -> Step:
         return _hibernate(view)
     if view.asked == 0:
         return _scale(view, view.wanted, "Starting", f"starting {servers(view.wanted)}")
+    ending = any(pod.terminating for pod in view.pods)
+    last_serves = any(pod.ready for pod in view.pods if pod.ordinal == view.asked - 1)
+    if view.asked > view.wanted > 1 and not ending and not last_serves:
+        # one that does not serve, and may never, is not waited for
+        return _scale(view, view.asked - 1, "Shrinking", f"shrinking from {view.asked} to {servers(view.asked - 1)}")
     outdated = [pod for pod in view.pods if pod.ordinal < view.asked and not _is_current(view, pod)]
     current = [pod for pod in view.pods if pod.ordinal < view.asked and _is_current(view, pod)]
     unready = [pod for pod in current if not pod.ready]
@@ -88,7 +93,7 @@ def next_step(view: View) -> Step:
     if view.leaving:
         return Step(Action.WAIT, "RemovingPeers", f"{view.leaving}, which is gone, leaves JetStream's cluster")
     broken = [pod for pod in outdated if not pod.ready and not pod.terminating]
-    if len(view.pods) < view.asked or any(pod.terminating for pod in view.pods):
+    if len(view.pods) < view.asked or ending:
         gone = view.asked - sum(not pod.terminating for pod in view.pods)
         leaving = [pod.name for pod in view.pods if pod.terminating]
         what = f"{', '.join(leaving)} to end" if leaving else f"{servers(max(gone, 1))} to be made"

@@ -108,6 +108,17 @@ def test_growing_and_shrinking_go_one_ordinal_at_a_time_gated() -> None:
     assert step.action is Action.WAIT
 
 
+def test_growing_that_does_not_succeed_can_be_taken_back() -> None:
+    stuck = _pod(3, ready=False, problem="not scheduled: no room", age=1000.0)
+    view = _view(_pod(0), _pod(1), _pod(2), stuck, wanted=5, asked=4, jetstream="store-3: no answer")
+    assert next_step(view).stalled
+    step = next_step(replace(view, wanted=3))
+    assert (step.action, step.replicas) == (Action.SCALE, 3)
+    # another one that does not serve is waited for
+    view = _view(_pod(0), _pod(1, ready=False), _pod(2), _pod(3), wanted=3, asked=4)
+    assert next_step(view).action is Action.WAIT
+
+
 def test_a_member_that_is_gone_leaves_before_anything_else_is_done() -> None:
     step = next_step(_view(_pod(0), _pod(1), _pod(2), leaving="store-3-abc"))
     assert (step.action, step.reason) == (Action.WAIT, "RemovingPeers")
