@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,8 @@ class Exit(enum.IntEnum):
     BROKEN_PIPE = 141
 
 
+_STDERR = 2
+
 _CODES: tuple[tuple[type[OrisunError], Exit], ...] = (
     (AlreadyExists, Exit.CONFLICT),
     (Unavailable, Exit.UNAVAILABLE),
@@ -57,9 +60,9 @@ _UNREACHABLE = re.compile(
 _REASONS = {
     "DNS": "its name is not known",
     "resol": "its name is not known",
-    "CERTIFICATE_VERIFY": "its certificate is not trusted; name its authority with --ca",
-    "handshake": "the TLS handshake failed; check --ca, --cert and --tls-name",
-    "Ssl": "the TLS handshake failed; check --ca, --cert and --tls-name",
+    "CERTIFICATE_VERIFY": "its certificate is not trusted",
+    "handshake": "the TLS handshake failed",
+    "Ssl": "the TLS handshake failed",
     "reset": "the connection was reset; does it want --tls?",
     "refused": "connection refused",
     "Socket closed": "it closed the connection; does it want --tls?",
@@ -147,7 +150,8 @@ def command(
 def run(work: Callable[[], Coroutine[Any, Any, None]], connection: Connection) -> None:
     """Runs a command's work to its end, whatever that is."""
     try:
-        asyncio.run(work())
+        with _quiet_grpc():
+            asyncio.run(work())
         sys.stdout.flush()
     except KeyboardInterrupt:
         _forget_output()
@@ -158,6 +162,32 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], connection: Connection) -
         sys.exit(Exit.BROKEN_PIPE)
     except OrisunError as error:
         raise failure(error, connection) from error
+
+
+@contextlib.contextmanager
+def _quiet_grpc() -> Iterator[None]:
+    """gRPC's own lines of a failed handshake go nowhere: the error says it in words. GRPC_VERBOSITY shows them.
+
+    It writes to the descriptor of stderr whatever Python thinks of it, and goes by its environment from before it was
+    imported alone; so Python writes to a copy of the descriptor meanwhile.
+    """
+    try:
+        is_plain = sys.stderr.fileno() == _STDERR
+    except (AttributeError, OSError, ValueError):  # closed, or captured by a test
+        is_plain = False
+    if not is_plain or os.environ.get("GRPC_VERBOSITY"):
+        yield
+        return
+    before, nowhere = sys.stderr, os.open(os.devnull, os.O_WRONLY)
+    with open(os.dup(_STDERR), "w", buffering=1, encoding=before.encoding, errors="backslashreplace") as copy:  # noqa: PTH123
+        os.dup2(nowhere, _STDERR)
+        sys.stderr = copy
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            os.dup2(copy.fileno(), _STDERR)
+            os.close(nowhere)
 
 
 def _forget_output() -> None:
@@ -186,7 +216,11 @@ def _told(error: OrisunError, message: str, connection: Connection) -> str:
         reason = unreachable(message)
         if reason is None:
             return f"{message}; `orisun status` tells more"
-        tls = " Does it speak TLS? You asked for it." if connection.tls is not None else ""
+        tls = (
+            " TLS was asked for: does it speak it, and is its certificate trusted (--ca)?"
+            if connection.tls is not None
+            else ""
+        )
         return (
             f"no server answers at {connection.server}: {reason}.{tls} "
             "Is it running (`orisun serve`)? Name another one with --server or ORISUN_SERVER"

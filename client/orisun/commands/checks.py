@@ -140,14 +140,14 @@ def _tls(session: Session, address: str) -> Finding:
     except ssl.SSLCertVerificationError as problem:
         return Finding(
             "problem", check, f"is not valid: {problem.verify_message}",
-            "renew it (orisun serve takes a new one up after a restart), or name its authority with --ca",
+            "renew it (a running server takes the new file up), or name its authority with --ca",
         )  # fmt: skip
     except (OSError, ValueError) as problem:
         return Finding("problem", check, f"cannot be looked at: {problem}", "does the server speak TLS?")
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86_400
     until = f"valid until {certificate['notAfter']}, {days:.0f} days"
     if days < _TLS_DAYS:
-        return Finding("warning", check, until, "renew it, and restart the server")
+        return Finding("warning", check, until, "renew it; a running server takes the new file up")
     return Finding("ok", check, until)
 
 
