@@ -29,14 +29,15 @@ class Release:
         self.name, self.namespace, self.kubernetes = "orisun-operator", namespace, kubernetes
         self.watched, self._images, self._values = tuple(watch), images, values
 
-    @property
-    def values(self) -> list[str]:
-        """Arguments of helm: images, namespaces, and short pauses for tests."""
+    async def values(self) -> list[str]:
+        """Arguments of helm: images, namespaces (those that are still there), and short pauses for tests."""
         server, nats = ([*image.rpartition(":")[::2]] for image in self._images)
         values = [f"image.repository={server[0]}", f"image.tag={server[1]}"]
         values += [f"natsImage.repository={nats[0]}", f"natsImage.tag={nats[1]}"]
         if self.watched:
-            values.append("watchNamespaces={" + ",".join(self.watched) + "}")
+            found = await self.kubernetes.list("ns", None)
+            there = {one["metadata"]["name"] for one in found if not one["metadata"].get("deletionTimestamp")}
+            values.append("watchNamespaces={" + ",".join(name for name in self.watched if name in there) + "}")
         return [part for value in [*values, *self._values] for part in ("--set", value)]
 
     async def helm(self, *arguments: str, timeout: float = 300) -> str:
@@ -51,7 +52,7 @@ class Release:
         """helm upgrade --install --wait."""
         arguments = ("upgrade", "--install", self.name, str(chart), "--create-namespace", "--wait", "--timeout", "180s")
         try:
-            await self.helm(*arguments, *self.values, *more)
+            await self.helm(*arguments, *(await self.values()), *more)
         except CommandError as error:
             raise CommandError(f"{error}\n{await self.logs()}") from None
 

@@ -46,7 +46,7 @@ def in_wave(number: int, obj: Object) -> str:
 async def _operator(release: Release) -> str:
     """The chart as Argo CD itself would render it, without its hooks."""
     return await run(
-        "helm", "template", release.name, str(CHART), "-n", release.namespace, "--no-hooks", *release.values
+        "helm", "template", release.name, str(CHART), "-n", release.namespace, "--no-hooks", *(await release.values())
     )
 
 
@@ -120,7 +120,7 @@ async def test_from_git(
         await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")
         labels = f"app.kubernetes.io/instance={operator.name},app.kubernetes.io/component=operator"
         kinds = "deployment,service,serviceaccount,role,rolebinding,poddisruptionbudget"
-        spaces = [operator.namespace] if not operator.watched else [operator.namespace, *operator.watched]
+        spaces = [operator.namespace, *operator.watched]
         for one in spaces:
             await kubernetes.kubectl("delete", kinds, "-n", one, "-l", labels, "--ignore-not-found")
         await kubernetes.kubectl("delete", "clusterrole,clusterrolebinding", "-l", labels, "--ignore-not-found")
