@@ -7,7 +7,7 @@ import datetime
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,6 +17,7 @@ from orisun_api import eventstore_pb2 as pb
 from .calls import Calls
 from .errors import DeadlineExceeded, FailedPrecondition, refuse
 
+T = TypeVar("T")
 ValueType = Literal["text", "numeric", "boolean", "timestamptz"]
 #: Seconds between two looks at something that is being made.
 _AGAIN = 0.05
@@ -168,7 +169,7 @@ class Admin:
         request = pb.CreateIndexRequest(
             boundary=boundary,
             name=name,
-            fields=[_field_message(item) for item in fields],
+            fields=[_field_message(item) for item in _listed("fields", fields)],
             conditions=[_condition_message(item) for item in conditions],
             condition_combinator=pb.OR if any_condition else pb.AND,
         )
@@ -198,7 +199,7 @@ class Admin:
         """Create a user with roles ADMIN, OPERATIONS, USER or READER; all but ADMIN may be limited to a boundary, as in
         ``READER:orders``. Raises AlreadyExists, InvalidArgument."""
         request = admin_pb.CreateUserRequest(
-            name=name or username, username=username, password=password, roles=list(roles)
+            name=name or username, username=username, password=password, roles=_listed("roles", roles)
         )
         return _user((await self._admin("CreateUser", request, repeatable=False)).user)
 
@@ -208,7 +209,7 @@ class Admin:
 
     async def set_roles(self, user_id: str, roles: Iterable[str]) -> User:
         """Replace a user's roles; they hold at once. The last ADMIN stays one."""
-        request = admin_pb.SetUserRolesRequest(user_id=user_id, roles=list(roles))
+        request = admin_pb.SetUserRolesRequest(user_id=user_id, roles=_listed("roles", roles))
         return _user((await self._admin("SetUserRoles", request)).user)
 
     async def change_password(self, user_id: str, current: str, new: str) -> None:
@@ -239,7 +240,7 @@ class Admin:
             refuse("expires_at needs a time zone, as datetime.now(UTC) + timedelta(days=90) has")
         expiry = Timestamp()
         expiry.FromDatetime(expires_at)
-        request = admin_pb.CreateTokenRequest(name=name, roles=list(roles), expires_at=expiry)
+        request = admin_pb.CreateTokenRequest(name=name, roles=_listed("roles", roles), expires_at=expiry)
         answer = await self._admin("CreateToken", request, repeatable=False)
         return NewApiToken(_token(answer.info), answer.token)
 
@@ -253,6 +254,13 @@ class Admin:
 
     async def _admin(self, rpc: str, request: Any, *, repeatable: bool = True) -> Any:
         return await self._calls.unary("admin", rpc, request, repeatable=repeatable)
+
+
+def _listed(what: str, given: Iterable[T]) -> list[T]:
+    """A list of what was given; a text alone is a mistake, not its letters."""
+    if isinstance(given, str):
+        refuse(f'{what} is a list: ["{given}"]')
+    return list(given)
 
 
 def _check_time(deadline: float, message: str) -> None:
@@ -296,6 +304,8 @@ def _index(index: pb.IndexDefinition) -> Index:
 
 def _field_message(item: str | IndexField) -> pb.IndexField:
     given = IndexField(item) if isinstance(item, str) else item
+    if given.type not in get_args(ValueType):
+        refuse(f'field "{given.key}": "{given.type}" is no type; it is one of {", ".join(get_args(ValueType))}')
     return pb.IndexField(json_key=given.key, value_type=given.type.upper())
 
 

@@ -9,7 +9,7 @@ from orisun_api import eventstore_pb2 as pb
 
 from .decisions import Decision, Projector, decide
 from .errors import ResourceExhausted, refuse
-from .events import Event, as_new_event
+from .events import Event, NewEvent, as_new_event
 from .position import Position
 from .queries import EVERYTHING, AppendCondition, Query
 from .store import Command, Latest, StoredCommand
@@ -31,6 +31,31 @@ if TYPE_CHECKING:
     from .client import Client
 
 _MAX_PAGE = 10_000
+#: Pages that must fit before a size that was too large is tried again.
+_FITTING = 20
+
+
+class _PageSize:
+    """How many to ask for at a time: fewer after a page that was too large for the server, later on more again."""
+
+    def __init__(self, what: str, size: int, limit: int | None) -> None:
+        if not 1 <= size <= _MAX_PAGE:
+            refuse(f"{what}: page_size {size} is not between 1 and {_MAX_PAGE}")
+        if limit is not None and limit < 0:
+            refuse(f"{what}: limit {limit} is negative; give None for no limit")
+        self._wanted = self._size = size
+        self._fitting = 0
+
+    def __call__(self, left: int | None) -> int:
+        return self._size if left is None else min(self._size, left)
+
+    def too_large(self, count: int) -> None:
+        self._size, self._fitting = max(count // 4, 1), 0
+
+    def fits(self) -> None:
+        self._fitting += 1
+        if self._fitting % _FITTING == 0:
+            self._size = min(self._size * 2, self._wanted)
 
 
 class Boundary:
@@ -55,6 +80,7 @@ class Boundary:
 
         Repeating it with the same ``NewEvent`` objects is harmless: the server answers with the position of the first
         time, whatever the condition. For this reason UNAVAILABLE is tried again here, within ``timeout`` seconds.
+        (Other objects get a new id each time that they are given.)
 
         Raises:
             Conflict: another matching event came in between; it has the expected and the actual position.
@@ -62,6 +88,8 @@ class Boundary:
             InvalidArgument, CodecError: an event cannot be stored as it is.
             DeadlineExceeded, Unavailable: it is unknown whether the events are stored; repeat it.
         """
+        if isinstance(events, NewEvent):
+            refuse("append takes a list of events: append([event])")
         messages = event_messages([as_new_event(item) for item in events], self._types)
         if not messages:
             refuse("there are no events to append")
@@ -93,8 +121,7 @@ class Boundary:
         """
         if after is not None and start is not None:
             refuse("read: give after (exclusive) or start (inclusive), not both")
-        if not 1 <= page_size <= _MAX_PAGE:
-            refuse(f"read: page_size {page_size} is not between 1 and {_MAX_PAGE}")
+        size = _PageSize("read", page_size, limit)
         request = pb.GetEventsRequest(
             boundary=self.name,
             query=query_message(query),
@@ -104,14 +131,7 @@ class Boundary:
         )
         left = limit
         while left is None or left > 0:
-            request.count = page_size if left is None else min(page_size, left)
-            try:
-                page = (await self._calls.unary("events", "GetEvents", request)).events
-            except ResourceExhausted:
-                if request.count == 1:
-                    raise
-                page_size = max(request.count // 4, 1)
-                continue
+            page = (await self._page("GetEvents", request, size, left)).events
             for message in page:
                 yield event_of(message, self._types)
             if len(page) < request.count:
@@ -126,7 +146,7 @@ class Boundary:
         ``latest(where(user="a") | where(user="b")).events`` has two; ``.condition`` is what to append under.
         Raises InvalidArgument for EVERYTHING, which has no criteria.
         """
-        if not query.criteria:
+        if query == EVERYTHING:
             refuse("latest needs criteria; the last event of all is the first of read(descending=True, limit=1)")
         request = pb.GetLatestByCriteriaRequest(boundary=self.name, criteria=criteria_messages(query))
         response = await self._calls.unary("events", "GetLatestByCriteria", request, timeout=timeout)
@@ -147,19 +167,33 @@ class Boundary:
         self, *, after: Position | None = None, limit: int | None = None, page_size: int = 500
     ) -> AsyncIterator[StoredCommand]:
         """Iterate over the commands that were stored with their events, in the order of positions, after ``after``."""
+        size = _PageSize("commands", page_size, limit)
         request = pb.GetCommandsRequest(boundary=self.name)
         left = limit
         while left is None or left > 0:
-            request.count = page_size if left is None else min(page_size, left)
             if after is not None:
                 request.after_position.CopyFrom(position_message(after))
-            page = (await self._calls.unary("events", "GetCommands", request)).commands
+            page = (await self._page("GetCommands", request, size, left)).commands
             for message in page:
                 yield command_of(message)
             if len(page) < request.count:
                 return
             left = None if left is None else left - len(page)
             after = position_of(page[-1].position)
+
+    async def _page(self, rpc: str, request: Any, size: _PageSize, left: int | None) -> Any:
+        """The next page, of fewer items where the server refuses so many at a time."""
+        while True:
+            request.count = size(left)
+            try:
+                page = await self._calls.unary("events", rpc, request)
+            except ResourceExhausted:
+                if request.count == 1:
+                    raise
+                size.too_large(request.count)
+                continue
+            size.fits()
+            return page
 
     def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
         """Follow the events that match, those stored after ``after`` first (None: from the first event on).

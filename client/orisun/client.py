@@ -63,10 +63,8 @@ class Client:
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server that answers says about itself."""
         info = await self.calls.unary("events", "GetServerInfo", pb.GetServerInfoRequest(), timeout=timeout)
-        backend = pb.StorageBackend.Name(info.backend).removeprefix("STORAGE_BACKEND_").lower()
-        capabilities = (
-            pb.ServerCapability.Name(number).removeprefix("SERVER_CAPABILITY_").lower() for number in info.capabilities
-        )
+        backend = _named(pb.StorageBackend, info.backend, "STORAGE_BACKEND_")
+        capabilities = (_named(pb.ServerCapability, number, "SERVER_CAPABILITY_") for number in info.capabilities)
         return ServerInfo(
             info.version, info.git_commit, info.build_time, backend, info.node_id, frozenset(capabilities)
         )
@@ -102,6 +100,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _named(enum: Any, number: int, prefix: str) -> str:
+    """The name of an enum's value, its number where a newer server has one that is not known here."""
+    return enum.Name(number).removeprefix(prefix).lower() if number in enum.values() else str(number)
 
 
 def connect(

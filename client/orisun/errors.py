@@ -53,6 +53,9 @@ class Conflict(AlreadyExists):
         super().__init__(message)
         self.expected, self.actual = expected, actual
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.expected, self.actual)
+
 
 class DuplicateEventId(AlreadyExists):
     """An event id is stored already with other content, or in another call: no retry will change that."""
@@ -125,7 +128,12 @@ class ClientClosed(OrisunError):
 
 
 class CodecError(OrisunError):
-    """A payload could not be turned into JSON, or a stored event not into its payload."""
+    """A payload could not be turned into JSON, or a stored event not into its payload.
+
+    ``position`` is then that of the stored event: a read or subscription after it leaves the event out.
+    """
+
+    position: Position | None = None
 
 
 _BY_CODE: dict[str, type[OrisunError]] = {
@@ -143,6 +151,9 @@ class OtherError(OrisunError):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.code)
 
 
 class Reasons:

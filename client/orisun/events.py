@@ -71,11 +71,11 @@ class NewEvent:
         ids = {CAUSATION: event.event_id, CORRELATION: event.correlation_id or event.event_id}
         if event.trace_id:
             ids[TRACE] = event.trace_id
-        return replace(self, metadata={**self.metadata, **ids})
+        return changed(self, metadata={**self.metadata, **ids})
 
     def with_keys(self, **keys: object) -> NewEvent:
         """The same event with further keys to find it by."""
-        return replace(self, keys={**self.keys, **keys})
+        return changed(self, keys={**self.keys, **keys})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,15 @@ class Event:
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
+
+
+def changed(event: NewEvent, **changes: Any) -> NewEvent:
+    """The event with other fields. It keeps the origin that it was made with: a repeated append stays the same."""
+    reset = _origin.set(None)
+    try:
+        return replace(event, **changes)
+    finally:
+        _origin.reset(reset)
 
 
 def as_new_event(item: object) -> NewEvent:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .decisions import Decision, Projector, decide
-from .errors import Conflict, DuplicateEventId, refuse
-from .events import CAUSATION, CORRELATION, Event, NewEvent, as_new_event
+from .errors import Conflict, DeadlineExceeded, DuplicateEventId, refuse
+from .events import CAUSATION, CORRELATION, Event, NewEvent, as_new_event, changed
 from .ids import derived_id, new_id
 from .limits import Limit
 from .position import Position
@@ -126,15 +126,23 @@ class CommandExecutor:
             Conflict: others were faster, as many times as the policy allows.
             TooManyCalls: too many commands are under way.
             InvalidArgument: no handler takes commands of this class.
-            Whatever the handler raises; nothing is stored then. TimeoutError after ``timeout``: execute it again with
-            the same ``command_id`` to learn what became of it.
+            DeadlineExceeded: ``timeout`` is over; with the same ``command_id`` it may be executed again.
+            Whatever the handler raises; nothing is stored then.
         """
         handler = self._handlers.get(type(command))
         if handler is None:
             refuse(f"no handler takes commands of class {type(command).__qualname__}; register one")
         with self._limit:
-            async with asyncio.timeout(timeout):
-                return await self._execute(handler, command, command_id, dict(metadata or {}))
+            try:
+                async with asyncio.timeout(timeout) as scope:
+                    return await self._execute(handler, command, command_id, dict(metadata or {}))
+            except TimeoutError:
+                if not scope.expired():
+                    raise  # the handler's own
+                raise DeadlineExceeded(
+                    f"{type(command).__qualname__} was not done within {timeout} seconds; its events may have been "
+                    "stored: execute it again with the same command_id, or look before you do"
+                ) from None
 
     async def _execute(
         self, handler: _Handler, command: object, given_id: str | None, metadata: dict[str, Any]
@@ -178,10 +186,15 @@ class CommandExecutor:
     ) -> list[NewEvent]:
         made = handler.handle(command, decision)
         decided = await made if inspect.isawaitable(made) else made
+        if not isinstance(decided, Iterable) or isinstance(decided, str | Mapping):
+            refuse(
+                f"the handler of {type(command).__qualname__} returned a {type(decided).__name__}; "
+                "it returns a list of events, which may be empty"
+            )
         events = []
         for number, item in enumerate(decided):
             event = as_new_event(item)
-            event = replace(
+            event = changed(
                 event,
                 event_id=derived_id(self._store.name, command_id, str(number)),
                 metadata={**metadata, **event.metadata},

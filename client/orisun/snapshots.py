@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from .codecs import Codec, codec_of
+from .errors import CodecError, refuse
 from .events import NewEvent
 from .jsontext import dumps, loads_object
 from .position import Position
@@ -41,16 +42,30 @@ class Snapshots(Protocol[S]):
 
 
 class MemorySnapshots(Generic[S]):
-    """Snapshots in this process' memory. States are kept as they are: ``apply`` must not change them in place."""
+    """Snapshots in this process' memory, at most ``most``: the one that was not used for the longest time goes.
 
-    def __init__(self) -> None:
+    States are kept as they are: ``apply`` must not change them in place.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        if most < 1:
+            refuse(f"{most} snapshots are none; give 1 or more")
+        self._most = most
         self._kept: dict[str, Snapshot[S]] = {}
 
     async def load(self, key: str) -> Snapshot[S] | None:
-        return self._kept.get(key)
+        """See ``Snapshots.load``."""
+        snapshot = self._kept.pop(key, None)
+        if snapshot is not None:
+            self._kept[key] = snapshot  # a dict is in the order of insertion: last is latest
+        return snapshot
 
     async def save(self, snapshot: Snapshot[S]) -> None:
+        """See ``Snapshots.save``."""
+        self._kept.pop(snapshot.key, None)
         self._kept[snapshot.key] = snapshot
+        if len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
 
 
 class EventSnapshots(Generic[S]):
@@ -68,14 +83,20 @@ class EventSnapshots(Generic[S]):
         self._codec = codec or (codec_of(kind) if kind is not None else None)
 
     async def load(self, key: str) -> Snapshot[S] | None:
-        """See ``Snapshots.load``."""
+        """See ``Snapshots.load``. Raises CodecError for a state that does not fit ``kind``: raise ``schema`` then."""
         event = (await self._store.latest(where(SNAPSHOT_TAKEN, snapshot=key, snapshot_schema=self._schema))).event
         if event is None:
             return None
         fields = event.fields
         state: Any = fields["state"]
         if self._codec is not None:
-            state = self._codec.decode(dumps(state))
+            try:
+                state = self._codec.decode(dumps(state))
+            except Exception as error:
+                raise CodecError(
+                    f'the snapshot of "{key}" at {event.position} does not fit its class ({type(error).__name__}); '
+                    f"give a schema other than {self._schema}, which leaves snapshots of this one out"
+                ) from error
         return Snapshot(key, state, fields["version"], Position(*fields["position"]))
 
     async def save(self, snapshot: Snapshot[S]) -> None:

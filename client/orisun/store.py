@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .errors import refuse
 from .events import Event
 from .position import Position
 from .queries import EVERYTHING, AppendCondition, Criterion, Query
@@ -33,10 +34,11 @@ class Latest:
         return AppendCondition(self.query, self.position)
 
     def __getitem__(self, criterion: Criterion | Query) -> Event | None:
-        """The latest event of a criterion, or of a query that is one criterion."""
-        if isinstance(criterion, Query):
-            (criterion,) = criterion.criteria
-        return self.events[self.query.criteria.index(criterion)]
+        """The latest event of a criterion, or of a query that is one criterion. Raises InvalidArgument for others."""
+        asked = criterion.criteria if isinstance(criterion, Query) else (criterion,)
+        if len(asked) != 1 or asked[0] not in self.query.criteria:
+            refuse(f'latest was not asked for "{criterion}" as one criterion; it was asked for "{self.query}"')
+        return self.events[self.query.criteria.index(asked[0])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -21,6 +21,13 @@ _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 #: Items received ahead of the one that is being worked on; what is beyond waits in the server.
 BUFFER = 500
+#: Bytes of messages after which receiving pauses too: 500 large events would not be a bound.
+BUFFER_BYTES = 16 * 1024 * 1024
+#: Failures in a row between two words to the log about a stream that is lost; about half a minute.
+_LOG_EVERY = 30
+
+_LOG = logging.getLogger("orisun")
+
 #: Seconds after which a stream that brought nothing is a quiet one, not one that failed.
 _LASTING = 5.0
 #: Statuses after which a stream that was open is opened again.
@@ -33,12 +40,15 @@ _PASSING = frozenset({
 class LiveStream(ABC, Generic[T]):
     """An endless stream of items; iterate over it, inside ``async with`` so that it ends when you leave.
 
-    It opens at the first use, and again whenever the connection or the server is lost.
+    It opens at the first use, and again whenever the connection or the server is lost, which the logger ``orisun`` is
+    told.
     """
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._items: deque[T] = deque()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
         self._connected = asyncio.Event()
@@ -100,15 +110,18 @@ class LiveStream(ABC, Generic[T]):
         """Ends the stream. Iteration stops after the items that were received already are dropped."""
         self._closed = True
         self._items.clear()
+        self._sizes.clear()
+        self._bytes = 0
         self._changed.set()
         if self._pump is not None:
             self._pump.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._pump
+            # not by awaiting it: its cancellation and that of the caller would be one
+            await asyncio.wait((self._pump,))
 
     def _take(self) -> T:
         item = self._items.popleft()
-        if len(self._items) <= BUFFER // 2:
+        self._bytes -= self._sizes.popleft()
+        if len(self._items) <= BUFFER // 2 and self._bytes <= BUFFER_BYTES // 2:
             self._drained.set()
         self._handed_out(item)
         return item
@@ -136,6 +149,9 @@ class LiveStream(ABC, Generic[T]):
                 failures += 1
                 if not self._outlives(error, failures):
                     raise self._translated(error)
+                if self._connected.is_set() and failures % _LOG_EVERY == 1:
+                    reason = (error.code().name, error.details())
+                    _LOG.warning("%s was lost and is opened again: %s: %s", self._what(), *reason)
                 await asyncio.sleep(self._calls.retry.pause(failures))
         except OrisunError as error:
             self._ended = error
@@ -165,8 +181,10 @@ class LiveStream(ABC, Generic[T]):
                 if item is None:
                     continue
                 self._items.append(item)
+                self._sizes.append(size := message.ByteSize())
+                self._bytes += size
                 self._changed.set()
-                if len(self._items) >= BUFFER:
+                if len(self._items) >= BUFFER or self._bytes >= BUFFER_BYTES:
                     self._drained.clear()
                     await self._drained.wait()
             error = _end_of_stream()

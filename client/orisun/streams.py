@@ -10,7 +10,7 @@ import copy
 import enum
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import Conflict, refuse
 from .events import Event, as_new_event
@@ -48,6 +48,11 @@ class VersionConflict(Conflict):
     def __init__(self, stream: str, expected: int, actual: int, positions: tuple[Position, Position]) -> None:
         super().__init__(f"{stream} is at version {actual}, not {expected}: read it and decide again", *positions)
         self.expected_version, self.actual_version = expected, actual
+        self._stream = stream
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        versions = (self.expected_version, self.actual_version)
+        return type(self), (self._stream, *versions, (self.expected, self.actual))
 
 
 @dataclass(frozen=True, slots=True)

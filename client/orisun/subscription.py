@@ -18,8 +18,9 @@ from .queries import Query
 from .streaming import LiveStream
 from .wire import event_of, position_message, position_of, query_message
 
-#: Seconds for which a name may still be taken by this subscription's own past: a server that died holds it for 10.
-_NAME_PATIENCE = 20.0
+#: Seconds for which a name may still be taken by this subscription's own past: a server that died holds it for 10, and
+#: one that lives notices within 30 that a connection is dead which the client has given up already.
+_NAME_PATIENCE = 45.0
 
 
 class Subscription(LiveStream[Event]):

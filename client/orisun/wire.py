@@ -16,8 +16,13 @@ from .queries import AppendCondition, Query
 from .store import Command, StoredCommand
 
 
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
 def position_message(position: Position) -> pb.Position:
-    return pb.Position(commit_position=position.commit, prepare_position=position.prepare)
+    commit, prepare = position  # any pair: what was kept as JSON is a list
+    return pb.Position(commit_position=commit, prepare_position=prepare)
 
 
 def position_of(message: pb.Position) -> Position:
@@ -29,6 +34,8 @@ def query_message(query: Query) -> pb.Query:
 
 
 def criteria_messages(query: Query) -> list[pb.Criterion]:
+    if not isinstance(query, Query):
+        refuse(f'a query is made by where(...), as in where("OrderPlaced", order="o-1"); this is a {_kind(query)}')
     try:
         return [
             pb.Criterion(tags=[pb.Tag(key=key, value=value) for key, value in criterion.tags])
@@ -41,6 +48,11 @@ def criteria_messages(query: Query) -> list[pb.Criterion]:
 def save_query(condition: AppendCondition | None) -> pb.SaveQuery | None:
     if condition is None:
         return None
+    if not isinstance(condition, AppendCondition):
+        refuse(
+            "a condition is that of a decision or of latest(), as in condition=decision.condition, or an "
+            f"AppendCondition(query, position); this is a {_kind(condition)}"
+        )
     return pb.SaveQuery(
         expected_position=position_message(condition.expected), subsetQuery=query_message(condition.query)
     )
@@ -50,6 +62,9 @@ def event_messages(events: Iterable[NewEvent], types: EventTypes) -> list[pb.Eve
     messages = []
     for number, event in enumerate(events):
         name, data, metadata = types.encode(event)
+        for what, value in (("event_id", event.event_id), ("event_type", name)):
+            if not isinstance(value, str):
+                refuse(f"event {number}: its {what} is a {type(value).__name__}; give a text, as str() makes it")
         try:
             message = pb.EventToSave(event_id=event.event_id, event_type=name, data=data, metadata=metadata)
         except (TypeError, ValueError):
@@ -60,7 +75,10 @@ def event_messages(events: Iterable[NewEvent], types: EventTypes) -> list[pb.Eve
 
 def command_message(command: Command, types: EventTypes) -> pb.Command:
     name, data, metadata = types.encode(NewEvent(command.type, command.data, command.metadata))
-    return pb.Command(command_id=command.command_id, type=name, data=data, metadata=metadata)
+    try:
+        return pb.Command(command_id=command.command_id, type=name, data=data, metadata=metadata)
+    except (TypeError, ValueError):
+        refuse("the command: its id, type, data or metadata holds what cannot be sent as Unicode text")
 
 
 def command_of(message: pb.StoredCommand) -> StoredCommand:
@@ -83,6 +101,8 @@ def event_of(message: pb.Event, types: EventTypes) -> Event:
         metadata = {} if message.metadata in ("", "{}") else loads_object(message.metadata)
         payload = types.decode(event_type, data, metadata)
     except CodecError as error:
-        raise CodecError(f"event at {position}: {error}") from error.__cause__
+        located = CodecError(f"event at {position}: {error}")
+        located.position = position
+        raise located from error.__cause__
     created_at = message.date_created.ToDatetime(tzinfo=datetime.UTC)
     return Event(message.event_id, event_type, payload, metadata, position, created_at, data)

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -100,3 +101,14 @@ async def test_messages(client: orisun.Client) -> None:
         listening.cancel()
     with pytest.raises(orisun.InvalidArgument):
         await client.publish("news.*", "x")
+
+
+async def test_mistakes_are_told_in_words(client: orisun.Client) -> None:
+    of_no_type: Any = orisun.IndexField("n", "int")  # type: ignore[arg-type]
+    for message, call in (
+        ('"int" is no type; it is one of text', lambda: client.admin.create_index("orders", "by_n", [of_no_type])),
+        ("fields is a list", lambda: client.admin.create_index("orders", "by_n", "account")),
+        ("roles is a list", lambda: client.admin.create_user("somebody", "some password", "USER")),
+    ):
+        with pytest.raises(orisun.InvalidArgument, match=message):
+            await call()

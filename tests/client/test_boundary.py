@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
 import orisun
-from orisun import AppendCondition, NewEvent, Position, where
+from orisun import AppendCondition, Command, NewEvent, Position, streaming, where
+from orisun.boundary import _PageSize
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.settings import Settings
 from orisun_server.storage.reads import Reader
-from tests.harness import Connection
+from tests.harness import Connection, eventually
 
 
 async def read(boundary: orisun.Boundary, *arguments: orisun.Query, **options: object) -> list[orisun.Event]:
@@ -91,6 +94,20 @@ async def test_large_events_make_smaller_pages(
     with pytest.raises(orisun.ResourceExhausted):
         await orders._calls.unary("events", "GetEvents", pb.GetEventsRequest(boundary=orders.name, count=11))
     assert [event.data["number"] for event in await read(orders)] == list(range(11))
+    # those that are small are read by many again, and so are commands
+    command = Command("c", "Store", {"text": "x" * 30_000})
+    for number in range(8):
+        await orders.append([NewEvent("Small", {"number": number})], command=replace(command, command_id=str(number)))
+    assert [stored.command_id async for stored in orders.commands()] == [str(number) for number in range(8)]
+
+
+def test_the_size_of_pages_grows_again() -> None:
+    size = _PageSize("read", 500, None)
+    size.too_large(size(None))
+    assert (size(None), size(7)) == (125, 7)
+    for _ in range(40):
+        size.fits()
+    assert size(None) == 500
 
 
 async def test_latest(orders: orisun.Boundary) -> None:
@@ -168,6 +185,72 @@ async def test_leaving_ends_waiting(orders: orisun.Boundary) -> None:
 async def test_what_is_no_event_is_refused(orders: orisun.Boundary, items: list[object]) -> None:
     with pytest.raises(orisun.InvalidArgument):
         await orders.append(items)
+
+
+async def test_mistakes_are_told_in_words(orders: orisun.Boundary) -> None:
+    event: Any = NewEvent("A")
+    latest = await orders.latest(where(a=1) | where(a=2))
+    anything: Any = where(a=1)
+    text: Any = "OrderPlaced"
+    for message, call in (
+        ("takes a list", lambda: orders.append(event)),
+        ("event_id is a int", lambda: orders.append([NewEvent("A", event_id=anything and 7)])),  # type: ignore[arg-type]
+        ("event_type is a int", lambda: orders.append([NewEvent(anything and 7)])),  # type: ignore[arg-type]
+        ("condition=decision.condition.* this is a Query", lambda: orders.append([event], condition=anything)),
+        (r"made by where\(.* this is a str", lambda: orders.latest(text)),
+        (r"made by where\(.* this is a str", lambda: read(orders, text)),
+        ("limit -1 is negative", lambda: read(orders, limit=-1)),
+    ):
+        with pytest.raises(orisun.InvalidArgument, match=message):
+            await call()
+    for asked in (where(a=3), where(a=1) | where(a=2)):
+        with pytest.raises(orisun.InvalidArgument, match="was not asked for"):
+            latest[asked]
+    # what was kept as JSON is as good as a position
+    kept: Any = list(await orders.append([event]))
+    assert await orders.append([NewEvent("B", {"b": 1})], condition=AppendCondition(orisun.EVERYTHING, kept))
+    assert [found.event_type for found in await read(orders, after=kept)] == ["B"]
+
+
+async def test_large_events_are_received_within_bounds(
+    orders: orisun.Boundary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "BUFFER_BYTES", 200_000)
+    await orders.append([NewEvent("Large", {"number": number, "text": "x" * 50_000}) for number in range(20)])
+    async with orders.subscribe("slow") as subscription:
+        await eventually(lambda: subscription._bytes >= 200_000)
+        numbers = []
+        while len(numbers) < 20:
+            assert subscription._bytes <= 260_000
+            numbers.append((await anext(subscription)).data["number"])
+        assert (numbers, subscription._bytes) == (list(range(20)), 0)
+
+
+async def test_an_event_that_does_not_fit_is_left_out_by_its_position(
+    orders: orisun.Boundary, client: orisun.Client
+) -> None:
+    @client.types.event("Strict")
+    @dataclass
+    class Strict:
+        number: int
+
+    await orders.append([NewEvent("Strict", {"number": 1}), NewEvent("Strict", {}), NewEvent("Strict", {"number": 3})])
+    async with orders.subscribe("strict") as subscription:
+        assert (await anext(subscription)).data == Strict(1)
+        with pytest.raises(orisun.CodecError, match="event at") as caught:
+            await anext(subscription)
+    async with orders.subscribe("strict", after=caught.value.position) as subscription:
+        assert (await anext(subscription)).data == Strict(3)
+
+
+async def test_leaving_does_not_swallow_a_cancellation(orders: orisun.Boundary) -> None:
+    subscription = orders.subscribe("mailer")
+    async with subscription:
+        closing = asyncio.ensure_future(subscription.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
 
 
 async def test_an_unknown_boundary(client: orisun.Client) -> None:

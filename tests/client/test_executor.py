@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -154,8 +155,27 @@ async def test_a_timeout_bounds_the_whole(orders: orisun.Boundary) -> None:
         await asyncio.Event().wait()
         return []
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(orisun.DeadlineExceeded, match=r"Withdraw was not done within 0.05 seconds"):
         await executor.execute(Withdraw("a", 1), timeout=0.05)
+
+
+async def test_a_timeout_of_the_handler_is_its_own(orders: orisun.Boundary) -> None:
+    executor = CommandExecutor(orders)
+
+    @executor.handler(Withdraw, lambda command: [balance(command.account)])
+    def late(command: Withdraw, decision: Decision) -> list[NewEvent]:
+        raise TimeoutError("the bank did not answer")
+
+    with pytest.raises(TimeoutError, match="the bank"):
+        await executor.execute(Withdraw("a", 1), timeout=5)
+
+
+@pytest.mark.parametrize("returned", [None, NewEvent("Withdrawn"), "text"])
+async def test_what_is_no_list_of_events(orders: orisun.Boundary, returned: Any) -> None:
+    executor = CommandExecutor(orders)
+    executor.register(Withdraw, lambda command: [balance(command.account)], lambda command, decision: returned)
+    with pytest.raises(orisun.InvalidArgument, match=f"returned a {type(returned).__name__}"):
+        await executor.execute(Withdraw("a", 1))
 
 
 async def test_commands_are_stored_with_their_events(orders: orisun.Boundary, executor: CommandExecutor) -> None:

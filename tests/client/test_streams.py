@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -96,6 +97,48 @@ async def test_the_origin_of_events(orders: orisun.Boundary, stream: orisun.Aggr
     (effect,) = [event async for event in orders.read(orisun.where("MailSent"))]
     assert (effect.correlation_id, effect.causation_id) == ("request-7", cause.event_id)
     assert effect.trace_id == cause.trace_id
+
+
+async def test_a_repeat_from_elsewhere_keeps_its_origin(stream: orisun.AggregateStream) -> None:
+    event = renamed("a")
+    with orisun.origin(correlation_id="first try"):
+        first = await stream.append([event], expected=orisun.NO_STREAM)
+    with orisun.origin(correlation_id="second try"):
+        assert await stream.append([event], expected=orisun.NO_STREAM) == first
+    assert [stored.correlation_id async for stored in stream.read()] == [None]
+
+
+def test_a_version_conflict_crosses_processes() -> None:
+    conflict = orisun.VersionConflict("User/1", 1, 2, (orisun.Position(1, 0), orisun.Position(2, 1)))
+    copied = pickle.loads(pickle.dumps(conflict))
+    assert (str(copied), copied.expected_version, copied.actual_version) == (str(conflict), 1, 2)
+    assert (copied.expected, copied.actual) == (conflict.expected, conflict.actual)
+    copied = pickle.loads(pickle.dumps(orisun.Conflict("text", orisun.NOTHING, orisun.Position(2, 1))))
+    assert (str(copied), copied.expected, copied.actual) == ("text", orisun.NOTHING, orisun.Position(2, 1))
+    copied = pickle.loads(pickle.dumps(orisun.OtherError("text", "DATA_LOSS")))
+    assert (str(copied), copied.code) == ("text", "DATA_LOSS")
+
+
+async def test_snapshots_in_memory_are_bounded() -> None:
+    snapshots = orisun.MemorySnapshots[int](most=2)
+    for number in (1, 2):
+        await snapshots.save(orisun.Snapshot(str(number), number, 1, orisun.NOTHING))
+    assert await snapshots.load("1")
+    await snapshots.save(orisun.Snapshot("3", 3, 1, orisun.NOTHING))
+    assert [key for key in "123" if await snapshots.load(key)] == ["1", "3"]
+    with pytest.raises(orisun.InvalidArgument):
+        orisun.MemorySnapshots[int](most=0)
+
+
+async def test_a_snapshot_that_does_not_fit_says_what_to_do(orders: orisun.Boundary) -> None:
+    await orisun.EventSnapshots[dict[str, int]](orders).save(orisun.Snapshot("User/1", {"n": 1}, 1, orisun.NOTHING))
+    with pytest.raises(orisun.CodecError, match="schema other than 1"):
+        await orisun.EventSnapshots(orders, Strict).load("User/1")
+
+
+@dataclass(frozen=True)
+class Strict:
+    needed: int
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
@@ -234,7 +234,7 @@ class CommandExecutor:
         max_commands: int | None = None,
         track: bool = True,
     ) -> None:
-        self._executor = executor.CommandExecutor(store.aio, retry=retry, max_commands=max_commands, track=track)
+        self.aio = executor.CommandExecutor(store.aio, retry=retry, max_commands=max_commands, track=track)
 
     @_like(executor.CommandExecutor.register)
     def register(
@@ -247,10 +247,14 @@ class CommandExecutor:
             refuse("handlers of a synchronous executor are plain functions; orisun.CommandExecutor awaits coroutines")
 
         def in_thread(command: C, decision: Decision) -> Coroutine[Any, Any, Iterable[object]]:
-            # list: a generator does its work there too, not in the loop
-            return asyncio.to_thread(lambda: list(handle(command, decision)))
+            def work() -> Iterable[object]:
+                made = handle(command, decision)
+                # a generator does its work there too, not in the loop
+                return list(made) if isinstance(made, Iterator) else made
 
-        self._executor.register(kind, projectors, in_thread)
+            return asyncio.to_thread(work)
+
+        self.aio.register(kind, projectors, in_thread)
 
     @_like(executor.CommandExecutor.handler)
     def handler(
@@ -271,7 +275,7 @@ class CommandExecutor:
         metadata: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> executor.Executed:
-        return LOOP.run(self._executor.execute(command, command_id=command_id, metadata=metadata, timeout=timeout))
+        return LOOP.run(self.aio.execute(command, command_id=command_id, metadata=metadata, timeout=timeout))
 
 
 def event_snapshots(
