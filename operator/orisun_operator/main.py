@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import kopf
@@ -20,7 +20,7 @@ import structlog
 from .api import GROUP, VERSION
 from .endpoints import HealthServer, Liveness, serve_metrics
 from .kube import KindMissing, Kube, KubeError
-from .leader import Leader, LeaseLost
+from .leader import Leader
 from .metrics import Metrics
 from .reconcile import Context, boundary, cluster, index
 from .reconcile.postgres import Postgres
@@ -70,18 +70,24 @@ async def run(settings: OperatorSettings) -> None:
             return
         metrics.leads(True)
         hold = asyncio.create_task(leader.hold(), name="lease")
-        work = asyncio.create_task(_work(kube, settings, liveness, metrics, stop), name="work")
+
+        async def hand_over() -> None:
+            hold.cancel()
+            await leader.release()
+
+        work = asyncio.create_task(
+            _work(kube, settings, liveness, metrics, stop=stop, hand_over=hand_over), name="work"
+        )
         done, _ = await asyncio.wait((hold, work), return_when=asyncio.FIRST_COMPLETED)
-        if hold in done and isinstance(hold.exception(), LeaseLost):
+        if hold in done and not hold.cancelled():
             # another replica may work already: nothing may be written any more, not even by what is under way
             log.error("the Lease is lost; this process ends", reason=str(hold.exception()))
             os._exit(1)
-        hold.cancel()
-        work.cancel()
-        results = await asyncio.gather(work, return_exceptions=True)
-        await leader.release()
-        if isinstance(results[0], Exception):
-            raise results[0]
+        # handed over already, unless it failed; Kopf takes some seconds more to end
+        try:
+            await work
+        finally:
+            await hand_over()
         log.info("stopped")
 
 
@@ -99,8 +105,15 @@ async def _unless_stopped(stop: asyncio.Event, waiting: Any) -> bool:
 
 
 async def _work(
-    kube: Kube, settings: OperatorSettings, liveness: Liveness, metrics: Metrics, stop: asyncio.Event
+    kube: Kube,
+    settings: OperatorSettings,
+    liveness: Liveness,
+    metrics: Metrics,
+    *,
+    stop: asyncio.Event,
+    hand_over: Callable[[], Awaitable[None]],
 ) -> None:
+    """Work until ``stop``; ``hand_over`` is called when nothing is written any more."""
     context = Context(kube, Postgres(kube), settings)
     queue = WorkQueue(
         {kind: functools.partial(reconcile, context) for kind, reconcile in _RECONCILERS.items()},
@@ -116,12 +129,24 @@ async def _work(
                 for namespace in settings.namespaces or (None,):
                     tasks.append(group.create_task(_watch_children(kube, queue, api_version, kind, namespace)))
             namespaces = settings.namespaces or (None,)
-            await asyncio.gather(*(_notice_resources(kube, queue, settings, stop, one) for one in namespaces))
+            noticing = asyncio.gather(*(_notice_resources(kube, queue, settings, stop, one) for one in namespaces))
+            asked = asyncio.create_task(stop.wait())
+            await asyncio.wait((noticing, asked), return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)
+            await hand_over()
+            await noticing
     finally:
         await context.postgres.close()
         await context.jetstream.close()
+
+
+async def _take_signals_back(ready: asyncio.Event, stop: asyncio.Event) -> None:
+    """Kopf takes SIGTERM and SIGINT for itself when it starts; the queue has to end first."""
+    await ready.wait()
+    _stop_on_signals(stop)
 
 
 async def _notice_resources(
@@ -135,7 +160,8 @@ async def _notice_resources(
     while not stop.is_set():
         if namespace is None or await _may_read(kube, namespace):
             try:
-                # it takes SIGTERM and SIGINT for itself, and returns then
+                ready = asyncio.Event()
+                again = asyncio.create_task(_take_signals_back(ready, stop))
                 await kopf.operator(
                     registry=_registry(queue),
                     settings=_kopf_settings(settings),
@@ -143,7 +169,9 @@ async def _notice_resources(
                     clusterwide=namespace is None,
                     namespaces=() if namespace is None else (namespace,),
                     stop_flag=stop,
+                    ready_flag=ready,
                 )
+                again.cancel()
                 stop.set()
             except Exception as error:
                 if namespace is None:
