@@ -109,6 +109,28 @@ async def test_a_subscription_goes_on_after_an_orderly_stop(
         assert (await asyncio.wait_for(waiting, 30)).data == {"number": 1}
 
 
+async def test_a_subscription_moves_on_while_its_name_is_still_held_for_a_dead_server(
+    settings: Settings, make_client: Callable[..., orisun.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    # the second server knows of the first one's death only after a while, and refuses the name until then
+    async with ServerProcess(settings) as first, ServerProcess(settings) as second:
+        name = settings.boundaries[0].name
+        other = make_client(second.address).boundary(name)
+        orders = make_client([first.address, second.address], retry=PATIENT).boundary(name)
+        async with orders.subscribe("counter") as subscription:
+            await other.append([NewEvent("Counted", {"number": 0})])
+            assert (await anext(subscription)).data == {"number": 0}
+            await first.kill()
+            with pytest.raises(orisun.SubscriberInUse):  # for others the name is taken as before
+                async with other.subscribe("counter") as usurper:
+                    await anext(usurper)
+            await other.append([NewEvent("Counted", {"number": 1})])
+            assert (await asyncio.wait_for(anext(subscription), 40)).data == {"number": 1}
+            assert subscription.reconnects >= 1
+    assert 'subscription "counter" of boundary' in caplog.text
+    assert "was lost and is opened again" in caplog.text
+
+
 async def test_a_connection_that_is_cut_again_and_again(
     settings: Settings, server_process: ServerProcess, make_client: Callable[..., orisun.Client]
 ) -> None:
