@@ -105,8 +105,8 @@ async def test_an_export_goes_on_after_the_last_whole_line(
     await cli.ok("events", "export", name, "--file", str(file))
     whole = file.read_bytes()
     assert [json.loads(line)["event_id"] for line in whole.splitlines()] == [f"e-{n}" for n in range(100)]
-    for size in (0, 10, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:size])
+    for left in (b"", whole[:10], whole[: len(whole) // 2], whole[:-1], whole + b'{"boundary": "half'):
+        file.write_bytes(left)
         await cli.ok("events", "export", name, "--file", str(file))
         assert file.read_bytes() == whole
     await api.boundary(name).append([orisun.NewEvent("T", event_id="late")])

@@ -91,6 +91,11 @@ def test_config_as_json() -> None:
     assert rows["ORISUN_GRPC_PORT"] == {"value": "6005", "origin": "environment"}
 
 
+def test_the_clients_own_variables_are_no_mistakes() -> None:
+    environ = {"ORISUN_SERVER": "db:5005", "ORISUN_CLIENT_PASSWORD": "hush", "ORISUN_ADMIN_URL": "http://db:8991"}
+    assert orisun("config", environ=environ).stderr == ""
+
+
 def test_config_warns_of_unknown_variables_apart_from_its_output() -> None:
     result = orisun("config", "--output", "json", environ={"ORISUN_GRPC_PROT": "6005", "GOGC": "1"})
     assert "did you mean ORISUN_GRPC_PORT?" in result.stderr
