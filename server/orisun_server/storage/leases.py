@@ -114,7 +114,7 @@ class Leases:
             try:
                 async with asyncio.timeout(2), self._connected() as connection:
                     await connection.execute(self._sql.leave, node_id)
-            except (OrisunError, TimeoutError) as error:
+            except (OrisunError, TimeoutError, asyncpg.PostgresError) as error:
                 log.warning("leases end by themselves", seconds=self._ttl, reason=str(error))
         if self._connection is not None:
             self._connection.terminate()
