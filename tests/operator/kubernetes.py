@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from orisun_server.embedded import launch
 
 _ROOT = Path(__file__).parents[2]
 _TOKEN = "the-tests"
@@ -101,7 +105,7 @@ class ApiServer:
             process.wait()
 
     def _run(self, program: Path, flags: Mapping[str, object]) -> None:
-        command = [str(program), *(f"--{name}={value}" for name, value in flags.items())]
+        command = [*dies_with_us(), str(program), *(f"--{name}={value}" for name, value in flags.items())]
         with (self._directory / f"{program.name}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -134,6 +138,11 @@ users: [{{name: tests, user: {{token: {token}}}}}]
 contexts: [{{name: tests, context: {{cluster: tests, user: tests}}}}]
 current-context: tests
 """
+
+
+def dies_with_us() -> list[str]:
+    """What to write before a command, so that it ends with the test run, however that ends."""
+    return [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(signal.SIGKILL.value), "-1", "-1"]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -13,6 +13,7 @@ from orisun_operator.api.cluster import ClusterSpec
 from orisun_operator.resources import nats
 from orisun_operator.resources.cluster import Cluster
 from orisun_server.embedded.nats import _binary
+from tests.operator.kubernetes import dies_with_us
 
 PASSWORDS = {key: f"{key}-of-the-test" for key in nats.PASSWORDS}
 
@@ -61,7 +62,11 @@ class NatsServers:
         }
         with (place / "log").open("ab") as log:
             self._running[ordinal] = subprocess.Popen(
-                ["/bin/sh", "-c", script], env=environment, stdout=log, stderr=log, start_new_session=True
+                [*dies_with_us(), "/bin/sh", "-c", script],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def log(self, ordinal: int) -> str:
