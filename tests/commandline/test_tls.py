@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orisun_server.settings import Settings
 from tests.commandline.conftest import Orisun
-from tests.harness import Connection
+from tests.harness import Connection, free_port
 from tests.integration.test_tls import AUTHORITY, issue, written
 
 
@@ -21,8 +21,9 @@ async def test_a_client_certificate_is_enough(
     (tmp_path / "client.crt").write_bytes(client.certificate)
     (tmp_path / "client.key").write_bytes(client.key)
     files = written(tmp_path, issue("localhost", AUTHORITY))
+    page = free_port()
     server = await make_server(
-        make_settings(**files, grpc_tls_client_auth_required=True, grpc_tls_client_users="ann=admin")
+        make_settings(**files, grpc_tls_client_auth_required=True, grpc_tls_client_users="ann=admin", admin_port=page)
     )
     environ = {
         "ORISUN_SERVER": f"localhost:{server.address.rpartition(':')[2]}", "ORISUN_CLIENT_USERNAME": "",
@@ -32,12 +33,10 @@ async def test_a_client_certificate_is_enough(
     trusting = environ | {"ORISUN_CLIENT_CA": str(tmp_path / "ca.crt")}
     users = await cli.ok("user", "list", "-o", "json", environ=trusting)
     assert [user["username"] for user in users.json] == ["admin"]
-    (found,) = [
-        one
-        for one in (await cli.ok("doctor", "-o", "json", environ=trusting)).json
-        if one["check"].startswith("certificate of")
-    ]
-    assert (found["level"], "1 days" in found["found"]) == ("warning", True)
+    looked = await cli.ok("doctor", "--admin-url", f"https://localhost:{page}", "-o", "json", environ=trusting)
+    found = {one["check"].split(" of ")[0]: one for one in looked.json}
+    assert (found["certificate"]["level"], "1 days" in found["certificate"]["found"]) == ("warning", True)
+    assert found["clocks"]["level"] == found["NATS"]["level"] == "ok"
 
     untrusting = await cli("user", "list", environ=environ)
     assert untrusting.code == 4

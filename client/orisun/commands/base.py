@@ -134,7 +134,7 @@ def command(
 
         output = click.option(
             "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True,
-            envvar="ORISUN_CLIENT_OUTPUT", help="table is for people, the others for programs.",
+            envvar="ORISUN_CLIENT_OUTPUT", show_envvar=True, help="table is for people, the others for programs.",
         )  # fmt: skip
         decorated = connection_options(output(callback))
         made = click.command(name, cls=StoreCommand, epilog=examples(shown), help=inspect.getdoc(function))(decorated)
@@ -238,7 +238,7 @@ def _told(error: OrisunError, message: str, connection: Connection) -> str:
         )
     if isinstance(error, FailedPrecondition) and "is not active" in message:
         return f"{message}; `orisun boundary list` shows which there are"
-    return message
+    return message.replace("give tls=True for TLS", "give --tls for TLS")
 
 
 def confirmed(question: str) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..channels import addresses
+from ..channels import TLS, addresses
 from ..errors import OrisunError, PermissionDenied, Unauthenticated
 from .base import Session, failure
 from .status import boundary_records, server_record
@@ -128,10 +128,8 @@ def _tls(session: Session, address: str) -> Finding:
         return Finding("skipped", check, "no TLS")
     host, _, port = address.rpartition(":")
     try:
-        context = ssl.create_default_context(cafile=_path(tls.ca))
+        context = _trusting(tls)
         context.set_alpn_protocols(["h2"])
-        if tls.certificate is not None and tls.key is not None:
-            context.load_cert_chain(str(tls.certificate), str(tls.key))
         with (
             socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE) as plain,
             context.wrap_socket(plain, server_hostname=tls.server_name or host.strip("[]")) as secured,
@@ -149,6 +147,14 @@ def _tls(session: Session, address: str) -> Finding:
     if days < _TLS_DAYS:
         return Finding("warning", check, until, "renew it; a running server takes the new file up")
     return Finding("ok", check, until)
+
+
+def _trusting(tls: TLS) -> ssl.SSLContext:
+    """Trust and certificate of the connection, for what is no gRPC. Raises OSError."""
+    context = ssl.create_default_context(cafile=_path(tls.ca))
+    if tls.certificate is not None and tls.key is not None:
+        context.load_cert_chain(str(tls.certificate), str(tls.key))
+    return context
 
 
 def _path(given: bytes | str | Path | None) -> str | None:
@@ -204,13 +210,16 @@ async def _boundaries(session: Session) -> AsyncIterator[Finding]:
 async def _admin_page(session: Session, url: str | None) -> AsyncIterator[Finding]:
     first = addresses(session.connection.server)[0]
     host, _, port = first.rpartition(":")
-    base = url or (f"http://{host}:8991" if port == "5005" and not first.startswith(("dns:", "unix:")) else None)
+    tls = session.connection.tls
+    scheme = "http" if tls is None else "https"
+    base = url or (f"{scheme}://{host}:8991" if port == "5005" and not first.startswith(("dns:", "unix:")) else None)
     if base is None:
         yield Finding("skipped", "NATS, clocks, queries", "no admin page is known", "give --admin-url http://HOST:8991")
         return
     try:
         sent = time.time()
-        status, headers, body = await asyncio.to_thread(_get, f"{base.rstrip('/')}/readyz")
+        context = _trusting(tls) if tls is not None else None
+        status, headers, body = await asyncio.to_thread(_get, f"{base.rstrip('/')}/readyz", context)
         local = (sent + time.time()) / 2
         told = json.loads(body)
     except (OSError, ValueError) as problem:
@@ -235,7 +244,7 @@ async def _admin_page(session: Session, url: str | None) -> AsyncIterator[Findin
         todo = "set both clocks by NTP: tokens and certificates end by them" if level == "warning" else ""
         yield Finding(level, "clocks", f"the server's differs from this machine's by {abs(skew):.1f} s", todo)
     try:
-        _, _, text = await asyncio.to_thread(_get, f"{base.rstrip('/')}/metrics")
+        _, _, text = await asyncio.to_thread(_get, f"{base.rstrip('/')}/metrics", context)
     except (OSError, ValueError):
         yield Finding(
             "skipped", "queries", "the metrics may not be read", "ORISUN_ADMIN_METRICS_PUBLIC=true shows them"
@@ -271,12 +280,12 @@ def _metrics(text: str) -> Iterator[Finding]:
         yield Finding("ok", "queries", "none was slow or without an index since the server started; publishers keep up")
 
 
-def _get(url: str) -> tuple[int, Mapping[str, str], str]:
+def _get(url: str, context: ssl.SSLContext | None) -> tuple[int, Mapping[str, str], str]:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f'"{url}" is no http:// or https:// address')
     request = urllib.request.Request(url, headers={"accept": "text/plain, application/json"})  # noqa: S310 - checked
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310 - checked above
+        with urllib.request.urlopen(request, timeout=_PATIENCE, context=context) as answer:  # noqa: S310 - checked above
             return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read().decode()
     except urllib.error.HTTPError as problem:
         if problem.code != 503:
