@@ -198,7 +198,8 @@ class Boundary:
     def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
         """Follow the events that match, those stored after ``after`` first (None: from the first event on).
 
-        ``name`` is taken once at a time in the boundary, over all servers. Use it as::
+        ``name`` is taken once at a time in the boundary, over all servers. Leave it by ``async with`` or ``aclose``:
+        one that is merely dropped goes on, and holds its name until the client closes. Use it as::
 
             async with boundary.subscribe("mailer", where("OrderPlaced"), after=position) as subscription:
                 async for event in subscription:

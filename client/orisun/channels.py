@@ -193,6 +193,8 @@ def _options(tls: TLS | None, keepalive: float) -> list[tuple[str, Any]]:
         options += [
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", min(milliseconds, 10_000)),
+            # a ping that measures the connection is answered as late; its own minute would keep a probe waiting
+            ("grpc.http2.ping_timeout_ms", min(milliseconds, 10_000)),
             ("grpc.http2.max_pings_without_data", 0),
         ]
     if tls is not None and tls.server_name:

@@ -133,7 +133,7 @@ def connect(
         timeout: Seconds that a call may take, with its retries, where the call does not say otherwise.
         retry: How often calls that are safe to repeat are tried again when no server answers. Appends are safe, for
             their event ids make them so; changes of users, boundaries and passwords are not, nor are pub/sub messages.
-        keepalive: Seconds after which a silent connection is probed; 0 for never.
+        keepalive: Seconds after which a silent connection is probed, at least 5; 0 for never.
         max_calls: Calls that may be under way at a time; one more raises TooManyCalls at once.
 
     Raises InvalidArgument for an address that is none, or a certificate that cannot be read.

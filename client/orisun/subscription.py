@@ -43,12 +43,13 @@ class Subscription(LiveStream[Event]):
         self.reconnects = 0
         self._received = after
         self._lost_at: float | None = None
-        self._opened_before = False
+        self._opened_before = self._counted = False
 
     def _what(self) -> str:
         return f'subscription "{self.name}" of boundary "{self.boundary}"'
 
     def _open(self) -> tuple[Any, Any]:
+        self._counted = False
         request = pb.CatchUpSubscribeToEventStoreRequest(
             boundary=self.boundary,
             subscriber_name=self.name,
@@ -58,7 +59,8 @@ class Subscription(LiveStream[Event]):
         return self._calls.stream("CatchUpSubscribeToEvents", request)
 
     def _opened(self) -> None:
-        self.reconnects += self._opened_before
+        self._counted = self._opened_before
+        self.reconnects += self._counted
         self._opened_before = True
 
     def _accept(self, message: pb.Event) -> Event | None:
@@ -75,6 +77,7 @@ class Subscription(LiveStream[Event]):
     def _outlives(self, error: grpc.aio.AioRpcError, failures: int) -> bool:
         now = asyncio.get_running_loop().time()
         if error.code() is grpc.StatusCode.ALREADY_EXISTS:
+            self.reconnects -= self._counted  # it was refused, a moment after it was taken
             return self._lost_at is not None and now - self._lost_at < _NAME_PATIENCE
         self._lost_at = now
         return super()._outlives(error, failures)
