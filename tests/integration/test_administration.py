@@ -375,6 +375,20 @@ async def test_denied_calls_are_audited_and_cannot_flood(server: Connection, set
         assert hidden not in everything
 
 
+async def test_a_denial_about_no_name_of_a_boundary_is_audited(server: Connection, settings: Settings) -> None:
+    """jsonb holds no NUL: written as it came, it would hold up the audit log for ever; and megabytes would fill it."""
+    user, credentials = await new_user(server, f"READER:{settings.boundaries[0].name}")
+    for name in ("a\0b", "x" * 3_000_000, "another"):
+        request = es.GetEventsRequest(boundary=name, count=1)
+        assert await code_of(server.events.GetEvents(request, metadata=credentials)) is Code.PERMISSION_DENIED
+
+    async def told() -> bool:
+        found = [data for data, by in await audit(server, settings, "CallDenied") if by["username"] == user.username]
+        return {data["boundary"] for data in found} == {"(an invalid name)", "another"}
+
+    await eventually(told, timeout=5)
+
+
 async def test_nobody_writes_the_server_s_own_events(server: Connection, settings: Settings) -> None:
     forged = save(settings.admin_boundary, "orisun.UserDeleted")
     code, message = await refusal(server.events.SaveEvents(forged, metadata=ADMIN))

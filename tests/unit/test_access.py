@@ -128,3 +128,12 @@ def test_an_administrator_may_do_everything() -> None:
 def test_the_page_of_roles_is_generated_from_the_table() -> None:
     page = (ROOT / "docs" / "roles.md").read_text()
     assert page.endswith("-->\n\n" + as_markdown()), "run `make docs/roles.md`"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 1_000_000, "a b", "1a", "ä"])
+def test_what_is_no_name_of_a_boundary_is_not_repeated(name: str) -> None:
+    """It would be kept for the audit log, and travel in the error's details."""
+    with pytest.raises(RoleMissing) as refused:
+        check_boundary("orisun.EventStore/GetEvents", RPCS, caller("READER:orders"), name)
+    assert refused.value.boundary == refused.value.info["boundary"] == "(an invalid name)"
+    assert len(str(refused.value)) < 300

@@ -9,7 +9,7 @@ from orisun_server.admin.audit import _BURST, _MOST_KINDS, Audit
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import Position
 from orisun_server.core.users import Caller
-from orisun_server.errors import Unavailable
+from orisun_server.errors import InvalidArgument, Unavailable
 
 
 class Log:
@@ -26,6 +26,8 @@ class Log:
     async def append(self, boundary: str, events: list[NewEvent], context: object) -> Position:
         if self.failing:
             raise Unavailable
+        if "\\u0000" in events[0].data:
+            raise InvalidArgument
         self.events += events
         return Position(1, 0)
 
@@ -83,3 +85,12 @@ async def test_nothing_is_lost_while_postgresql_is_away() -> None:
     log.failing = False
     log.now += 61
     assert await log.written() == [4]
+
+
+async def test_a_denial_that_cannot_be_stored_holds_up_no_other() -> None:
+    log = Log()
+    log.audit.denied(caller("ann"), "SaveEvents", "\0")
+    log.audit.denied(caller("ann"), "SaveEvents", "orders")
+    assert await log.written() == [1]
+    log.now += 61
+    assert await log.written("orisun.DenialsOmitted") == [1]

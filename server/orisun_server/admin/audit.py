@@ -13,7 +13,7 @@ from ..core import audit
 from ..core.append import Context
 from ..core.position import Position
 from ..core.users import Caller
-from ..errors import OrisunError
+from ..errors import InvalidArgument, OrisunError
 from ..storage.catalog import Catalog
 from ..storage.group_commit import Appender
 from ..tasks import end, happens
@@ -132,6 +132,11 @@ class Audit:
             count = self._pending.pop(kind)
             try:
                 await self.append(event_type, by, {**dict(about), "count": count})
+            except InvalidArgument:
+                # it would be refused for ever, and the others must not wait for it
+                _log.error("a denial cannot be written to the audit log and is only counted", act=event_type)
+                self._omitted += count
+                continue
             except OrisunError:
                 self._pending[kind] = self._pending.get(kind, 0) + count
                 raise

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import PermissionDenied
-from .users import Caller, Role
+from .users import Caller, Role, is_boundary_name
 
 _ADMINS = frozenset({Role.ADMIN})
 _OPERATORS = frozenset({Role.ADMIN, Role.OPERATIONS})
@@ -101,18 +101,23 @@ PAGES: Mapping[str, Rule] = {
 }
 
 
+#: Stands for the name of a boundary that is none.
+_NO_NAME = "(an invalid name)"
+
+
 class RoleMissing(PermissionDenied):
     """A caller lacks a role."""
 
     reason = "ROLE_MISSING"
 
     def __init__(self, what: str, rule: Rule, boundary: str = "") -> None:
-        self.what, self.boundary = what, boundary
+        # what no boundary can be called is not repeated: it may be megabytes, or hold what jsonb refuses
+        self.what, self.boundary = what, boundary if not boundary or is_boundary_name(boundary) else _NO_NAME
         self.needed = ", ".join(role.value for role in Role if role in rule.roles)
         if rule.is_administration:
             super().__init__("user does not have a role required for this admin operation")
             return
-        place = f' for boundary "{boundary}"' if boundary else " for all boundaries" * (rule.scope is Scope.STORE)
+        place = f' for boundary "{self.boundary}"' if boundary else " for all boundaries" * (rule.scope is Scope.STORE)
         super().__init__(
             f"user does not have a role required for this operation: {what} needs {_alternatives(rule)}{place}"
         )

@@ -102,7 +102,7 @@ def _parse_role(text: str) -> str:
         raise InvalidArgument(
             f'invalid request: unsupported role "{text}"; ADMIN cannot be limited to a boundary, OPERATIONS can'
         )
-    if not _is_boundary_name(boundary):
+    if not is_boundary_name(boundary):
         raise InvalidArgument(
             f'invalid request: unsupported role "{text}"; after the colon comes the name of one boundary, as in'
             f" {role}:orders"
@@ -110,5 +110,6 @@ def _parse_role(text: str) -> str:
     return f"{role}:{boundary}"
 
 
-def _is_boundary_name(text: str) -> bool:
+def is_boundary_name(text: str) -> bool:
+    """Whether a boundary may be called so (contract.md, Boundaries)."""
     return 0 < len(text) <= 63 and text.isascii() and text.replace("_", "a").isalnum() and not text[0].isdigit()

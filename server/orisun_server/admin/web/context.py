@@ -150,8 +150,8 @@ class Context:
             check(self.name, PAGES, self.caller)
             if boundary:
                 check_boundary(self.name, PAGES, self.caller, boundary, self.settings.admin_boundary)
-        except PermissionDenied:
-            self.parts.audit.denied(self.caller, f"page {self.name}", boundary)
+        except PermissionDenied as error:
+            self.parts.audit.denied(self.caller, f"page {self.name}", getattr(error, "boundary", ""))
             raise
 
     async def form(self) -> dict[str, str]:
