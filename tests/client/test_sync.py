@@ -163,6 +163,38 @@ async def withdraw_later(command: str, decision: orisun.Decision) -> list[NewEve
     return []
 
 
+def test_handlers_run_where_commands_are_executed(orders: sync.Boundary) -> None:
+    executor = sync.CommandExecutor(orders)
+    mine = threading.local()
+
+    @executor.handler(Withdraw, lambda command: [balance(command.account)])
+    def withdraw(command: Withdraw, decision: orisun.Decision) -> list[NewEvent]:
+        assert mine.number == command.amount
+        if command.account.startswith("outer"):  # a command inside of a command
+            executor.execute(Withdraw(f"inner {command.amount}", command.amount))
+        return [NewEvent("Withdrawn", {"account": command.account, "amount": 0})]
+
+    def work(number: int) -> orisun.Position | None:
+        mine.number = number
+        return executor.execute(Withdraw(f"outer {number}", number)).position
+
+    with ThreadPoolExecutor(12) as pool:  # more than the loop has threads of its own
+        assert None not in list(pool.map(work, range(12)))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), StopIteration(), SystemExit(3)])
+def test_what_handlers_raise_comes_out(orders: sync.Boundary, error: BaseException) -> None:
+    executor = sync.CommandExecutor(orders)
+
+    def fails(command: Withdraw, decision: orisun.Decision) -> list[NewEvent]:
+        raise error
+
+    executor.register(Withdraw, lambda command: [balance(command.account)], fails)
+    with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+        executor.execute(Withdraw("s-9", 1))
+    assert list(orders.read(where(account="s-9"))) == []  # and everything else goes on
+
+
 def test_messages(client: sync.Client) -> None:
     with client.messages("sync.news", "a") as messages:
         heard: list[orisun.Message] = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import os
+import queue
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import aclosing
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
@@ -32,16 +35,20 @@ class BackgroundLoop:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that runs in the loop. When the waiting is interrupted, it is cancelled."""
-        loop = self._running()
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise OrisunError("orisun.sync was called from its own event loop; use the asynchronous face there")
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        future = self.submit(coroutine)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """What the coroutine comes to in the loop. Raises OrisunError in the loop's own thread."""
+        loop = self._running()
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise OrisunError("orisun.sync was called from its own event loop; use the asynchronous face there")
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def start(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Runs a coroutine in the loop without waiting for it; while the interpreter ends, nothing is run any more."""
@@ -67,6 +74,59 @@ class BackgroundLoop:
 LOOP = BackgroundLoop()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=LOOP.forget)
+
+
+class Caller:
+    """A thread that waits for a coroutine in the loop, and does meanwhile what the coroutine asks it to do.
+
+    So functions of the application run where it called from: with its connections, requests and sessions that belong to
+    a thread, and without a thread more.
+    """
+
+    _current: contextvars.ContextVar[Caller] = contextvars.ContextVar("orisun_caller")
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of the coroutine, in which ``Caller.do`` leads here."""
+        reset = self._current.set(self)
+        try:
+            future = LOOP.submit(coroutine)
+        finally:
+            self._current.reset(reset)
+        future.add_done_callback(lambda _: self._work.put(None))
+        try:
+            while (work := self._work.get()) is not None:
+                work()
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    @classmethod
+    async def do(cls, function: Callable[[], T]) -> T:
+        """The result of a function that the waiting thread calls."""
+        done: Future[T] = Future()
+
+        def work() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            # what is no Exception, such as an interrupt, belongs to the thread: it ends the waiting
+            try:
+                result = function()
+            except StopIteration as error:
+                # nothing that waits in a loop can raise it; as in a generator
+                failure = RuntimeError("the function raised StopIteration")
+                failure.__cause__ = error
+                done.set_exception(failure)
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        cls._current.get()._work.put(work)
+        return await asyncio.wrap_future(done)
 
 
 class Face(Generic[A]):

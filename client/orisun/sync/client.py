@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections import deque
@@ -24,7 +23,7 @@ from ..pubsub import Message
 from ..queries import EVERYTHING, Query
 from ..retries import RetryPolicy
 from ..subscription import Subscription as AioSubscription
-from .background import LOOP, Face, blocking, iterating
+from .background import LOOP, Caller, Face, blocking, iterating
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -223,7 +222,11 @@ class Client(Face[aio_client.Client]):
 
 
 class CommandExecutor:
-    """``orisun.CommandExecutor``, whose handlers are plain functions; they run in threads, and may block."""
+    """``orisun.CommandExecutor``, whose handlers are plain functions.
+
+    They run in the thread that called ``execute``, and may block. ``timeout`` does not interrupt one, but what it returns
+    too late is not appended.
+    """
 
     @_like(executor.CommandExecutor.__init__)
     def __init__(
@@ -246,15 +249,15 @@ class CommandExecutor:
         if inspect.iscoroutinefunction(handle):
             refuse("handlers of a synchronous executor are plain functions; orisun.CommandExecutor awaits coroutines")
 
-        def in_thread(command: C, decision: Decision) -> Coroutine[Any, Any, Iterable[object]]:
+        def by_caller(command: C, decision: Decision) -> Coroutine[Any, Any, Iterable[object]]:
             def work() -> Iterable[object]:
                 made = handle(command, decision)
                 # a generator does its work there too, not in the loop
                 return list(made) if isinstance(made, Iterator) else made
 
-            return asyncio.to_thread(work)
+            return Caller.do(work)
 
-        self.aio.register(kind, projectors, in_thread)
+        self.aio.register(kind, projectors, by_caller)
 
     @_like(executor.CommandExecutor.handler)
     def handler(
@@ -275,7 +278,7 @@ class CommandExecutor:
         metadata: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> executor.Executed:
-        return LOOP.run(self.aio.execute(command, command_id=command_id, metadata=metadata, timeout=timeout))
+        return Caller().run(self.aio.execute(command, command_id=command_id, metadata=metadata, timeout=timeout))
 
 
 def event_snapshots(
