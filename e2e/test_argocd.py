@@ -88,7 +88,7 @@ async def test_from_git(
     repository.files = {
         "operator.yaml": await _operator(operator),
         "cluster.yaml": in_wave(1, cluster(database.spec, replicas=1, image=images[0])),
-        "boundary.yaml": in_wave(2, boundary("orders")),
+        "boundary.yaml": in_wave(2, boundary("orders", deletionPolicy="Retain")),
         "index.yaml": in_wave(3, index("account", "orders", "account")),
     }
     try:
