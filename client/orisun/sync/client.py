@@ -224,8 +224,8 @@ class Client(Face[aio_client.Client]):
 class CommandExecutor:
     """``orisun.CommandExecutor``, whose handlers are plain functions.
 
-    They run in the thread that called ``execute``, and may block. ``timeout`` does not interrupt one, but what it returns
-    too late is not appended.
+    They run in the thread that called ``execute``, and may block. ``timeout`` does not interrupt one, but what it
+    returns too late is not appended.
     """
 
     @_like(executor.CommandExecutor.__init__)
