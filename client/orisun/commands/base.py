@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import functools
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +149,8 @@ def command(
 def run(work: Callable[[], Coroutine[Any, Any, None]], connection: Connection) -> None:
     """Runs a command's work to its end, whatever that is."""
     try:
-        with _quiet_grpc():
-            asyncio.run(work())
+        _quiet_grpc()
+        asyncio.run(work())
         sys.stdout.flush()
     except KeyboardInterrupt:
         _forget_output()
@@ -164,30 +163,23 @@ def run(work: Callable[[], Coroutine[Any, Any, None]], connection: Connection) -
         raise failure(error, connection) from error
 
 
-@contextlib.contextmanager
-def _quiet_grpc() -> Iterator[None]:
+def _quiet_grpc() -> None:
     """gRPC's own lines of a failed handshake go nowhere: the error says it in words. GRPC_VERBOSITY shows them.
 
     It writes to the descriptor of stderr whatever Python thinks of it, and goes by its environment from before it was
-    imported alone; so Python writes to a copy of the descriptor meanwhile.
+    imported alone; so Python writes to a copy of the descriptor from now on. Its threads may write until the end.
     """
     try:
         is_plain = sys.stderr.fileno() == _STDERR
     except (AttributeError, OSError, ValueError):  # closed, or captured by a test
         is_plain = False
     if not is_plain or os.environ.get("GRPC_VERBOSITY"):
-        yield
         return
-    before, nowhere = sys.stderr, os.open(os.devnull, os.O_WRONLY)
-    with open(os.dup(_STDERR), "w", buffering=1, encoding=before.encoding, errors="backslashreplace") as copy:  # noqa: PTH123
-        os.dup2(nowhere, _STDERR)
-        sys.stderr = copy
-        try:
-            yield
-        finally:
-            sys.stderr = before
-            os.dup2(copy.fileno(), _STDERR)
-            os.close(nowhere)
+    before, copy = sys.stderr, os.dup(_STDERR)
+    sys.stderr = open(copy, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")  # noqa: SIM115, PTH123
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDERR)
+    os.close(nowhere)
 
 
 def _forget_output() -> None:
