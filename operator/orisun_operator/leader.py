@@ -62,7 +62,8 @@ class Leader:
             await asyncio.sleep(self._duration * _PAUSE)
             try:
                 started = time.monotonic()
-                async with asyncio.timeout(self._duration * _GIVE_UP):
+                # a try that hangs must not outlast the Lease, however late it began
+                async with asyncio.timeout(renewed + self._duration * _GIVE_UP - started):
                     holder = await self._try()
             except (KubeError, TimeoutError) as error:
                 log.warning("the Lease could not be renewed", error=str(error) or type(error).__name__)
@@ -70,7 +71,7 @@ class Leader:
                 if holder != self.identity:
                     raise LeaseLost(f"{holder} holds {self._ref} now")
                 renewed = started
-            if time.monotonic() - renewed > self._duration * _GIVE_UP:
+            if time.monotonic() - renewed >= self._duration * _GIVE_UP:
                 raise LeaseLost(f"{self._ref} could not be renewed for {self._duration * _GIVE_UP:.0f} s")
 
     async def release(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+import yaml
 
 from orisun_operator.kube import Kube, Ref
 from orisun_operator.leader import Leader, LeaseLost
+from tests.operator.kubernetes import ApiServer
 
 _DURATION = 1.2
 
@@ -22,6 +25,61 @@ async def _running(leader: Leader) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+class _Relay:
+    """A network between the operator and the API server that can be cut, with an answer or without."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._mode = "pass"
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def before(cls, api_server: ApiServer) -> AsyncIterator[tuple[_Relay, Path]]:
+        config = yaml.safe_load(api_server.kubeconfig.read_text())
+        target = config["clusters"][0]["cluster"]
+        relay = cls(int(target["server"].rpartition(":")[2]))
+        server = await asyncio.start_server(relay._serve, "127.0.0.1", 0)
+        target["server"] = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        kubeconfig = api_server.kubeconfig.with_name("relayed")
+        kubeconfig.write_text(yaml.safe_dump(config))
+        try:
+            yield relay, kubeconfig
+        finally:
+            server.close()
+            relay._close()
+
+    def refuse(self) -> None:
+        self._mode = "refuse"
+        self._close()
+
+    def hang(self) -> None:
+        self._mode = "hang"
+
+    def _close(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        if self._mode == "refuse":
+            writer.transport.abort()
+        if self._mode != "pass":
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers.append(far_writer)
+        await asyncio.gather(_pour(reader, far_writer), _pour(far_reader, writer))
+
+
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 def _leader(kube: Kube, namespace: str, name: str) -> Leader:
@@ -65,6 +123,26 @@ async def test_a_holder_that_cannot_renew_gives_up_before_others_take_over(kube:
         with pytest.raises(LeaseLost):
             await asyncio.wait_for(hold, 5 * _DURATION)
     assert asyncio.get_running_loop().time() - started < _DURATION * 1.2
+
+
+async def test_a_try_that_hangs_ends_in_time_however_late_it_began(
+    kube: Kube, namespace: str, api_server: ApiServer
+) -> None:
+    async with _Relay.before(api_server) as (relay, kubeconfig):
+        through = await Kube.connect(kubeconfig)
+        try:
+            one = _leader(through, namespace, "one")
+            await one.acquire()
+            started = asyncio.get_running_loop().time()
+            async with _running(one) as hold:
+                # what is asked early fails at once; what is asked just before the end is never answered
+                relay.refuse()
+                asyncio.get_running_loop().call_later(_DURATION * 0.55, relay.hang)
+                with pytest.raises(LeaseLost):
+                    await asyncio.wait_for(hold, 5 * _DURATION)
+            assert asyncio.get_running_loop().time() - started < _DURATION
+        finally:
+            await through.close()
 
 
 async def test_of_two_at_once_one_gets_it(kube: Kube, namespace: str) -> None:
