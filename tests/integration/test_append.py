@@ -17,7 +17,8 @@ from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Plans
 from orisun_server.storage.database import Database
 from orisun_server.storage.flush import Flush
-from orisun_server.storage.group_commit import SHORT_LOG, Appender
+from orisun_server.storage.group_commit import Appender
+from orisun_server.storage.lane import SHORT_LOG
 from orisun_server.storage.survey import Seen, Survey
 from tests.harness import eventually
 

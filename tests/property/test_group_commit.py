@@ -15,7 +15,7 @@ from orisun_server.core.criteria import Criterion, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import OrisunError
-from orisun_server.storage import group_commit
+from orisun_server.storage import lane
 from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Access
 from orisun_server.storage.database import Database
@@ -131,11 +131,11 @@ async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -
     assert await database.read.fetch(content) == stored
 
 
-@pytest.mark.parametrize("short_log", [0, group_commit.SHORT_LOG], ids=["looked up before", "under the lock"])
+@pytest.mark.parametrize("short_log", [0, lane.SHORT_LOG], ids=["looked up before", "under the lock"])
 async def test_a_group_answers_as_its_calls_one_by_one(
     database: Database, boundary: Boundary, short_log: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "SHORT_LOG", short_log)
+    monkeypatch.setattr(lane, "SHORT_LOG", short_log)
     loop = asyncio.get_running_loop()
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
