@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from . import sync
 from .codecs import EventTypes
 from .decisions import Decision, Projector, project, union
 from .errors import OrisunError
@@ -34,6 +35,9 @@ from .position import NOTHING, Position
 __all__ = ["Given", "Outcome", "given", "local_store"]
 
 E = TypeVar("E", bound=BaseException)
+
+_Decides = Callable[[Any, Decision], Iterable[object] | Awaitable[Iterable[object]]]
+_Handle = _Decides | CommandExecutor | sync.CommandExecutor
 
 _NEEDED = "a store for this run needs the server: pip install 'orisun[server,embedded]'"
 _WHEN = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
@@ -60,7 +64,7 @@ class Given:
 
     def when(
         self,
-        handle: Callable[[Any, Decision], Iterable[object] | Awaitable[Iterable[object]]] | CommandExecutor,
+        handle: _Handle,
         command: object,
         projectors: Iterable[Projector[Any]] = (),
     ) -> Outcome:
@@ -73,7 +77,7 @@ class Given:
 
     async def when_async(
         self,
-        handle: Callable[[Any, Decision], Iterable[object] | Awaitable[Iterable[object]]] | CommandExecutor,
+        handle: _Handle,
         command: object,
         projectors: Iterable[Projector[Any]] = (),
     ) -> Outcome:
@@ -84,6 +88,8 @@ class Given:
     def _handled(
         self, handle: Any, command: object, projectors: Iterable[Projector[Any]]
     ) -> Outcome | tuple[Awaitable[Iterable[object]], Decision]:
+        if isinstance(handle, sync.CommandExecutor):
+            handle = handle.aio
         if isinstance(handle, CommandExecutor):
             handler = handle._handlers.get(type(command))
             if handler is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from orisun import CommandExecutor, Decision, EventTypes, NewEvent, Projector, where
+from orisun import CommandExecutor, Decision, EventTypes, NewEvent, Projector, sync, where
 from orisun.testing import given
 
 
@@ -72,6 +72,15 @@ def test_what_does_not_hold_is_told() -> None:
         outcome.ignores(deposited("a", 1))
     with pytest.raises(AssertionError, match="NotEnough"):
         given().when(withdraw, Withdraw("a", 7), [balance_of("a")]).then_nothing()
+
+
+def test_synchronous_executors() -> None:
+    client = sync.connect("nowhere")  # never called
+    executor = sync.CommandExecutor(client.boundary("accounts"))
+    executor.register(Withdraw, lambda command: [balance_of(command.account)], withdraw)
+    given(*HISTORY).when(executor, Withdraw("a", 7)).then(withdrawn("a", 7))
+    given(*HISTORY).when(executor, Withdraw("a", 7_000)).then_raises(NotEnough)
+    client.close()
 
 
 def test_executors_and_coroutines() -> None:

@@ -106,7 +106,10 @@ class Caller:
 
     @classmethod
     async def do(cls, function: Callable[[], T]) -> T:
-        """The result of a function that the waiting thread calls."""
+        """The result of a function that the waiting thread calls; any thread, where none is waiting."""
+        caller = cls._current.get(None)
+        if caller is None:
+            return await asyncio.to_thread(function)
         done: Future[T] = Future()
 
         def work() -> None:
@@ -125,7 +128,7 @@ class Caller:
             else:
                 done.set_result(result)
 
-        cls._current.get()._work.put(work)
+        caller._work.put(work)
         return await asyncio.wrap_future(done)
 
 
