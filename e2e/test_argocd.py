@@ -217,6 +217,6 @@ async def test_health_of_every_state(
             return await argo.is_so(name, "Synced", "Healthy")
 
         await until(healthy, 240, "Synced and Healthy", interval=0.1)
-        assert seen - {""} == {"Progressing", "Healthy"}, seen
+        assert seen - {"", "Missing"} == {"Progressing", "Healthy"}, seen
     finally:
         await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")
