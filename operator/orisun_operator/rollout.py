@@ -81,8 +81,9 @@ def next_step(view: View) -> Step:
         return _scale(view, view.wanted, "Starting", f"starting {servers(view.wanted)}")
     ending = any(pod.terminating for pod in view.pods)
     last_serves = any(pod.ready for pod in view.pods if pod.ordinal == view.asked - 1)
-    if view.asked > view.wanted > 1 and not ending and not last_serves:
-        # one that does not serve, and may never, is not waited for
+    if view.asked > view.wanted > 1 and not ending and not view.leaving and not last_serves:
+        # one that does not serve, and may never, is not waited for; but its NATS server may be well, and counts in
+        # JetStream's majority until it has left: several gone at once would leave the others without one
         return _scale(view, view.asked - 1, "Shrinking", f"shrinking from {view.asked} to {servers(view.asked - 1)}")
     outdated = [pod for pod in view.pods if pod.ordinal < view.asked and not _is_current(view, pod)]
     current = [pod for pod in view.pods if pod.ordinal < view.asked and _is_current(view, pod)]

@@ -119,6 +119,17 @@ def test_growing_that_does_not_succeed_can_be_taken_back() -> None:
     assert next_step(view).action is Action.WAIT
 
 
+def test_shrinking_without_postgres_waits_for_each_member_to_leave() -> None:
+    """No server serves then, while all NATS servers vote."""
+    pods = [_pod(n, ready=False) for n in range(9)]
+    step = next_step(_view(*pods, wanted=3, asked=9))
+    assert (step.action, step.replicas) == (Action.SCALE, 8)
+    step = next_step(_view(*pods[:8], wanted=3, asked=8, leaving="store-8-abc"))
+    assert step.action is Action.WAIT
+    step = next_step(_view(*pods[:8], wanted=3, asked=8))
+    assert (step.action, step.replicas) == (Action.SCALE, 7)
+
+
 def test_a_member_that_is_gone_leaves_before_anything_else_is_done() -> None:
     step = next_step(_view(_pod(0), _pod(1), _pod(2), leaving="store-3-abc"))
     assert (step.action, step.reason) == (Action.WAIT, "RemovingPeers")
