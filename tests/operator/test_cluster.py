@@ -397,6 +397,31 @@ async def test_the_embedded_postgres_comes_first_and_keeps_its_image(stage: Stag
     assert again["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
 
 
+async def test_the_claim_of_the_embedded_postgres_goes_with_the_resource_alone(stage: Stage) -> None:
+    await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}}, deletionPolicy="Delete")
+    await stage.reconcile()
+    postgres = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+    assert postgres is not None
+    template = postgres["spec"]["volumeClaimTemplates"][0]
+    name = f"data-{NAME}-postgres-0"
+    spec = {key: value for key, value in template["spec"].items() if key != "status"}
+    metadata = {"name": name, "namespace": stage.namespace}
+    await stage.kube.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+
+    async def owners() -> list[str]:
+        await stage.reconcile()
+        claim = await stage.get("v1", "PersistentVolumeClaim", name)
+        assert claim is not None
+        return [owner["kind"] for owner in claim["metadata"].get("ownerReferences") or ()]
+
+    assert await owners() == ["OrisunCluster"]
+    writes = stage.kube.writes
+    assert await owners() == ["OrisunCluster"]
+    assert stage.kube.writes == writes
+    await stage.patch(deletionPolicy="Retain")
+    assert await owners() == []
+
+
 async def test_what_was_made_by_rpc_is_listed_and_left_alone(stage: Stage) -> None:
     await stage.create()
     await stage.settle()

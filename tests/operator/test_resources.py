@@ -209,9 +209,33 @@ def test_the_embedded_postgres_keeps_its_claim_unless_told_otherwise() -> None:
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
     claim = spec["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast"
+    # somebody who deletes the StatefulSet has not asked for the events to go
     gone = _cluster(replicas=1, postgres={"embedded": {}}, deletionPolicy="Delete")
     policy = postgres.statefulset(gone, "orisun:1")["spec"]["persistentVolumeClaimRetentionPolicy"]
-    assert policy["whenDeleted"] == "Delete"
+    assert policy["whenDeleted"] == "Retain"
+
+
+def test_the_budget_leaves_jetstream_its_majority() -> None:
+    def allowed(replicas: int, pods: int, wanted: int) -> int:
+        cluster = _cluster(replicas=replicas, podDisruptionBudget={"maxUnavailable": wanted})
+        budget = services.disruption_budget(replace(cluster, pods=pods))
+        assert budget is not None
+        return int(budget["spec"]["maxUnavailable"])
+
+    assert allowed(3, 3, 2) == 1
+    assert allowed(5, 5, 2) == 2
+    assert allowed(9, 9, 4) == 4
+    # while it grows or shrinks
+    assert allowed(5, 3, 2) == 1
+    assert allowed(3, 5, 2) == 1
+    assert allowed(3, 0, 2) == 1
+
+
+def test_a_variable_of_the_spec_stands_in_place_of_ours() -> None:
+    """The API server refuses a list that has a name twice."""
+    variables = pods.environment(_cluster(env=[{"name": "ORISUN_LOGGING_FORMAT", "value": "console"}]))
+    assert [v["value"] for v in variables if v["name"] == "ORISUN_LOGGING_FORMAT"] == ["console"]
+    assert len({v["name"] for v in variables}) == len(variables)
 
 
 def test_everything_belongs_to_the_resource() -> None:

@@ -92,6 +92,7 @@ class Children:
             return  # servers first
         image = containers[0].get("image") or cluster.image
         await self.statefulset(postgres.statefulset(cluster, image), live)
+        await self._own_claim(cluster)
         pod = await self._kube.get(Ref("v1", "Pod", cluster.namespace, f"{cluster.postgres}-0"))
         if pod is None or "deletionTimestamp" in pod["metadata"]:
             return
@@ -101,6 +102,23 @@ class Children:
             await self._kube.delete(Ref.of(pod), precondition_uid=pod["metadata"]["uid"])
             await self._report.event("PostgresRestarted", "the embedded PostgreSQL is made anew as the spec wants it")
             self.postgres_starts = True
+
+    async def _own_claim(self, cluster: Cluster) -> None:
+        """With deletionPolicy Delete the events go with the OrisunCluster, and with nothing less."""
+        claim = await self._kube.get(
+            Ref("v1", "PersistentVolumeClaim", cluster.namespace, postgres.claim_name(cluster))
+        )
+        if claim is None:
+            return
+        metadata = claim["metadata"]
+        owners = metadata.get("ownerReferences") or []
+        others = [owner for owner in owners if owner["uid"] != cluster.uid]
+        # no controller: the claim is the StatefulSet's to use
+        mine = {key: value for key, value in cluster.owner().items() if key in ("apiVersion", "kind", "name", "uid")}
+        wanted = [*others, mine] if cluster.spec.deletion_policy == "Delete" else others
+        if len(wanted) != len(owners):
+            patch = {"metadata": {"ownerReferences": wanted, "resourceVersion": metadata["resourceVersion"]}}
+            await self._kube.patch(Ref.of(claim), patch)
 
     async def _optional(self, api_version: str, kind: str, name: str, wanted: Object | None) -> None:
         if wanted is not None:
@@ -151,10 +169,12 @@ class Children:
             status.setdefault(count, 0)
         mode = cluster.spec.postgres.mode
         status["postgres"] = {"mode": mode}
-        if mode == "embedded":
+        if (embedded := cluster.spec.postgres.embedded) is not None:
+            claim = f"claim {postgres.claim_name(cluster)}"
+            lives = f"pod {cluster.postgres}-0, whenever that ends" if embedded.storage.ephemeral else claim
             status["postgres"] |= {
                 "secret": cluster.postgres,
-                "note": f"for trying things out: the data goes with the claim data-{cluster.postgres}-0",
+                "note": f"for trying things out: the data goes with the {lives}",
             }
 
     async def _tell_tls(self, cluster: Cluster, ends: str) -> None:

@@ -241,8 +241,10 @@ def environment(cluster: Cluster) -> list[Object]:
         "ORISUN_ADMIN_USERNAME": (cluster.admin_secret, keys.username_key if keys else "username"),
         "ORISUN_ADMIN_PASSWORD": (cluster.admin_secret, keys.password_key if keys else "password"),
     }
+    # of two of one name the API server would refuse the whole StatefulSet
+    theirs = {variable["name"] for variable in spec.env}
     return [
-        *({"name": name, "value": value} for name, value in values.items()),
+        *({"name": name, "value": value} for name, value in values.items() if name not in theirs),
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
             for name, (secret, key) in from_secrets.items()

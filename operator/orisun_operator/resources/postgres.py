@@ -45,6 +45,11 @@ def service(cluster: Cluster) -> Object:
     }
 
 
+def claim_name(cluster: Cluster) -> str:
+    """The volume claim with the events."""
+    return f"data-{cluster.postgres}-0"
+
+
 def template_hash(cluster: Cluster, image: str) -> str:
     """What the pod is made from, as 16 hex digits; see ``pods.template_hash``."""
     embedded, spec = cluster.spec.postgres.embedded, cluster.spec
@@ -120,11 +125,8 @@ def statefulset(cluster: Cluster, image: str) -> Object:
         # by the operator, when the spec has changed: another rendering of the same spec restarts nothing
         "updateStrategy": {"type": "OnDelete"},
         "selector": {"matchLabels": cluster.selector(_COMPONENT)},
-        # the events: gone only when the resource says so
-        "persistentVolumeClaimRetentionPolicy": {
-            "whenDeleted": cluster.spec.deletion_policy,
-            "whenScaled": "Retain",
-        },
+        # the events: deleting the StatefulSet by hand must not take them; see Children.own_claim for the resource
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
         "template": {
             "metadata": {
                 "labels": cluster.labels(_COMPONENT),

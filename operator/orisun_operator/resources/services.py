@@ -66,15 +66,20 @@ def service_account(cluster: Cluster) -> Object:
 
 
 def disruption_budget(cluster: Cluster) -> Object | None:
-    """None for a single server: a budget would keep its node from ever being drained."""
-    if cluster.spec.replicas < 2 or not cluster.spec.pod_disruption_budget.enabled:
+    """None for a single server: a budget would keep its node from ever being drained.
+
+    Never so many that JetStream's majority could go, also while the cluster grows or shrinks.
+    """
+    budget = cluster.spec.pod_disruption_budget
+    if cluster.spec.replicas < 2 or not budget.enabled:
         return None
+    fewest = min(cluster.spec.replicas, cluster.pods or cluster.spec.replicas)
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": cluster.metadata(cluster.name),
         "spec": {
-            "maxUnavailable": cluster.spec.pod_disruption_budget.max_unavailable,
+            "maxUnavailable": max(1, min(budget.max_unavailable, (fewest - 1) // 2)),
             # a server that hangs must not keep a node from being drained
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": cluster.selector()},
