@@ -33,6 +33,12 @@ def _cluster(namespace: str, name: str = "store", **spec: Any) -> Object:
         ({"tls": {"mode": "secret"}}, "tls.mode secret needs tls.secretName"),
         ({"tls": {"mode": "certManager"}}, "tls.mode certManager needs tls.issuerRef"),
         ({"tls": {"clientAuth": {"caSecretRef": {"name": "x"}}}}, "tls.clientAuth means nothing with tls.mode none"),
+        ({"tls": {"mode": "operator", "duration": "24h"}}, "tls.renewBefore must be shorter than tls.duration"),
+        ({"tls": {"mode": "operator", "dnsNames": ["bücher.example"]}}, "others in punycode"),
+        (
+            {"replicas": 1, "hibernate": True, "postgres": {"embedded": {"storage": {"ephemeral": True}}}},
+            "all events would be lost",
+        ),
         ({"env": [{"name": "ORISUN_PG_HOST", "value": "x"}]}, "use the fields postgres, nats, admin and tls"),
         ({"env": [{"name": "ORISUN_BOUNDARIES", "value": "x"}]}, "boundaries are resources of the kind Boundary"),
         ({"admin": {"boundary": "no spaces"}}, "a boundary's name has letters, digits and underscores only"),
@@ -71,6 +77,8 @@ async def test_the_embedded_postgres_is_not_exchanged_once_servers_have_run(kube
     await kube.patch(Ref.of(made), {"spec": {"postgres": {**_DB, "embedded": None}}})
     await kube.patch(Ref.of(made), {"spec": {"postgres": {"external": None, "embedded": {}}}})
     await kube.patch(Ref.of(made), {"status": {"templateHash": "x"}}, subresource="status")
+    with pytest.raises(KubeError, match=r"ephemeral cannot change.*pg_dump"):
+        await kube.patch(Ref.of(made), {"spec": {"postgres": {"embedded": {"storage": {"ephemeral": True}}}}})
     with pytest.raises(KubeError, match="cannot be exchanged"):
         await kube.patch(Ref.of(made), {"spec": {"postgres": {**_DB, "embedded": None}}})
 
