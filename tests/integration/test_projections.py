@@ -126,7 +126,7 @@ async def test_an_event_that_only_the_projector_sees_takes_effect(
         async def ended() -> bool:
             return await code_of(server.events.Ping(es.PingRequest(), metadata=credentials)) is Code.UNAUTHENTICATED
 
-        await eventually(ended, timeout=3)
+        await eventually(ended, timeout=6)
         # what makes no sense is left out, and the projection goes on
         for number, spoilt in enumerate(("{}", '{"user_id": "x", "roles": "y"}', '{"user_id": null}')):
             await other.appender.append(
@@ -198,7 +198,9 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 async def test_the_count_is_exact_however_late_the_projection_is(store: Store) -> None:
     counts, boundary = EventCounts(store.database, store.settings.admin_schema), store.boundary
+    assert await counts.behind([boundary]) == {boundary.name}
     assert await counts.count(boundary) == 0
+    assert await counts.behind([boundary]) == set()
     for expected in (3, 6):
         await store.append(event({}), event({}), event({}))
         assert await asyncio.gather(counts.count(boundary), counts.count(boundary)) == [expected] * 2
@@ -220,10 +222,17 @@ async def test_the_count_is_exact_however_late_the_projection_is(store: Store) -
     await other.close()
     assert await store.database.admin.fetchval(stored, boundary.name) == 6
     assert (await checkpoints(store.database, boundary))["event_count"] == 5
+    assert await counts.behind([boundary]) == set()
+    await store.append(event({}))
+    assert await counts.behind([boundary]) == {boundary.name}
+    await counts.advance(boundary)
+    assert await counts.behind([boundary]) == set()
     # a restore of the events alone to an earlier point
     await store.database.admin.execute(f"DELETE FROM {boundary.names.q_events} WHERE global_id >= 2")
+    assert await counts.behind([boundary]) == {boundary.name}
     assert await counts.count(boundary) == 2
     await counts.advance(boundary)
+    assert await counts.behind([boundary]) == set()
     assert await counts.count(boundary) == 2
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 #: Seconds after which the counts of all boundaries are brought up to date, also of those that others append to.
 _SWEEP = 10.0
 _COUNT_AT_ONCE = 4
+#: Seconds between two looks for accounts that changed without a signal: their server died before it projected them.
+_LOOK = 2.0
 #: Name of the index over the types of the admin boundary's events.
 _TYPE_INDEX = "orisun_event_type"
 
@@ -111,7 +113,7 @@ class Administration:
             await self._start(
                 RunningProjection(
                     projector.projection.name, boundary.name, self._leases, projector.catch_up,
-                    started=started, not_started=not_started,
+                    started=started, not_started=not_started, poll=_LOOK,
                 )
             )  # fmt: skip
         self._counting = RunningProjection(
@@ -159,7 +161,7 @@ class Administration:
         loop = asyncio.get_running_loop()
         if loop.time() - self._swept >= _SWEEP:
             self._swept = loop.time()
-            self._dirty.update(boundary.name for boundary in self._catalog.active())
+            self._dirty.update(await self.counts.behind(self._catalog.active()))
         dirty, self._dirty = self._dirty, set()
         slots = asyncio.Semaphore(_COUNT_AT_ONCE)
 

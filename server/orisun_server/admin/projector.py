@@ -82,6 +82,8 @@ class Projector:
         at = await self._checkpoint()
         while True:
             scan = await self._reader.scan(self._boundary, self._query, at, _BLOCK, _BLOCK_BYTES)
+            if scan.at_head and scan.covered == at:
+                return at
             before = at
             for event in scan.events:
                 await self._apply(event, before)
@@ -136,16 +138,16 @@ class Projector:
 class RunningProjection:
     """Runs a projection on one server of all: takes the lease, works while it holds, and hands it over.
 
-    ``work`` brings the projection up to date; it is called when ``wake`` was, and once a second, with ``pause`` seconds
-    in between at least.
+    ``work`` brings the projection up to date; it is called when ``wake`` was, and every ``poll`` seconds, with
+    ``pause`` seconds in between at least.
     """
 
     def __init__(
         self, name: str, boundary: str, leases: Leases, work: Callable[[], Awaitable[object]],
-        *, started: str, not_started: str, pause: float = 0.0,
+        *, started: str, not_started: str, pause: float = 0.0, poll: float = _POLL,
     ) -> None:  # fmt: skip
         self._key = (KIND, boundary, name)
-        self._leases, self._work, self._pause = leases, work, pause
+        self._leases, self._work, self._pause, self._poll = leases, work, pause, poll
         self._started, self._not_started = started, not_started
         self._woken = asyncio.Event()
         self._said = False
@@ -168,7 +170,9 @@ class RunningProjection:
         while True:
             try:
                 lease = await self._leases.acquire(*self._key)
-            except OrisunError:
+            except Exception as problem:  # the next attempt follows, whatever happens
+                if not isinstance(problem, OrisunError):
+                    _log.warning("a lease cannot be asked for", projection=self._key[2], reason=type(problem).__name__)
                 lease = None
             if lease is None:
                 self._say_not_started()
@@ -195,7 +199,7 @@ class RunningProjection:
                     _log.warning("a projection cannot go on now", projection=self._key[2], reason=reason)
                 failing = True
             await asyncio.sleep(self._pause)
-            await happens(self._woken, _POLL)
+            await happens(self._woken, self._poll)
 
     def _say_not_started(self) -> None:
         if not self._said:

@@ -7,6 +7,8 @@ statement that does nothing when another server was faster.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .catalog import Boundary
 from .criteria_sql import access
 from .database import Database
@@ -62,6 +64,22 @@ ON CONFLICT (boundary) DO UPDATE SET events = excluded.events
 """
 
 
+# A row where the count has not reached the last event, or has another history's.
+_BEHIND = """
+SELECT ${number}::text AS boundary
+WHERE NOT EXISTS (
+    SELECT FROM {checkpoints} AS c JOIN {counts} AS n ON n.boundary = ${number}
+    LEFT JOIN LATERAL (
+        SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1
+    ) AS head ON true
+    WHERE c.name = {name} AND c.prepare_position = coalesce(head.global_id, -1)
+        AND c.commit_position = coalesce(head.transaction_id, -1)
+)
+"""
+#: Boundaries of one statement.
+_CHUNK = 20
+
+
 class EventCounts:
     """Counts of events, for all boundaries. Everything raises Unavailable without PostgreSQL."""
 
@@ -85,6 +103,17 @@ class EventCounts:
         else:
             await self._execute(_ADVANCE, boundary)
 
+    async def behind(self, boundaries: Sequence[Boundary]) -> set[str]:
+        """The names of those that have events which are not counted yet; a few statements for hundreds of them."""
+        found: set[str] = set()
+        for start in range(0, len(boundaries), _CHUNK):
+            chunk = boundaries[start : start + _CHUNK]
+            arms = (self._sql(_BEHIND, one, number=number) for number, one in enumerate(chunk, start=1))
+            with self._database.guard():
+                rows = await self._database.admin.fetch("UNION ALL".join(arms), *(one.name for one in chunk))
+            found.update(row["boundary"] for row in rows)
+        return found
+
     async def _read(self, boundary: Boundary) -> int | None:
         with self._database.guard():
             row = await self._database.read.fetchrow(self._sql(_READ, boundary), boundary.name)
@@ -94,8 +123,13 @@ class EventCounts:
         with self._database.guard():
             await self._database.admin.execute(self._sql(statement, boundary), boundary.name)
 
-    def _sql(self, statement: str, boundary: Boundary) -> str:
+    def _sql(self, statement: str, boundary: Boundary, *, number: int = 1) -> str:
         names = boundary.names
         return statement.format(
-            events=names.q_events, checkpoints=names.q_checkpoints, counts=self._counts, name=_CHECKPOINT, rows=_ROWS
+            events=names.q_events,
+            checkpoints=names.q_checkpoints,
+            counts=self._counts,
+            name=_CHECKPOINT,
+            rows=_ROWS,
+            number=number,
         )
