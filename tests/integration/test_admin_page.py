@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
+import grpc
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -106,6 +107,42 @@ async def test_sign_out_ends_the_session(browser: Browser) -> None:
     assert (await browser.submit("/", {}, to="/sign-out")).status_code == 303
     browser.client.cookies.update(kept)
     assert (await browser.get("/")).status_code == 303
+
+
+async def test_sign_out_ends_the_session_on_every_server_also_for_a_thief(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings("orders")
+    async with running(settings) as first, running(settings) as second, browsing(first) as owner:
+        cookie = owner.client.cookies["orisun_session"]
+        thief = httpx.AsyncClient(base_url=second.page_address, cookies={"orisun_session": cookie})
+        connection = Connection(second.address)
+        try:
+            assert (await thief.get("/account")).status_code == 200
+            live = f"/b/{orders(second)}/events/live"
+            async with thief.stream("GET", live) as stream:
+                lines = stream.aiter_lines()
+                assert await anext(lines) == "retry: 3000"
+                assert (await owner.submit("/account", {}, to="/sign-out")).status_code == 303
+
+                async def refused() -> bool:
+                    return (await thief.get("/account")).status_code == 303
+
+                await eventually(refused, timeout=3)
+                await save(connection, orders(second), ("after", "After", "{}"))
+                async with asyncio.timeout(20):
+                    assert "After" not in "".join([line async for line in lines])
+            # nor with a sign-in of the thief's own making, nor as what rpcs take
+            body, nonce, signature = cookie.rsplit(".", 2)
+            thief.cookies.clear()
+            thief.cookies.set("orisun_session", f"{body}.{nonce[::-1]}.{signature}")
+            assert (await thief.get("/account")).status_code == 303
+            with pytest.raises(grpc.aio.AioRpcError) as problem:
+                await connection.events.Ping(pb.PingRequest(), metadata=(("x-auth-token", cookie),))
+            assert problem.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            await connection.close()
+            await thief.aclose()
 
 
 async def test_forms_of_elsewhere_are_refused(browser: Browser) -> None:

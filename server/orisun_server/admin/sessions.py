@@ -17,12 +17,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
 from ..core.users import ApiToken, Caller, Session, User
-from ..errors import Unauthenticated
+from ..errors import Unauthenticated, Unavailable
 from ..storage.database import Database
 from ..storage.names import quote
 from .accounts import TOKEN_PREFIX
@@ -35,10 +35,21 @@ _log = structlog.get_logger(__name__)
 LIFETIME = 12 * 3600
 _KEY_NAME = "session"
 _KEY_BYTES = 32
-_VERSION = "1"
+#: The first part of a token: of rpcs, and of the admin page, whose tokens are good nowhere else.
+_VERSION, _PAGE = "1", "page1"
 _CACHE_SIZE = 10_000
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
+
+class PageSession(NamedTuple):
+    """A sign-in of the admin page."""
+
+    caller: Caller
+    #: Random, of this sign-in alone.
+    nonce: str
+    #: Seconds since 1970.
+    issued: float
 
 
 class Sessions:
@@ -116,6 +127,42 @@ class Sessions:
                 raise Unauthenticated("invalid credentials")
         return Session(known, self._token(known))
 
+    def page_token(self, caller: Caller, nonce: str) -> str:
+        """What the cookie of a sign-in holds: a session token that only the admin page takes, bound to its nonce."""
+        body = f"{_PAGE}.{_encode(caller.user_id.encode())}.{caller.auth_version}.{int(self._clock())}.{nonce}"
+        return f"{body}.{self._signature(body)}"
+
+    def page_session(self, token: str) -> PageSession | None:
+        """The sign-in of a cookie; None when it has expired or was ended, here or on another server."""
+        parts = self._parts(token, _PAGE)
+        if parts is None:
+            return None
+        user_id, auth_version, issued, nonce = parts
+        caller = self._named(user_id, auth_version)
+        if caller is None:
+            return None
+        session = PageSession(caller, nonce, float(issued))
+        return session if self.goes_on(session) else None
+
+    def goes_on(self, session: PageSession) -> bool:
+        """Whether a sign-in is (still) good."""
+        return (
+            self._clock() - session.issued < LIFETIME
+            and self.is_valid(session.caller)
+            and not self._users.is_signed_out(_hash(session.nonce))
+        )
+
+    def is_ageing(self, session: PageSession) -> bool:
+        """Whether half of its life is over, so that a sign-in in use gets a fresh cookie."""
+        return self._clock() - session.issued >= LIFETIME / 2
+
+    async def sign_out(self, session: PageSession) -> None:
+        """Ends a sign-in on every server within a second; without PostgreSQL on this one only."""
+        try:
+            await self._users.sign_out(_hash(session.nonce))
+        except Unavailable:
+            _log.warning("a sign-out is known on this server only", username=session.caller.username)
+
     def is_valid(self, caller: Caller) -> bool:
         """Whether the caller's user still exists with the same password and roles, or the API token is good."""
         if caller.is_token:
@@ -189,24 +236,34 @@ class Sessions:
         return known if self._clock() - known[1] < LIFETIME else None
 
     def _read(self, token: str) -> tuple[Caller, float] | None:
+        parts = self._parts(token, _VERSION)
+        if parts is None:
+            return None
+        user_id, auth_version, issued = parts
+        caller = self._named(user_id, auth_version)
+        return None if caller is None else (caller, float(issued))
+
+    def _parts(self, token: str, version: str) -> list[str] | None:
+        """What a token says after its version; None when it is not signed, or of another kind or version."""
         body, _, signature = token.rpartition(".")
         if not token.isascii() or not hmac.compare_digest(signature, self._signature(body)):
             return None
-        version, _, rest = body.partition(".")
-        if version != _VERSION:  # signed by a server of another version
-            return None
-        user_id, auth_version, issued = rest.split(".")
+        found, *rest = body.split(".")
+        return rest if found == version else None
+
+    def _named(self, user_id: str, auth_version: str) -> Caller | None:
         user = self._users.get(_decode(user_id).decode())
-        if user is None or user.auth_version != int(auth_version):
-            return None
-        return _caller(user), float(issued)
+        return _caller(user) if user is not None and user.auth_version == int(auth_version) else None
 
     def _signature(self, body: str) -> str:
         return _encode(hmac.digest(self._key, body.encode(), "sha256"))
 
     def _forget(self) -> None:
-        for cache in (self._basic, self._tokens, self._issued):
-            cache.clear()
+        self._tokens.clear()
+        self._issued.clear()
+        # of those whose user is as before the password is known still: checking them all anew would cost seconds
+        for fingerprint in [key for key, caller in self._basic.items() if not self.is_valid(caller)]:
+            del self._basic[fingerprint]
 
 
 def _credentials(authorization: str) -> tuple[str, str]:
@@ -236,6 +293,10 @@ def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:
     cache[key] = value
     if len(cache) > _CACHE_SIZE:
         cache.popitem(last=False)
+
+
+def _hash(nonce: str) -> str:
+    return hashlib.sha256(f"orisun sign-in {nonce}".encode()).hexdigest()
 
 
 def _encode(raw: bytes) -> str:

@@ -23,6 +23,8 @@ from ..tasks import end
 from .passwords import Passwords
 
 _POLL_INTERVAL = 0.5
+#: Seconds for which an ended sign-in is remembered: longer than any session lives (sessions.py).
+_REMEMBERED = 24 * 3600
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +45,9 @@ class Users:
         self._users: dict[str, User] = {}
         self._hashes: dict[str, tuple[User, str]] = {}
         self._tokens: dict[str, tuple[ApiToken, str]] = {}
+        # sign-ins that were ended: those in PostgreSQL, and those of this server that it has not been seen to hold
+        self._signed_out: set[str] = set()
+        self._untold: set[str] = set()
         self._looked = datetime.now(UTC)
         self._listeners: list[Callable[[], None]] = []
         self._refreshing = asyncio.Lock()
@@ -92,6 +97,22 @@ class Users:
             return None
         return known[0]
 
+    def is_signed_out(self, sign_in: str) -> bool:
+        """Whether a sign-in of the admin page was ended, on this server or, half a second ago, on another."""
+        return sign_in in self._signed_out or sign_in in self._untold
+
+    async def sign_out(self, sign_in: str) -> None:
+        """Ends a sign-in everywhere; on this server also where PostgreSQL is away, and then it raises Unavailable."""
+        self._untold.add(sign_in)
+        table = f"{self._schema}.orisun_sign_out"
+        with self._database.guard():
+            await self._database.admin.execute(
+                f"DELETE FROM {table} WHERE ended_at < clock_timestamp() - make_interval(secs => $1)", _REMEMBERED
+            )
+            await self._database.admin.execute(
+                f"INSERT INTO {table} (sign_in) VALUES ($1) ON CONFLICT (sign_in) DO NOTHING", sign_in
+            )
+
     async def verify(self, username: str, password: str) -> User | None:
         """The user with that name and password, else None; takes the same time for a name that nobody has.
 
@@ -133,6 +154,9 @@ class Users:
                     f"SELECT token_id, name, roles, created_at, expires_at, created_by, secret_hash"
                     f" FROM {self._schema}.orisun_api_token"
                 )
+                ended = await self._database.admin.fetch(f"SELECT sign_in FROM {self._schema}.orisun_sign_out")
+            self._signed_out = {row["sign_in"] for row in ended}
+            self._untold -= self._signed_out
             self._take(rows, tokens)
 
     def _take(self, rows: Sequence[Any], tokens: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from ...core.access import PAGES, check
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
-from .context import STATIC, Handler, Site
+from .context import STATIC, Context, Handler, Site
 from .pages import boundary, events, indexes, operations, overview, people
 from .parts import Parts, State
 from .security import SecurityHeaders, check_origin, local_path, peer_of
@@ -128,7 +128,7 @@ class _Endpoints:
         parts = self._state.parts
         if parts is None:
             return self._site.render("starting.html", 503)
-        if await self._site.sign_ins.find(parts.sessions, request) is not None:
+        if self._site.sign_ins.find(parts.sessions, request) is not None:
             return RedirectResponse(local_path(request.query_params.get("next", "/")), 303)
         return self._sign_in(request, told="Your password was changed." if "changed" in request.query_params else "")
 
@@ -157,10 +157,9 @@ class _Endpoints:
         self._site.sign_ins.set(response, cookie)
         return response
 
-    async def sign_out(self, context: object) -> Response:
-        request: Request = context.request  # type: ignore[attr-defined]
+    async def sign_out(self, context: Context) -> Response:
         response = RedirectResponse("/sign-in", 303)
-        self._site.sign_ins.end(request, response)
+        await context.sign_out(response)
         return response
 
     async def static(self, request: Request) -> Response:

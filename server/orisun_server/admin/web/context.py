@@ -83,7 +83,7 @@ class Site:
             parts = self.state.parts
             if parts is None:
                 return self.render("starting.html", 503)
-            signed_in = await self.sign_ins.find(parts.sessions, request)
+            signed_in = self.sign_ins.find(parts.sessions, request)
             if signed_in is None:
                 return _to_sign_in(request)
             context = Context(self, request, parts, signed_in, name)
@@ -95,7 +95,7 @@ class Site:
                 response = await handler(context)
             except OrisunError as error:
                 response = context.failed(error)
-            if signed_in.cookie:
+            if signed_in.cookie and context.is_signed_in:
                 self.sign_ins.set(response, signed_in.cookie)
             return response
 
@@ -108,8 +108,17 @@ class Context:
     def __init__(self, site: Site, request: Request, parts: Parts, signed_in: SignedIn, name: str) -> None:
         self.site, self.request, self.parts, self.name = site, request, parts, name
         self.caller: Caller = signed_in.caller
-        self._csrf = signed_in.csrf
+        self._csrf, self._session = signed_in.csrf, signed_in.session
         self._form: dict[str, str] | None = None
+
+    @property
+    def is_signed_in(self) -> bool:
+        """Whether the sign-in goes on: neither signed out nor expired, and the user is as before."""
+        return self.parts.sessions.goes_on(self._session)
+
+    async def sign_out(self, response: Response) -> None:
+        """Ends the sign-in, and takes the cookie back with the response."""
+        await self.site.sign_ins.end(self.parts.sessions, self._session, response)
 
     @property
     def settings(self) -> Any:

@@ -1,9 +1,10 @@
 """Who is at the page: sign-in by cookie, and the proof that a form came from a page of ours.
 
-The cookie holds the session token that rpcs know too (admin/sessions.py) and a nonce of this sign-in. A script cannot
-read it (HttpOnly), no other site sends it along (SameSite=Strict), and it is new at each sign-in, so that a cookie
-planted before is worth nothing. Forms carry a value that follows from the nonce; and a browser that says that a request
-comes from another site is refused whatever it carries.
+The cookie holds a session token (admin/sessions.py) that is good for the page alone, signed together with a nonce of
+this sign-in: signing out ends it on every server, also for whoever has copied it. A script cannot read it (HttpOnly),
+no other site sends it along (SameSite=Strict), and it is new at each sign-in, so that a cookie planted before is worth
+nothing. Forms carry a value that follows from the nonce; and a browser that says that a request comes from another site
+is refused whatever it carries.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections import OrderedDict
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,11 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...core.users import Caller
 from ...errors import InvalidArgument, PermissionDenied, Unauthenticated
-from ..sessions import LIFETIME, Sessions
+from ..sessions import LIFETIME, PageSession, Sessions
 
 _COOKIE = "orisun_session"
-_SEPARATOR = "~"
-_MOST_ENDED = 10_000
 
 #: Everything comes from this server, nothing runs inline, no frame shows the page.
 HEADERS = {
@@ -51,17 +49,16 @@ class SignedIn(NamedTuple):
     csrf: str
     #: The cookie to set when the session was prolonged, "" to leave it.
     cookie: str
+    session: PageSession
 
 
 class SignIns:
-    """Begins, recognises and ends sign-ins of one server. An end is known on this server only: the session token that
-    the cookie held is good on others until it expires or the password changes."""
+    """Begins, recognises and ends sign-ins."""
 
     def __init__(self, *, secure: bool) -> None:
         """``secure``: the page is served over TLS, and the cookie never leaves it."""
         self._secure = secure
         self._name = f"__Host-{_COOKIE}" if secure else _COOKIE
-        self._ended: OrderedDict[str, None] = OrderedDict()
 
     async def begin(self, sessions: Sessions, username: str, password: str, peer: str) -> str:
         """The cookie's value. Raises Unauthenticated, or ResourceExhausted after too many wrong passwords."""
@@ -69,32 +66,23 @@ class SignIns:
             raise Unauthenticated("invalid credentials")
         basic = "Basic " + base64.b64encode(f"{username}:{password}".encode(errors="surrogatepass")).decode()
         session = await sessions.authenticate(basic, None, lambda: peer)
-        return f"{session.token}{_SEPARATOR}{secrets.token_urlsafe(18)}"
+        return sessions.page_token(session.caller, secrets.token_urlsafe(18))
 
-    async def find(self, sessions: Sessions, request: Request) -> SignedIn | None:
+    def find(self, sessions: Sessions, request: Request) -> SignedIn | None:
         """Who sent the request; None for nobody."""
-        token, separator, nonce = request.cookies.get(self._name, "").partition(_SEPARATOR)
-        if not separator or len(nonce) < 20 or nonce in self._ended:
+        session = sessions.page_session(request.cookies.get(self._name, ""))
+        if session is None:
             return None
-        try:
-            session = await sessions.authenticate(None, token)
-        except Unauthenticated:
-            return None
-        caller = session.caller._replace(peer=peer_of(request))
-        cookie = "" if session.token == token else f"{session.token}{_SEPARATOR}{nonce}"
-        return SignedIn(caller, _csrf(nonce), cookie)
+        fresh = sessions.page_token(session.caller, session.nonce) if sessions.is_ageing(session) else ""
+        return SignedIn(session.caller._replace(peer=peer_of(request)), _csrf(session.nonce), fresh, session)
 
     def set(self, response: Response, cookie: str) -> None:
         response.set_cookie(
             self._name, cookie, max_age=LIFETIME, path="/", secure=self._secure, httponly=True, samesite="strict"
         )
 
-    def end(self, request: Request, response: Response) -> None:
-        nonce = request.cookies.get(self._name, "").partition(_SEPARATOR)[2]
-        if nonce:
-            self._ended[nonce] = None
-            if len(self._ended) > _MOST_ENDED:
-                self._ended.popitem(last=False)
+    async def end(self, sessions: Sessions, session: PageSession, response: Response) -> None:
+        await sessions.sign_out(session)
         response.delete_cookie(self._name, path="/", secure=self._secure, httponly=True, samesite="strict")
 
 

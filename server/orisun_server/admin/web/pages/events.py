@@ -174,14 +174,14 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
     template = context.site.env.get_template("_event_rows.html")
     try:
         yield "retry: 3000\n\n"
-        while parts.sessions.is_valid(context.caller):
+        while context.is_signed_in:
             try:
                 async with asyncio.timeout(_HEARTBEAT):
                     await changed.wait()
             except TimeoutError:
                 yield ": still here\n\n"
                 continue
-            if not parts.sessions.is_valid(context.caller):
+            if not context.is_signed_in:
                 return
             changed.clear()
             shown, skipped = pending[:], missed

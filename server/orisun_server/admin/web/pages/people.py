@@ -140,7 +140,7 @@ async def change_password(context: Context) -> Response:
     except (InvalidArgument, Unauthenticated, ResourceExhausted) as error:
         return context.render("account.html", 400, problem=_plain(error))
     response = context.go("/sign-in?changed=1")
-    context.site.sign_ins.end(context.request, response)
+    await context.sign_out(response)
     return response
 
 
