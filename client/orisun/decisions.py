@@ -93,6 +93,9 @@ def union(projectors: tuple[Projector[Any], ...]) -> Query:
     """The query whose events any of the projectors is about. Raises InvalidArgument."""
     if not projectors:
         refuse("a decision needs at least one projector")
+    for projector in projectors:
+        if not isinstance(projector, Projector):
+            refuse(f"a decision is made of projectors, decide(first, second); this is a {type(projector).__name__}")
     names = [projector.name for projector in projectors]
     if len(set(names)) != len(names):
         refuse(f"two projectors of a decision have one name: {', '.join(sorted(names))}")

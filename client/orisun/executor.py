@@ -23,6 +23,9 @@ C = TypeVar("C")
 #: The key of the data under which events tell the command that they come from, where the caller named it.
 COMMAND_ID = "command_id"
 
+#: The key of the metadata that tells executions of one command apart, where the caller named it.
+EXECUTION = "execution_id"
+
 #: A conflict means that somebody else succeeded: it is worth trying soon.
 ON_CONFLICT = RetryPolicy(attempts=10, first=0.01, longest=0.5)
 
@@ -132,6 +135,8 @@ class CommandExecutor:
         handler = self._handlers.get(type(command))
         if handler is None:
             refuse(f"no handler takes commands of class {type(command).__qualname__}; register one")
+        if command_id is not None and (not isinstance(command_id, str) or not command_id):
+            refuse(f"command_id {command_id!r} is no text that names the command; leave it out where it has no id")
         with self._limit:
             try:
                 async with asyncio.timeout(timeout) as scope:
@@ -149,6 +154,10 @@ class CommandExecutor:
     ) -> Executed:
         command_id = given_id or new_id()
         metadata = {CORRELATION: command_id, **metadata, CAUSATION: command_id}
+        if given_id is not None:
+            # of two at the same moment the server would take the second one's events for a repeat of the first one's
+            # call, and both would think that they had done it
+            metadata[EXECUTION] = new_id()
         projectors = list(handler.projectors(command))
         before = _earlier(command_id)
         if given_id is not None:

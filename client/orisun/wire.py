@@ -74,6 +74,8 @@ def event_messages(events: Iterable[NewEvent], types: EventTypes) -> list[pb.Eve
 
 
 def command_message(command: Command, types: EventTypes) -> pb.Command:
+    if not isinstance(command, Command):
+        refuse(f"a command to store is Command(command_id, type, data); this is a {_kind(command)}")
     name, data, metadata = types.encode(NewEvent(command.type, command.data, command.metadata))
     try:
         return pb.Command(command_id=command.command_id, type=name, data=data, metadata=metadata)

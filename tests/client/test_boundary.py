@@ -196,6 +196,7 @@ async def test_mistakes_are_told_in_words(orders: orisun.Boundary) -> None:
         ("takes a list", lambda: orders.append(event)),
         ("event_id is a int", lambda: orders.append([NewEvent("A", event_id=anything and 7)])),  # type: ignore[arg-type]
         ("event_type is a int", lambda: orders.append([NewEvent(anything and 7)])),  # type: ignore[arg-type]
+        ("to store is Command", lambda: orders.append([event], command=anything)),
         ("condition=decision.condition.* this is a Query", lambda: orders.append([event], condition=anything)),
         (r"made by where\(.* this is a str", lambda: orders.latest(text)),
         (r"made by where\(.* this is a str", lambda: read(orders, text)),

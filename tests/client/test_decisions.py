@@ -56,6 +56,8 @@ async def test_initial_states_are_not_shared(orders: orisun.Boundary) -> None:
 async def test_mistakes(orders: orisun.Boundary) -> None:
     with pytest.raises(orisun.InvalidArgument, match="at least one"):
         await orders.decide()
+    with pytest.raises(orisun.InvalidArgument, match=r"made of projectors, .* this is a list"):
+        await orders.decide([total("a", account="a")])  # type: ignore[arg-type]
     with pytest.raises(orisun.InvalidArgument, match="one name: a, a"):
         await orders.decide(total("a", account="a"), total("a", account="b"))
     with pytest.raises(orisun.InvalidArgument, match="has no state"):

@@ -108,6 +108,7 @@ async def test_a_command_id_sent_many_times_at_once(orders: orisun.Boundary, exe
     await orders.append([changed("a", 100)])
     done = await asyncio.gather(*(executor.execute(Withdraw("a", 3), command_id="w-1") for _ in range(10)))
     assert len({one.position for one in done}) == 1
+    assert sorted(one.repeated for one in done) == [False] + [True] * 9  # one has done it, and knows it
     assert await state(orders) == 97
 
 
@@ -143,6 +144,9 @@ async def test_limits_refuse_at_once(orders: orisun.Boundary) -> None:
 async def test_mistakes(executor: CommandExecutor) -> None:
     with pytest.raises(orisun.InvalidArgument, match="no handler takes commands of class str"):
         await executor.execute("text")
+    for command_id in ("", 7):
+        with pytest.raises(orisun.InvalidArgument, match=f"command_id {command_id!r} is no text"):
+            await executor.execute(Withdraw("a", 1), command_id=command_id)  # type: ignore[arg-type]
     with pytest.raises(orisun.InvalidArgument, match="Withdraw have a handler already"):
         executor.register(Withdraw, lambda command: [], withdraw)
 
