@@ -1,0 +1,97 @@
+"""Every object that examples and documents show is one that the API server takes as it stands, strictly read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orisun_operator.api import API_VERSION
+from orisun_operator.kube import Kube, KubeError, Object, Ref
+
+_ROOT = Path(__file__).parents[2]
+_PAGES = sorted([_ROOT / "README.md", *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "examples").rglob("*.md")])
+_FILES = sorted([*(_ROOT / "examples").rglob("*.yaml"), *(_ROOT / "docs").rglob("*.yaml")])
+_BLOCK = re.compile(r"^( *)```ya?ml\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_HERE = re.compile(r"<<'?(\w+)'?\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+#: Objects for others than an API server of ours.
+_OTHERS = ("argoproj.io/", "kustomize.config.k8s.io/")
+
+
+class _Loader(yaml.SafeLoader):
+    """As Kubernetes reads YAML: a bare ``=`` is a text, not YAML 1.1's default key."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+
+
+def _objects(text: str) -> Iterator[Object]:
+    for found in yaml.load_all(text, _Loader):
+        if isinstance(found, dict) and "apiVersion" in found and "kind" in found:
+            if not found["apiVersion"].startswith(_OTHERS):
+                yield found
+        elif isinstance(found, dict) and "spec" in found:
+            yield from _of_values(found)
+
+
+def _of_values(values: dict[str, Any]) -> Iterator[Object]:
+    """What helm/orisun-cluster makes from its values, without its templates: the specs are handed through."""
+
+    def made(kind: str, name: str, spec: Object) -> Object:
+        return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+    yield made("OrisunCluster", "store", values["spec"])
+    for name, boundary in (values.get("boundaries") or {}).items():
+        of = {key: value for key, value in boundary.items() if key != "indexes"}
+        yield made("Boundary", name, {"clusterRef": {"name": "store"}, **of})
+        for index, shape in (boundary.get("indexes") or {}).items():
+            yield made("EventIndex", f"{name}-{index}", {"boundaryRef": {"name": name}, **shape})
+
+
+def _shown() -> Iterator[Any]:
+    for file in _FILES:
+        for obj in _objects(file.read_text()):
+            yield pytest.param(obj, id=f"{file.relative_to(_ROOT)}:{obj['kind']}/{obj['metadata']['name']}")
+    for page in _PAGES:
+        text = page.read_text()
+        blocks = [block for _, block in _BLOCK.findall(text)]
+        blocks += [block for _, block in _HERE.findall(text) if "apiVersion:" in block or "\nspec:" in f"\n{block}"]
+        for block in blocks:
+            for obj in _objects(block):
+                yield pytest.param(obj, id=f"{page.relative_to(_ROOT)}:{obj['kind']}/{obj['metadata']['name']}")
+
+
+async def _offer(kube: Kube, namespace: str, obj: Object) -> None:
+    """As ``kubectl apply --server-side --dry-run=server --validate=strict``."""
+    shown = {**obj, "metadata": {**obj["metadata"]}}
+    path = await kube._server.path(Ref.of(shown)._replace(namespace=namespace))
+    if f"/namespaces/{namespace}/" in path:
+        shown["metadata"]["namespace"] = namespace
+    query = {"dryRun": "All", "fieldValidation": "Strict", "fieldManager": "documents", "force": "true"}
+    await kube._server.request("PATCH", path, body=shown, content="application/apply-patch+yaml", query=query)
+
+
+def test_there_are_such_objects() -> None:
+    shown = {str(one.id) for one in _shown()}
+    for expected in (
+        "examples/kubernetes/cluster.yaml:OrisunCluster/store",
+        "docs/boundaries.md:EventIndex/orders-open",
+    ):
+        assert expected in shown
+    assert any(one.startswith("docs/kubernetes.md:OrisunCluster") for one in shown)
+
+
+@pytest.mark.parametrize("obj", [*_shown()])
+async def test_the_api_server_takes_what_is_shown(kube: Kube, namespace: str, obj: Object) -> None:
+    await _offer(kube, namespace, obj)
+
+
+async def test_a_field_that_does_not_exist_would_be_found(kube: Kube, namespace: str) -> None:
+    (obj, *_) = _objects((_ROOT / "examples" / "kubernetes" / "cluster.yaml").read_text())
+    obj["spec"]["nats"] = {"jetstream": {"storage": {"size": "2Gi"}}}
+    with pytest.raises(KubeError, match="storage"):
+        await _offer(kube, namespace, obj)
