@@ -162,19 +162,34 @@ class AggregateStream:
     ) -> Folded[S]:
         """The aggregate's state: ``apply`` over all events, from the latest snapshot on where there is one.
 
-        A new snapshot is kept when ``every`` events or more were read. ``initial`` is copied before use.
+        A new snapshot is kept when ``every`` events or more were read. ``initial`` is copied before use. A snapshot
+        whose event is not there, as after a restore of an older backup, is not used.
         """
         snapshot = await snapshots.load(str(self)) if snapshots is not None else None
-        state: S = copy.deepcopy(initial) if snapshot is None else snapshot.state
-        version, position = (0, NOTHING) if snapshot is None else (snapshot.version, snapshot.position)
-        count = 0
-        async for event in self._store.read(self.query, after=None if snapshot is None else position):
+        made = await self._folded(snapshot, apply) if snapshot is not None else None
+        if made is None:
+            made = await self._folded(Snapshot(str(self), copy.deepcopy(initial), 0, NOTHING), apply)
+        assert made is not None  # noqa: S101 - NOTHING is found always
+        folded, count = made
+        if snapshots is not None and count >= every:
+            await snapshots.save(Snapshot(str(self), folded.state, folded.version, folded.position))
+        return folded
+
+    async def _folded(self, begin: Snapshot[S], apply: Callable[[S, Event], S]) -> tuple[Folded[S], int] | None:
+        """The state on from a snapshot, and how many events were applied; None where its event is not there."""
+        state, version, position = begin.state, begin.version, begin.position
+        count, found = 0, position == NOTHING
+        # beginning with the snapshot's own event shows whether it is of this history, at no further call
+        async for event in self._store.read(self.query, start=None if found else position):
+            if not found:
+                if (version_of(event), event.position) != (version, position):
+                    return None
+                found = True
+                continue
             state = apply(state, event)
             version, position = version_of(event), event.position
             count += 1
-        if snapshots is not None and count >= every:
-            await snapshots.save(Snapshot(str(self), state, version, position))
-        return Folded(state, version, position)
+        return (Folded(state, version, position), count) if found else None
 
     async def _head(self, timeout: float | None) -> tuple[int, Position]:
         latest = await self._store.latest(self.query, timeout=timeout)

@@ -119,6 +119,20 @@ def test_a_version_conflict_crosses_processes() -> None:
     assert (str(copied), copied.code) == ("text", "DATA_LOSS")
 
 
+@pytest.mark.parametrize("position", [orisun.Position(1_000, 999), orisun.Position(2, 1)])
+async def test_a_snapshot_of_another_history_is_not_used(
+    stream: orisun.AggregateStream, position: orisun.Position
+) -> None:
+    await stream.append([renamed("a"), renamed("b"), renamed("c")])
+    snapshots = orisun.MemorySnapshots[Names]()
+    await snapshots.save(orisun.Snapshot(str(stream), Names(("of before the restore",)), 9, position))
+    folded = await stream.fold(Names(), see, snapshots=snapshots, every=2)
+    assert (folded.state, folded.version) == (Names(("a", "b", "c")), 3)
+    kept = await snapshots.load(str(stream))
+    assert kept is not None
+    assert kept.version == 3
+
+
 async def test_snapshots_in_memory_are_bounded() -> None:
     snapshots = orisun.MemorySnapshots[int](most=2)
     for number in (1, 2):
