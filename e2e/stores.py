@@ -82,12 +82,13 @@ class Database:
         ).strip()
 
     async def publisher(self, boundary: str) -> str:
-        """Name of the pod that publishes a boundary at this moment; a status tells it up to a minute later."""
+        """The server that publishes a boundary at this moment (a status tells it up to a minute later): its pod's name,
+        and what tells it from the pod's other servers; see ``pod_of``."""
         schema = await self.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'orisun_lease'")
 
         async def held() -> str:
             sql = f"SELECT node_id FROM {schema}.orisun_lease WHERE kind = 'publisher' AND boundary = '{boundary}'"
-            return (await self.execute(sql)).rsplit("-", 2)[0]
+            return await self.execute(sql)
 
         return await until(held, 60, f"a publisher of {boundary}")
 
@@ -205,6 +206,11 @@ def index(name: str, boundary: str, /, *keys: str, **spec: Any) -> Object:
             **spec,
         },
     }
+
+
+def pod_of(server: str) -> str:
+    """The pod of a server, by the name that the server has in leases."""
+    return server.rsplit("-", 2)[0]
 
 
 class Servers:

@@ -20,7 +20,7 @@ from e2e.access import Access
 from e2e.conftest import tell
 from e2e.kubernetes import Kubernetes, is_ready, restarts, until
 from e2e.release import Release
-from e2e.stores import Database, Namespace, Servers, boundary, cluster, show
+from e2e.stores import Database, Namespace, Servers, boundary, cluster, pod_of, show
 from tests.faults.checker import Stored
 from tests.faults.clients import Client, Follower, Load
 
@@ -115,7 +115,7 @@ async def test_failover(kubernetes: Kubernetes, store: Servers, database: Databa
         for _ in range(2):
             publisher = await database.publisher(BOUNDARY)
             pauses.begin()
-            await kubernetes.kill(store.namespace.name, publisher)
+            await kubernetes.kill(store.namespace.name, pod_of(publisher))
             appends = await running.gap(30)
 
             async def moved(old: str = publisher) -> bool:
@@ -210,7 +210,7 @@ async def test_cut_between_two_pods(kubernetes: Kubernetes, store: Servers, data
     if kubernetes.scripts is None:
         pytest.skip("needs cluster.sh, which can cut two pods off from each other")
     async with traffic(store) as running:
-        publisher = await database.publisher(BOUNDARY)
+        publisher = pod_of(await database.publisher(BOUNDARY))
         pods = await store.pods()
         alone = next(pod for pod in pods if pod["metadata"]["name"] == publisher)
         for pod in pods:
