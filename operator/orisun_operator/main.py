@@ -53,6 +53,7 @@ _LOOK_AGAIN = 15.0
 async def run(settings: OperatorSettings) -> None:
     """Stand by, lead, work, until SIGTERM or SIGINT. Raises LeaseLost; the process must end then."""
     kube = await Kube.connect()
+    asyncio.get_running_loop().set_exception_handler(heed)
     liveness = Liveness()
     metrics = Metrics(lambda: dict(kube.requests))
     stop = asyncio.Event()
@@ -89,6 +90,17 @@ async def run(settings: OperatorSettings) -> None:
         finally:
             await hand_over()
         log.info("stopped")
+
+
+def heed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop does with failures that nobody awaits, but for one of Kopf's that means nothing.
+
+    When Kopf is told to stop while the API server has not answered a watch yet, its callback asks for the current task,
+    which a callback has none of (``kopf._cogs.clients.api.stream``). The watch ends with the others.
+    """
+    if isinstance(context.get("exception"), AssertionError) and "request_cancel_callback" in str(context["message"]):
+        return
+    loop.default_exception_handler(context)
 
 
 async def _unless_stopped(stop: asyncio.Event, waiting: Any) -> bool:

@@ -112,8 +112,13 @@ class WorkQueue:
             return float(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY))
         self._failures.pop(key, None)
         self._metrics.reconciled(key.kind, time.monotonic() - started)
+        if outcome.gone or (outcome.requeue is None and key in self._gone):
+            # also one whose end nobody saw, because the watch was away
+            self._gone.discard(key)
+            self._due.pop(key, None)
+            return None
         if outcome.requeue is None:
-            return None if key in self._gone else regular
+            return regular
         return min(outcome.requeue, regular)
 
     def _schedule(self, key: Key, pause: float) -> None:

@@ -493,3 +493,24 @@ async def _edit(stage: Stage, api_version: str, kind: str, name: str, patch: Obj
         content="application/merge-patch+json",
         query={"fieldManager": "kubectl-edit"},
     )
+
+
+async def test_what_nobody_has_foreseen_is_told_without_its_words(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.create()
+
+    async def break_down(*_: object, **__: object) -> None:
+        raise RuntimeError("with a password in it")
+
+    monkeypatch.setattr(stage.jetstream, "health", break_down)
+    await stage.reconcile()
+    await stage.follow()
+    for name in await stage.pods():
+        await stage.ready(name)
+    with pytest.raises(RuntimeError):
+        await stage.reconcile()
+    status, reason, message = await stage.condition("Ready")
+    assert (status, reason) == ("False", "OperatorFailed")
+    assert "RuntimeError" in message
+    assert "password" not in message

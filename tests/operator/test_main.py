@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from orisun_operator.kube import Kube, Ref
+from orisun_operator.main import heed
 from orisun_server.settings import Settings
 from tests.harness import eventually
 from tests.operator.clusters import NAME, Stage
@@ -106,6 +107,7 @@ async def test_one_of_two_works_and_the_other_takes_over(
     await eventually(second.leads, 30, 0.1)
     await eventually(there, 30, 0.1)
     assert await second.end(signal.SIGTERM) == 0
+    assert "Exception in callback" not in second.log()
     lease = await kube.get(Ref("coordination.k8s.io/v1", "Lease", namespace, "orisun-operator"))
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == ""
@@ -137,6 +139,25 @@ async def test_losing_the_lease_ends_the_process(kube: Kube, namespace: str, ope
     assert operator.process is not None
     assert await asyncio.wait_for(operator.process.wait(), 30) == 1
     assert "the Lease is lost" in operator.log()
+
+
+async def test_a_failed_callback_of_kopf_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    def request_cancel_callback() -> None:
+        raise AssertionError
+
+    def another() -> None:
+        raise AssertionError
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(heed)
+    try:
+        loop.call_soon(request_cancel_callback)
+        loop.call_soon(another)
+        await eventually(lambda: bool(caplog.records))
+    finally:
+        loop.set_exception_handler(None)
+    (record,) = caplog.records
+    assert "another" in record.getMessage()
 
 
 def _free_port() -> int:

@@ -263,6 +263,13 @@ async def test_a_claim_that_is_named_has_to_exist(store: Store) -> None:
     assert await has_tables(store)
 
 
+async def test_a_claim_that_cannot_be_made_is_told_in_the_words_of_the_api_server(store: Store) -> None:
+    await deleting(store, "Archive", archive={"storageClassName": "No Class"})
+    status = await store.settled("orders", "Refused")
+    assert "storageClassName" in condition(status, "Stalled")["message"]
+    assert await has_tables(store)
+
+
 async def test_a_change_of_mind_brings_a_closed_boundary_back(store: Store) -> None:
     await deleting(store, "Archive")
     await store.settled("orders", "Archiving")

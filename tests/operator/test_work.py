@@ -119,3 +119,20 @@ async def test_what_is_gone_is_looked_at_once_more_and_not_for_ever() -> None:
         assert count == 3
         queue.there(_KEY)
         await eventually(lambda: count >= 5)
+
+
+async def test_what_went_unseen_is_forgotten_too() -> None:
+    count = 0
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        nonlocal count
+        count += 1
+        return Outcome(gone=count >= 2)
+
+    async with _queue(reconcile, timer=0.05) as queue:
+        queue.there(_KEY)
+        await eventually(lambda: count == 2)
+        await asyncio.sleep(0.2)
+        assert count == 2
+        queue.there(_KEY)
+        await eventually(lambda: count == 3)

@@ -26,6 +26,8 @@ class Outcome:
     """When to look again in seconds; None leaves it to the next trigger or the timer."""
 
     requeue: float | None = None
+    #: The resource does not exist any more: no timer brings it back.
+    gone: bool = False
 
 
 class Blocked(Exception):

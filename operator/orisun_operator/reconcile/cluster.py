@@ -41,7 +41,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     if obj is None or obj["metadata"].get("deletionTimestamp"):
         # its children go with it; what may stay says so itself (persistentVolumeClaimRetentionPolicy)
         await context.postgres.forget(namespace, name)
-        return Outcome()
+        return Outcome(gone=obj is None)
     report = Report(context, obj)
     report.planned = _PLANNED
     try:
@@ -61,6 +61,9 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         else:
             report.stalled("Refused", f"the API server refused what follows from the spec: {problem}")
         outcome = Outcome(30.0)
+    except Exception as error:
+        await report.failed(error)
+        raise
     await report.send()
     return outcome
 

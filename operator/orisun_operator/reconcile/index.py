@@ -57,6 +57,9 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         outcome = Outcome(problem.retry)
     except KubeError as error:
         outcome = report.refused(error)
+    except Exception as error:
+        await report.failed(error)
+        raise
     await report.send()
     return outcome
 

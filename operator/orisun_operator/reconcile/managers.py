@@ -59,7 +59,7 @@ async def release_of_gone(context: Context, managed_by: str, namespace: str) -> 
         except Blocked:
             # the cluster's own reconcile does the same for all, and tells what is wrong
             continue
-    return Outcome()
+    return Outcome(gone=True)
 
 
 async def release(context: Context, session: Session, namespace: str) -> None:

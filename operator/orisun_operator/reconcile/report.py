@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from . import LATER, Blocked, Context, Outcome
 
 #: Seconds between two writes of figures that move all the time.
 FIGURES_EVERY = 60.0
+#: Bad Request, Unprocessable Entity.
+_INVALID = (400, 422)
 
 
 class Report:
@@ -59,11 +62,23 @@ class Report:
             self.waiting(problem.reason, str(problem))
 
     def refused(self, error: KubeError) -> Outcome:
-        """The API server forbids what has to be done. Raises every other error again."""
-        if error.status != 403:
+        """The API server forbids what has to be done, or finds it invalid. Raises every other error again."""
+        if error.status == 403 and "being terminated" in str(error):
+            self.waiting("NamespaceEnding", f"nothing can be made in a namespace that is being deleted: {error}")
+        elif error.status == 403:
+            self.stalled("Forbidden", f"the API server refuses the operator: {error}: give it the roles of its chart")
+        elif error.status in _INVALID:
+            self.stalled("Refused", f"the API server refused what follows from the spec: {error}: correct the spec")
+        else:
             raise error
-        self.stalled("Forbidden", f"the API server refuses the operator: {error}: give it the roles of its chart")
         return Outcome(LATER)
+
+    async def failed(self, error: Exception) -> None:
+        """Tell of a failure that nobody has foreseen; the log has its traceback, which may quote what is secret."""
+        name = type(error).__name__
+        self.waiting("OperatorFailed", f"the operator failed ({name}) and tries again; its log says where")
+        with contextlib.suppress(KubeError):
+            await self.send()
 
     def figures(self, figures: Mapping[str, Any]) -> None:
         """Figures that move by themselves: taken over at most once a minute, and only where one has changed."""
