@@ -16,7 +16,8 @@ from typing import Any
 import h11
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import OrisunError
@@ -27,6 +28,8 @@ _log = structlog.get_logger(__name__)
 #: Seconds that a client gets to send a request, and that an idle connection is kept.
 _REQUEST_TIME, _KEEP_ALIVE = 10.0, 30
 _MOST_CONNECTIONS = 500
+#: What is answered however many connections others hold open: else they could have Kubernetes restart the server.
+_PROBES = frozenset({"/healthz", "/readyz"})
 _MOST_HEAD_BYTES = 32 * 1024
 #: Seconds between two looks at whether the TLS files have changed.
 _TLS_LOOK = 5.0
@@ -57,8 +60,10 @@ class HttpServer:
         is taken where the port is not free."""
         self._host, self._wanted, self._variable, self._any_port = host, port, variable, any_port
         self._tls = tls
+        self._app = app
         self._config = uvicorn.Config(
-            app,
+            self._bounded,
+            interface="asgi3",
             http=_Protocol,
             ws="none",
             lifespan="off",
@@ -70,7 +75,6 @@ class HttpServer:
             server_header=False,
             date_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            limit_concurrency=_MOST_CONNECTIONS,
             h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
         )
         self._server = uvicorn.Server(self._config)
@@ -110,6 +114,13 @@ class HttpServer:
             transport = getattr(connection, "transport", None)
             if transport is not None:
                 transport.close()
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self._server.server_state.connections) <= _MOST_CONNECTIONS or scope.get("path") in _PROBES:
+            await self._app(scope, receive, send)
+            return
+        refusal = Response("too many connections are open; try again\n", 503, {"connection": "close"}, "text/plain")
+        await refusal(scope, receive, send)
 
     def _bind(self) -> socket.socket:
         try:
