@@ -79,3 +79,9 @@ async def test_an_enforced_password_rules_at_each_start(
     fourth = await make_server(other)
     users = await fourth.admin.ListUsers(pb.ListUsersRequest(), metadata=basic("boss", "second-one"))
     assert sorted(user.username for user in users.users) == ["boss", "root"]
+    # whoever the variables name is ADMIN, also after somebody took the role away
+    (root,) = [user for user in users.users if user.username == "root"]
+    less = pb.SetUserRolesRequest(user_id=root.user_id, roles=["READER"])
+    await fourth.admin.SetUserRoles(less, metadata=basic("boss", "second-one"))
+    fifth = await make_server(changed)
+    await fifth.admin.ListUsers(pb.ListUsersRequest(), metadata=basic("root", "second-one"))

@@ -165,9 +165,12 @@ class Accounts:
             except AlreadyExists:
                 return await self.enforce(username, password)
             return True
-        if await self._users.verify(username, password) is not None:
-            return False
         user_id = user.user_id
+        raised = Role.ADMIN not in user.roles
+        if raised:
+            await self.set_roles(user_id, [*user.roles, Role.ADMIN], by=audit.SERVER)
+        if await self._users.verify(username, password) is not None:
+            return raised
 
         def decide() -> tuple[str, Mapping[str, Any]]:
             version = self._existing(user_id).auth_version + 1
