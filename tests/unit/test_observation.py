@@ -47,6 +47,8 @@ def test_queries_are_remembered_by_their_keys_in_bounded_number() -> None:
         "fields": [{"json_key": "key9", "value_type": "TEXT"}],
     }
     assert log.unindexed == {"orders": 11}
+    log.note("orders", "page", [(criterion([("k" * 1_000_000, "x")]), False)], 0.1)
+    assert max(len(key) for entry in log.entries() for key in entry.shape.keys) == 255
 
 
 def test_an_indexed_query_counts_only_when_it_is_slow() -> None:

@@ -16,7 +16,7 @@ from ..core.criteria import Criterion
 
 _log = structlog.get_logger(__name__)
 
-_MOST = 200
+_MOST, _LONGEST_KEY = 200, 255
 #: Seconds between two lines of the log about one shape of criteria.
 _TOLD_AGAIN = 600.0
 
@@ -133,4 +133,5 @@ class QueryLog:
 
 
 def _keys(criterion: Criterion) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(tag.key for tag in criterion))
+    # what is kept has a bound in bytes, too
+    return tuple(dict.fromkeys(tag.key[:_LONGEST_KEY] for tag in criterion))

@@ -141,7 +141,15 @@ class Otlp:
         if exporter is None or resource is None:
             return
         await self._refresh()
-        data = metrics_data(self._collect(), resource, self._started_at, time.time_ns())
+        # in the loop that changes the numbers, family by family: hundreds of boundaries take a while
+        families = []
+        for family in self._collect():
+            families.append(family)
+            await asyncio.sleep(0)
+
+        def work() -> None:
+            exporter.export(metrics_data(families, resource, self._started_at, time.time_ns()))
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(6):
-                await asyncio.to_thread(exporter.export, data)
+                await asyncio.to_thread(work)
