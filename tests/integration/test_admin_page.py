@@ -174,7 +174,11 @@ async def test_pages_obey_the_policy(browser: Browser, app: App) -> None:
 async def test_a_reader_sees_events_and_nothing_else(app: App, browser: Browser) -> None:
     fields = {"name": "Rita", "username": "rita", "password": "secret99", "roles": f"reader:{orders(app)}"}
     assert (await browser.submit("/users/new", fields)).headers["location"] == "/users"
+    async with browsing(app, "") as stranger:
+        answer = await stranger.client.post("/sign-in", data={"username": "rita", "password": "secret99"})
+        assert answer.headers["location"] == "/account"
     async with browsing(app, "rita", "secret99") as reader:
+        assert re.findall(r'href="/b/([^"]+)/events"', await reader.text("/account")) == [orders(app)]
         assert (await reader.get(f"/b/{orders(app)}/events")).status_code == 200
         for path in ("/", "/users", "/audit", "/configuration", f"/b/{orders(app)}/indexes", "/subscriptions"):
             assert (await reader.get(path)).status_code == 403, path
@@ -351,6 +355,23 @@ async def test_queries_without_an_index_and_what_would_help(app: App, connection
     assert "by" not in (await browser.text(f"/b/{boundary}/indexes/new?key=colour")).partition('value="colour"')[0][-5:]
 
 
+async def test_sums_are_of_what_the_caller_may_see(app: App, connection: Connection, browser: Browser) -> None:
+    about = pb.Query(criteria=[pb.Criterion(tags=[pb.Tag(key="shape", value="x")])])
+    await connection.events.GetEvents(pb.GetEventsRequest(boundary=orders(app), query=about, count=1), metadata=ADMIN)
+    unindexed = re.compile(r"Unindexed queries</h2><p>(?:<span[^>]*></span>)?(\d+)")
+    found = unindexed.search(await browser.text("/"))
+    assert found is not None
+    assert int(found[1]) > 0
+    fields = {"name": "Otto", "username": "otto", "password": "secret99", "roles": "operations:elsewhere"}
+    await browser.submit("/users/new", fields)
+    async with browsing(app, "otto", "secret99") as limited:
+        text = await limited.text("/")
+        assert orders(app) not in text
+        found = unindexed.search(text)
+        assert found is not None
+        assert found[1] == "0"
+
+
 async def test_boundaries_are_made_here(app: App, browser: Browser) -> None:
     name = f"made_{orders(app)}"
     answer = await browser.submit("/boundaries/new", {"name": name, "description": "for a test", "schema": ""})
@@ -453,6 +474,25 @@ async def test_metrics_may_be_kept_to_operators(make_settings: Callable[..., Set
         assert (await stranger.get("/metrics")).status_code == 401
         answer = await stranger.get("/metrics", auth=httpx.BasicAuth("admin", "changeit"))
         assert "orisun_serving" in answer.text
+        async with browsing(app) as admin:
+            await admin.submit(
+                "/users/new", {"name": "Rita", "username": "rita", "password": "secret99", "roles": "reader"}
+            )
+            assert (await stranger.get("/metrics", auth=httpx.BasicAuth("rita", "secret99"))).status_code == 403
+
+            async def told() -> bool:
+                return "page metrics" in await admin.text("/audit?type=orisun.CallDenied")
+
+            await eventually(told)
+
+
+async def test_probes_are_answered_however_many_connections_are_open(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orisun_server.admin.web.http._MOST_CONNECTIONS", 0)
+    refused = await browser.get("/")
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert [(await browser.get(path)).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 async def test_a_taken_port_is_named(make_settings: Callable[..., Settings]) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -75,12 +75,12 @@ class Sampler:
                 _log.debug("progress cannot be read", reason=type(problem).__name__)
             self.jetstream = await self._jetstream()
 
-    def rates(self, boundary: str | None = None) -> list[float]:
-        """Events a second between the looks, the newest last; of all boundaries for None."""
+    def rates(self, boundaries: str | Collection[str]) -> list[float]:
+        """Events a second between the looks, the newest last, of a boundary or of several together."""
+        names = {boundaries} if isinstance(boundaries, str) else boundaries
         found = []
         samples = list(self.samples)
         for before, after in itertools.pairwise(samples):
-            names = after.ends.keys() & before.ends.keys() if boundary is None else {boundary}
             grown = sum(
                 max(0, after.ends.get(name, 0) - before.ends.get(name, after.ends.get(name, 0))) for name in names
             )

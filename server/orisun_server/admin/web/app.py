@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ...core.access import PAGES, check
+from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from .context import STATIC, Context, Handler, Site
 from .pages import boundary, events, indexes, operations, overview, people
@@ -153,7 +154,11 @@ class _Endpoints:
             return self._sign_in(request, form, problem=str(error), status=403)
         except OrisunError:
             return self._sign_in(request, form, problem="The server cannot check passwords now. Try again.", status=503)
-        response = RedirectResponse(local_path(form.get("next", "/")), 303)
+        target = local_path(form.get("next", "/"))
+        session = parts.sessions.page_session(cookie)
+        if target == "/" and session is not None and not _sees_overview(session.caller):
+            target = "/account"
+        response = RedirectResponse(target, 303)
         self._site.sign_ins.set(response, cookie)
         return response
 
@@ -200,14 +205,24 @@ class _Endpoints:
             session = await parts.sessions.authenticate(
                 request.headers.get("authorization"), request.headers.get("x-auth-token"), lambda: peer_of(request)
             )
-            check("metrics", PAGES, session.caller)
         except Unauthenticated as error:
             return Response(f"{error}\n", 401, {"www-authenticate": 'Basic realm="orisun"'}, "text/plain")
-        except PermissionDenied as error:
-            return Response(f"{error}\n", 403, media_type="text/plain")
         except ResourceExhausted as error:
             return Response(f"{error}\n", 429, media_type="text/plain")
+        try:
+            check("metrics", PAGES, session.caller)
+        except PermissionDenied as error:
+            parts.audit.denied(session.caller._replace(peer=peer_of(request)), "page metrics")
+            return Response(f"{error}\n", 403, media_type="text/plain")
         return None
+
+
+def _sees_overview(caller: Caller) -> bool:
+    try:
+        check("overview", PAGES, caller)
+    except PermissionDenied:
+        return False
+    return True
 
 
 async def _small_form(request: Request) -> dict[str, str]:

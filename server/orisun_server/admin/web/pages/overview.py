@@ -23,15 +23,18 @@ async def overview(context: Context) -> Response:
     pages = max(1, -(-len(found) // _PER_PAGE))
     page = context.number("page", 1, 1, pages)
     holders = {lease.boundary: lease.node_id for lease in await parts.insight.held("publisher")}
+    seen = {record.name for record in records}
     values: dict[str, Any] = {
         "records": found[(page - 1) * _PER_PAGE : page * _PER_PAGE],
         "boundaries": len(records),
         "find": context.query.get("find", ""),
         "page": page,
         "pages": pages,
-        "holders": holders,
+        # sums, too, are of the boundaries that the caller may see
+        "holders": {name: node_id for name, node_id in holders.items() if name in seen},
         "progress": parts.sampler.progress,
         "rates": parts.sampler.rates,
+        "total": parts.sampler.rates(seen),
         "nodes": await parts.insight.nodes(),
         "node_id": parts.node_id,
         "health": context.site.state.health,
@@ -40,8 +43,8 @@ async def overview(context: Context) -> Response:
         ],
         "jetstream": parts.sampler.jetstream,
         "waiting": parts.appender.waiting,
-        "subscriptions": len(parts.subscriptions.connected()),
-        "unindexed": len(parts.watch.queries.entries(unindexed=True)),
+        "subscriptions": sum(one.boundary in seen for one in parts.subscriptions.connected()),
+        "unindexed": sum(entry.shape.boundary in seen for entry in parts.watch.queries.entries(unindexed=True)),
     }
     return context.render("_overview.html" if context.is_fragment else "overview.html", **values)
 
@@ -59,5 +62,5 @@ async def create_boundary(context: Context) -> Response:
     name, description, schema = (form.get(field, "").strip() for field in ("name", "description", "schema"))
     check_text("description", description)
     record = await context.parts.catalog.create(name, description, BACKEND, schema or name, False)
-    await context.parts.audit.acted(audit.BOUNDARY_CREATED, context.caller, name=name, namespace=schema or name)
+    await context.parts.audit.acted(audit.BOUNDARY_CREATED, context.caller, boundary=name, namespace=schema or name)
     return context.go(f"/b/{name}", f"Boundary {name} is {record.status.name.lower()}.")

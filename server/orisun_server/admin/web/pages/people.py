@@ -12,6 +12,8 @@ from ..context import Context
 
 _PER_PAGE = 25
 _MOST_DAYS = 3650
+#: Boundaries that the account page has links to.
+_MOST_LINKS = 200
 
 
 async def users(context: Context) -> Response:
@@ -125,7 +127,7 @@ async def revoke(context: Context) -> Response:
 
 
 async def account(context: Context) -> Response:
-    return context.render("account.html", problem="")
+    return _account(context)
 
 
 async def change_password(context: Context) -> Response:
@@ -138,10 +140,17 @@ async def change_password(context: Context) -> Response:
             context.caller.user_id, form.get("current", ""), new, by=context.caller
         )
     except (InvalidArgument, Unauthenticated, ResourceExhausted) as error:
-        return context.render("account.html", 400, problem=_plain(error))
+        return _account(context, 400, problem=_plain(error))
     response = context.go("/sign-in?changed=1")
     await context.sign_out(response)
     return response
+
+
+def _account(context: Context, status: int = 200, *, problem: str = "") -> Response:
+    """Besides, where a caller who has no overview finds events."""
+    names = [one.name for one in context.parts.catalog.active() if context.may("events", one.name)]
+    readable = [] if context.may("overview") else names[:_MOST_LINKS]
+    return context.render("account.html", status, problem=problem, readable=readable, more=len(names) - _MOST_LINKS)
 
 
 def _user(context: Context) -> User:
