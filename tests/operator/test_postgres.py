@@ -65,6 +65,10 @@ async def test_embedded(kube: Kube, namespace: str) -> None:
     await secret(kube, namespace, "store-postgres", {**CREDENTIALS, "host": b"store-postgres", "database": b"orisun"})
     found = await find_target(kube, spec)
     assert found[:5] == (f"store-postgres.{namespace}.svc", 5432, "orisun", "events", "a secret")
+    spec["spec"]["hibernate"] = True
+    with pytest.raises(Blocked, match=r"set spec\.hibernate to false") as caught:
+        await find_target(kube, spec)
+    assert (caught.value.reason, caught.value.stalled) == ("ClusterHibernates", False)
 
 
 @pytest.mark.parametrize(

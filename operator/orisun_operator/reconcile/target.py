@@ -16,6 +16,8 @@ from ..api.cluster import ClusterSpec, read_spec
 from ..kube import Kube, Ref
 from . import Blocked
 
+#: Seconds between looks at whether a cluster still hibernates.
+_ASLEEP = 15.0
 _POOLS: Mapping[str, int] = {
     f"pg_{pool}_{limit}": number
     for pool, most in (("write", 1), ("read", 2), ("admin", 4))
@@ -60,10 +62,11 @@ async def find_target(kube: Kube, cluster: Mapping[str, Any]) -> Target:
     cloudNativePG: the Secret NAME-app and the Service NAME-rw, as CloudNativePG makes them.
     embedded: the Secret CLUSTER-postgres, which the operator makes.
 
-    Raises Blocked (SecretNotFound, UnknownSecretKey, InvalidSecret, InvalidSpec).
+    Raises Blocked (SecretNotFound, UnknownSecretKey, InvalidSecret, InvalidSpec, ClusterHibernates).
     """
     namespace, name = cluster["metadata"]["namespace"], cluster["metadata"]["name"]
-    postgres = spec_of(cluster).postgres
+    spec = spec_of(cluster)
+    postgres = spec.postgres
     secrets = _Secrets(kube, namespace)
     if (external := postgres.external) is not None:
         reference, ca = external.credentials_secret_ref, ""
@@ -92,6 +95,14 @@ async def find_target(kube: Kube, cluster: Mapping[str, Any]) -> Target:
             "require",
         )
     if postgres.embedded is not None:
+        if spec.hibernate:
+            raise Blocked(
+                "ClusterHibernates",
+                f"OrisunCluster {namespace}/{name} hibernates, and its embedded PostgreSQL with it: set spec.hibernate"
+                " to false",
+                stalled=False,
+                retry=_ASLEEP,
+            )
         secret = await secrets.get(f"{name}-postgres", "spec.postgres.embedded", passing=True)
         return Target(
             _reachable(secret.optional("host") or f"{name}-postgres", namespace),
