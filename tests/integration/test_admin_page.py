@@ -145,6 +145,19 @@ async def test_sign_out_ends_the_session_on_every_server_also_for_a_thief(
             await thief.aclose()
 
 
+async def test_ended_sign_ins_are_bounded_in_number(app: App, pg_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orisun_server.admin.users._MOST_SIGN_OUTS", 2)
+    database = await asyncpg.connect(pg_dsn)
+    try:
+        for _ in range(5):
+            async with browsing(app) as browser:
+                await browser.submit("/account", {}, to="/sign-out")
+        kept = await database.fetchval(f'SELECT count(*) FROM "{app.settings.admin_schema}".orisun_sign_out')
+    finally:
+        await database.close()
+    assert kept == 3
+
+
 async def test_forms_of_elsewhere_are_refused(browser: Browser) -> None:
     fields = {"name": "Eve", "username": "evelyn", "password": "secret99", "roles": "ADMIN"}
     without = await browser.client.post("/users/new", data=fields)

@@ -25,6 +25,8 @@ from .passwords import Passwords
 _POLL_INTERVAL = 0.5
 #: Seconds for which an ended sign-in is remembered: longer than any session lives (sessions.py).
 _REMEMBERED = 24 * 3600
+#: Ended sign-ins that are remembered, the newest: whoever signs in and out all day fills no memory.
+_MOST_SIGN_OUTS = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -107,7 +109,9 @@ class Users:
         table = f"{self._schema}.orisun_sign_out"
         with self._database.guard():
             await self._database.admin.execute(
-                f"DELETE FROM {table} WHERE ended_at < clock_timestamp() - make_interval(secs => $1)", _REMEMBERED
+                f"DELETE FROM {table} WHERE ended_at < clock_timestamp() - make_interval(secs => $1)"
+                f" OR sign_in IN (SELECT sign_in FROM {table} ORDER BY ended_at DESC OFFSET $2)",
+                *(_REMEMBERED, _MOST_SIGN_OUTS),
             )
             await self._database.admin.execute(
                 f"INSERT INTO {table} (sign_in) VALUES ($1) ON CONFLICT (sign_in) DO NOTHING", sign_in
