@@ -164,19 +164,20 @@ async def tell(request: pytest.FixtureRequest, namespace: Namespace, release: Re
     """After a failure, what is in the namespace and what the operator says; after each test, no network is cut."""
     if namespace.kubernetes.scripts is not None:
         await namespace.kubernetes.heal()
-    if request.node.stash.get(_FAILED, False):
+    if failure := request.node.stash.get(_FAILED, ""):
+        print(failure)
         print(await namespace.describe())
         print(await release.logs())
 
 
-_FAILED = pytest.StashKey[bool]()
+_FAILED = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     report: pytest.TestReport = yield
     if report.failed:
-        item.stash[_FAILED] = True
+        item.stash[_FAILED] = report.longreprtext
     return report
 
 
