@@ -1,0 +1,110 @@
+"""The chart's ClusterRole, rendered in examples/, is enough for what the operator does: its code runs under it here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orisun_operator.kube import Kube, KubeError, Object, Ref
+from orisun_operator.leader import Leader
+from orisun_operator.reconcile import Context
+from orisun_operator.reconcile.postgres import Postgres
+from orisun_server.settings import Settings
+from tests.operator.clusters import NAME, Stage
+from tests.operator.kubernetes import ApiServer
+from tests.operator.stores import Store
+from tests.operator.test_removal import deleting
+
+_INSTALL = Path(__file__).parents[2] / "examples" / "kubernetes" / "kustomize" / "base" / "install.yaml"
+_ROLE = "orisun-system-orisun-operator"
+_RBAC = "rbac.authorization.k8s.io/v1"
+
+
+def _role() -> Object:
+    # SafeLoader stumbles over a bare = of the CRDs
+    (text,) = (
+        one
+        for one in _INSTALL.read_text().split("\n---\n")
+        if f"kind: ClusterRole\nmetadata:\n  name: {_ROLE}\n" in one
+    )
+    role: Object = yaml.safe_load(text)
+    return role
+
+
+@pytest.fixture
+async def limited(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIterator[Kube]:
+    """A connection with the rights of the role and no others."""
+    role, user = _role(), f"operator-of-{namespace}"
+    role["metadata"] = {"name": user}
+    binding = {
+        "apiVersion": _RBAC,
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": user},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }
+    await kube.create(role)
+    await kube.create(binding)
+    limited = await Kube.connect(api_server.kubeconfig)
+    limited._server._client.default_headers["Impersonate-User"] = user
+    yield limited
+    await limited.close()
+    await kube.delete(Ref.of(binding))
+    await kube.delete(Ref.of(role))
+
+
+def _with(context: Context, kube: Kube) -> Context:
+    return replace(context, kube=kube, postgres=Postgres(kube))
+
+
+async def test_a_cluster_lives_its_life(kube: Kube, limited: Kube, namespace: str, settings: Settings) -> None:
+    stage = Stage(kube, namespace, settings)
+    stage.context = _with(stage.context, limited)
+    try:
+        await stage.create(tls={"mode": "operator"})
+        await stage.settle()
+        for kind, name in (("Service", NAME), ("ConfigMap", f"{NAME}-nats"), ("Secret", f"{NAME}-admin")):
+            await kube.delete(Ref("v1", kind, namespace, name))
+        await stage.settle()
+        assert len(await stage.events("DriftRepaired")) == 3
+        for ordinal in range(3):
+            await stage.claim(ordinal)
+        await stage.patch(nats={"storage": {"size": "3Gi"}}, networkPolicy={"enabled": False})
+        await stage.settle()
+        assert await stage.events("StatefulSetRecreated") != []
+        assert await stage.get("networking.k8s.io/v1", "NetworkPolicy", NAME) is None
+        await stage.patch(image="orisun:2", replicas=1)
+        await stage.settle()
+        assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is None
+        assert await stage.claims() == [f"jetstream-{NAME}-0"]
+        assert (await stage.condition("Ready"))[0] == "True"
+    finally:
+        await stage.close()
+
+
+async def test_boundaries_and_indexes_come_and_go(store: Store, limited: Kube) -> None:
+    store.context = _with(store.context, limited)
+    await deleting(store, "Archive")
+    await store.settled("orders", "Archiving")
+    assert await store.kube.list("batch/v1", "Job", store.namespace) != []
+    await store.patch("Boundary", "orders", {"deletionPolicy": "Delete"})
+    await store.gone("orders")
+    assert await store.events("EventsDeleted") != []
+
+
+async def test_it_goes_no_further(limited: Kube, namespace: str) -> None:
+    for ref in (
+        Ref("v1", "Node", "", "x"),
+        Ref("rbac.authorization.k8s.io/v1", "ClusterRole", "", "x"),
+        Ref("apps/v1", "Deployment", namespace, "x"),
+    ):
+        with pytest.raises(KubeError, match="forbidden"):
+            await limited.get(ref)
+    with pytest.raises(KubeError, match="forbidden"):
+        await limited.delete(Ref("orisun.io/v1alpha1", "Boundary", namespace, "x"))
+    with pytest.raises(KubeError, match="forbidden"):
+        await Leader(limited, namespace, "orisun-operator", 15.0)._try()
