@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
 from tests.operator.kubernetes import ApiServer
 from tests.operator.stores import Store
-from tests.operator.test_removal import deleting
+from tests.operator.test_removal import deleting, has_tables
 
 _INSTALL = Path(__file__).parents[2] / "examples" / "kubernetes" / "kustomize" / "base" / "install.yaml"
 _ROLE = "orisun-system-orisun-operator"
@@ -38,8 +39,13 @@ def _role() -> Object:
 @pytest.fixture
 async def limited(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIterator[Kube]:
     """A connection with the rights of the role and no others."""
-    role, user = _role(), f"operator-of-{namespace}"
-    role["metadata"] = {"name": user}
+    async with _limited(api_server, kube, f"operator-of-{namespace}", _role()["rules"]) as connection:
+        yield connection
+
+
+@contextlib.asynccontextmanager
+async def _limited(api_server: ApiServer, kube: Kube, user: str, rules: list[Object]) -> AsyncIterator[Kube]:
+    role: Object = {"apiVersion": _RBAC, "kind": "ClusterRole", "metadata": {"name": user}, "rules": rules}
     binding = {
         "apiVersion": _RBAC,
         "kind": "ClusterRoleBinding",
@@ -51,10 +57,12 @@ async def limited(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIte
     await kube.create(binding)
     limited = await Kube.connect(api_server.kubeconfig)
     limited._server._client.default_headers["Impersonate-User"] = user
-    yield limited
-    await limited.close()
-    await kube.delete(Ref.of(binding))
-    await kube.delete(Ref.of(role))
+    try:
+        yield limited
+    finally:
+        await limited.close()
+        await kube.delete(Ref.of(binding))
+        await kube.delete(Ref.of(role))
 
 
 def _with(context: Context, kube: Kube) -> Context:
@@ -94,6 +102,20 @@ async def test_boundaries_and_indexes_come_and_go(store: Store, limited: Kube) -
     await store.patch("Boundary", "orders", {"deletionPolicy": "Delete"})
     await store.gone("orders")
     assert await store.events("EventsDeleted") != []
+
+
+async def test_a_namespace_that_has_lost_its_role_ends(store: Store, api_server: ApiServer) -> None:
+    """What the chart leaves an operator of single namespaces: the resources alone, and no Secret of the cluster."""
+    await deleting(store, "Delete")
+    await store.kube.delete(Ref("v1", "Namespace", "", store.namespace))
+    rules = [
+        {"apiGroups": ["orisun.io"], "resources": ["*"], "verbs": ["get", "list", "watch", "patch"]},
+        {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
+    ]
+    async with _limited(api_server, store.kube, f"left-of-{store.namespace}", rules) as kube:
+        await store.reconcile("orders", context=_with(store.context, kube))
+    assert await store.kube.get(store.ref("Boundary", "orders")) is None
+    assert await has_tables(store)
 
 
 async def test_it_goes_no_further(limited: Kube, namespace: str) -> None:

@@ -12,7 +12,7 @@ from orisun_server.storage.boundaries import Boundary, BoundaryStatus
 from ..api import API_VERSION
 from ..api.boundary import FINALIZER, BoundarySpec, manager
 from ..api.cluster import KIND as CLUSTER
-from ..kube import Object, Ref
+from ..kube import KubeError, Object, Ref
 from . import Blocked, Context, Outcome
 from .archiving import Archived, archive
 from .managers import ending
@@ -48,6 +48,10 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
         except Blocked:
             # it is released, a moment later, by the cluster's reconcile
             pass
+        except KubeError as error:
+            # the namespace's Role may go before its Boundaries: no Secret can be read any more
+            if error.status != 403:
+                raise
         return await _let_go(obj, report)
     try:
         async with context.postgres.session(cluster) as session:
