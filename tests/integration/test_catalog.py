@@ -82,6 +82,7 @@ async def test_seeds_become_active_with_the_tables_of_the_seeds(
     )
     assert [boundary.name for boundary in catalog.active()] == sorted([orders.name, admin.name])
     assert await relations(database, orders.schema) == {
+        f"{orders.name}_orisun_command",
         f"{orders.name}_orisun_es_event",
         f"{orders.name}_orisun_es_event_global_id_seq",
         f"{orders.name}_orisun_last_published_event_position",
@@ -114,7 +115,8 @@ async def test_servers_that_start_together_make_each_boundary_once(
         assert len(catalog.active()) == 13
         await catalog.stop()
     rows = await databases[0].admin.fetch(f"SELECT scope FROM {settings.admin_schema}.orisun_migration")
-    assert len(rows) == 14
+    sources = Sources.packaged()
+    assert len(rows) == len(sources.admin) + 13 * len(sources.boundary)
     for database in databases[1:]:
         await database.close()
 
@@ -273,7 +275,7 @@ async def test_long_names_that_differ_in_the_last_letter_have_tables_of_their_ow
     schema = settings.boundaries[0].schema + "_long"
     for name in ("n" * 62 + "a", "n" * 62 + "b"):
         assert (await catalog.create(name, "", "postgres", schema, False)).status is BoundaryStatus.ACTIVE
-    assert len(await relations(database, schema)) == 8
+    assert len(await relations(database, schema)) == 10
     for name in ("a", "a_b"):
         assert (await catalog.create(name, "", "postgres", schema, False)).status is BoundaryStatus.ACTIVE
     assert len(await relations(database, schema)) == 16
