@@ -187,6 +187,13 @@ async def _rolls_an_image(
 
 async def _stays_in_sync(argo: Argo, name: str) -> None:
     """No fight over fields: for half a minute of timers and refreshes it is Synced, and syncs nothing."""
+
+    async def written_down() -> bool:
+        """The last sync is over, and in the history."""
+        status = (await argo.application(name))["status"]
+        return bool(status["history"][-1]["revision"] == status["sync"]["revision"])
+
+    await until(written_down, 60, "the last sync's history")
     before = len((await argo.application(name))["status"].get("history") or ())
     for _ in range(6):
         await asyncio.sleep(5)
