@@ -278,7 +278,7 @@ async def test_long_names_that_differ_in_the_last_letter_have_tables_of_their_ow
     assert len(await relations(database, schema)) == 10
     for name in ("a", "a_b"):
         assert (await catalog.create(name, "", "postgres", schema, False)).status is BoundaryStatus.ACTIVE
-    assert len(await relations(database, schema)) == 16
+    assert len(await relations(database, schema)) == 20
 
 
 async def test_200_boundaries_start_in_seconds(
