@@ -52,6 +52,7 @@ async def test_a_cluster_gets_all_its_children_and_is_ready_when_its_pods_are(st
     assert status["observedGeneration"] == 1
     assert (status["replicas"], status["readyReplicas"], status["updatedReplicas"]) == (3, 3, 3)
     assert status["phase"] == "Ready"
+    assert status["postgres"] == {"mode": "external", "secret": "credentials"}
     admin = await stage.get("v1", "Secret", f"{NAME}-admin")
     assert admin is not None
     assert len(_value(admin, "password")) > 20

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from orisun_operator.api.boundary import BoundarySpec
 from orisun_operator.api.cluster import ClusterSpec, read_spec
-from orisun_operator.resources import nats, pods, postgres, services
+from orisun_operator.resources import archive, nats, pods, postgres, services
 from orisun_operator.resources.cluster import Cluster, Object
 from orisun_server import environment
 
@@ -236,6 +237,17 @@ def test_a_variable_of_the_spec_stands_in_place_of_ours() -> None:
     variables = pods.environment(_cluster(env=[{"name": "ORISUN_LOGGING_FORMAT", "value": "console"}]))
     assert [v["value"] for v in variables if v["name"] == "ORISUN_LOGGING_FORMAT"] == ["console"]
     assert len({v["name"] for v in variables}) == len(variables)
+
+
+def test_an_archive_reads_the_authority_alone_of_its_secret() -> None:
+    external = {**_EXTERNAL["external"], "sslMode": "verify-full", "caSecretRef": {"name": "db-ca", "key": "root.pem"}}
+    spec = BoundarySpec.model_validate({"clusterRef": {"name": "store"}, "name": "orders", "schema": "orders"})
+    obj = {"metadata": {"name": "orders", "namespace": "shop", "uid": "0" * 36}}
+    pod = archive.job(obj, spec, _cluster(postgres={"external": external}))["spec"]["template"]["spec"]
+    (volume,) = (one["secret"] for one in pod["volumes"] if one["name"] == "postgres-ca")
+    assert volume["items"] == [{"key": "root.pem", "path": "ca.crt"}]
+    variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert variables["ORISUN_PG_SSLROOTCERT"] == "/etc/orisun/postgres/ca.crt"
 
 
 def test_everything_belongs_to_the_resource() -> None:

@@ -9,6 +9,7 @@ from ..drift import contains
 from ..kube import Applied, KindMissing, Kube, KubeError, Object, Ref
 from ..resources import nats, postgres, services
 from ..resources.cluster import TEMPLATE_ANNOTATION, Cluster
+from ..resources.connection import connection
 from . import Blocked
 from .cluster_pods import claims_of
 from .cluster_secrets import Secrets
@@ -168,14 +169,11 @@ class Children:
         for count in ("replicas", "readyReplicas", "updatedReplicas"):
             status.setdefault(count, 0)
         mode = cluster.spec.postgres.mode
-        status["postgres"] = {"mode": mode}
+        status["postgres"] = {"mode": mode, "secret": connection(cluster).secret}
         if (embedded := cluster.spec.postgres.embedded) is not None:
             claim = f"claim {postgres.claim_name(cluster)}"
             lives = f"pod {cluster.postgres}-0, whenever that ends" if embedded.storage.ephemeral else claim
-            status["postgres"] |= {
-                "secret": cluster.postgres,
-                "note": f"for trying things out: the data goes with the {lives}",
-            }
+            status["postgres"]["note"] = f"for trying things out: the data goes with the {lives}"
 
     async def _tell_tls(self, cluster: Cluster, ends: str) -> None:
         status: dict[str, Any] = self._report.status

@@ -72,8 +72,11 @@ def job(obj: Mapping[str, Any], spec: BoundarySpec, cluster: Cluster) -> Object:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of its own
     ]
     if postgres.ca is not None:
-        values["ORISUN_PG_SSLROOTCERT"] = f"{_POSTGRES_CA}/{postgres.ca.key}"
-        volumes.append({"name": "postgres-ca", "secret": {"secretName": postgres.ca.name, "defaultMode": 0o444}})
+        values["ORISUN_PG_SSLROOTCERT"] = f"{_POSTGRES_CA}/ca.crt"
+        # of that Secret the authority alone: there may be a key in it
+        items = [{"key": postgres.ca.key, "path": "ca.crt"}]
+        secret = {"secretName": postgres.ca.name, "defaultMode": 0o444, "items": items}
+        volumes.append({"name": "postgres-ca", "secret": secret})
         mounts.append({"name": "postgres-ca", "mountPath": _POSTGRES_CA, "readOnly": True})
     container: Object = {
         "name": CONTAINER,
