@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from e2e.access import Access
-from e2e.kubernetes import Kubernetes
+from e2e.kubernetes import Kubernetes, until
 from e2e.release import Release
-from e2e.stores import Database, Namespace, Servers, boundary, cluster
+from e2e.stores import Database, Namespace, boundary, cluster
 
 
 async def test_cloud_native_pg(
-    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database, access: Access
+    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database
 ) -> None:
     await namespace.apply(cluster({"cloudNativePG": {"clusterName": "events"}}, replicas=1), boundary("orders"))
     # it may come later than the store
@@ -31,6 +30,12 @@ async def test_cloud_native_pg(
             "stringData": {**login, "port": "5432", "user": "postgres"},
         },
     )
-    await kubernetes.ready(namespace.name, "orisun/store", "bnd/orders", timeout=240)
-    async with Servers(namespace, access, "store").client("orders") as client:
-        await client.save({"a": "b"})
+
+    async def asks_for_tls() -> bool:
+        """CloudNativePG always has TLS, this PostgreSQL has none: it was found by Service and Secret, and is refused."""
+        condition = await kubernetes.condition("orisun", "store", namespace.name)
+        assert "events-rw" in condition["message"], condition
+        assert "rejected SSL" in condition["message"], condition
+        return True
+
+    await until(asks_for_tls, 90, "TLS is asked for")
