@@ -32,7 +32,7 @@ async def test_cloud_native_pg(
     )
 
     async def asks_for_tls() -> bool:
-        """CloudNativePG always has TLS, this PostgreSQL has none: it was found by Service and Secret, and is refused."""
+        """CloudNativePG always has TLS, this PostgreSQL has none: it was found by Service and Secret."""
         condition = await kubernetes.condition("orisun", "store", namespace.name)
         assert "events-rw" in condition["message"], condition
         assert "rejected SSL" in condition["message"], condition
