@@ -131,6 +131,12 @@ class Node:
         return (await self.checkpoint(boundary))[0] == await self.reader.head(boundary or self.boundary)
 
 
+async def _each(lots: AsyncIterator[list[bytes]]) -> AsyncIterator[eventstore_pb2.Event]:
+    async for few in lots:
+        for raw in few:
+            yield eventstore_pb2.Event.FromString(raw)
+
+
 class Subscriber:
     """Takes everything from a subscription and keeps positions and ids; ``async with Subscriber(node)``."""
 
@@ -157,8 +163,7 @@ class Subscriber:
         stream = self._node.subscriptions.subscribe(self._boundary, self._query, self._after, self._name)
         try:
             async with contextlib.aclosing(stream) as events:
-                async for raw in events:
-                    event = eventstore_pb2.Event.FromString(raw)
+                async for event in _each(events):
                     position = Position(event.position.commit_position, event.position.prepare_position)
                     self.events.append((position, event.event_id))
                     if self._on_event is not None:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 #: A page of events, and the bytes that it may hold; one is sent while the next is read.
 PAGE_EVENTS = 1_000
 PAGE_BYTES = 4 * 1024 * 1024
+#: Events that are handed on at once; between two such lots it is seen whether the subscription may go on.
+_FEW = 50
 
 _FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
 _LONGEST_NAME = 255
@@ -67,8 +69,9 @@ class Subscriptions:
 
     async def subscribe(
         self, boundary: Boundary, query: Query, after: Position | None, name: str
-    ) -> AsyncGenerator[bytes]:
-        """Serialized ``orisun.Event`` messages after a position (exclusive; None is the beginning), without end.
+    ) -> AsyncGenerator[list[bytes]]:
+        """Serialized ``orisun.Event`` messages after a position (exclusive; None is the beginning), a few at a time,
+        without end.
 
         Close the generator (``contextlib.aclosing``) to free the name at once. Raises InvalidArgument (the name),
         AlreadyExists (the name is in use), OutOfRange (the position lies beyond the head) and, as the end of a stream
@@ -91,9 +94,9 @@ class Subscriptions:
             async with contextlib.aclosing(subscription.pages()) as pages:
                 async for page in pages:
                     counts.delivered += len(page)
-                    for event in page:
+                    for first in range(0, len(page), _FEW):
                         inbox.check()
-                        yield event
+                        yield page[first : first + _FEW]
         finally:
             self._inboxes.pop(inbox, None)
             del self._open[subscription]

@@ -1,8 +1,9 @@
 """The one wrapper around every rpc: authentication, roles, errors as statuses, the end of calls.
 
 Servicers are plain functions that know nothing of gRPC: ``async def get_events(request, caller)`` returns the response,
-an async generator yields the responses of a stream. A response is a message, or bytes that are its serialized form
-already. Here they become handlers for ``add_registered_method_handlers``, the same for grpc.aio and pygrpc_native.aio.
+an async generator yields the responses of a stream, one or a list at a time. A response is a message, or bytes that are
+its serialized form already (in a list always). Here they become handlers for ``add_registered_method_handlers``, the
+same for grpc.aio and pygrpc_native.aio.
 """
 
 from __future__ import annotations
@@ -174,7 +175,11 @@ class Calls:
                 request = parse(rpc, message, raw, caller)
                 async with aclosing(function(request, caller)) as responses:
                     async for response in responses:
-                        await context.write(_bytes(response))
+                        if isinstance(response, list):
+                            for one in response:
+                                await context.write(one)
+                        else:
+                            await context.write(_bytes(response))
                 return
             except asyncio.CancelledError:
                 if stream.ended_with is None:

@@ -123,7 +123,7 @@ class EventStore(IndexRpcs):
 
     async def catch_up_subscribe_to_events(
         self, request: pb.CatchUpSubscribeToEventStoreRequest, _: Caller
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[list[bytes]]:
         boundary = self._boundary(request.boundary)
         subscription = self._subscriptions.subscribe(
             boundary,
@@ -132,8 +132,8 @@ class EventStore(IndexRpcs):
             convert.subscriber_name(request.subscriber_name),
         )
         async with aclosing(subscription) as events:
-            async for event in events:
-                yield event
+            async for few in events:
+                yield few
 
     async def ping(self, _request: pb.PingRequest, _: Caller) -> pb.PingResponse:
         return pb.PingResponse()

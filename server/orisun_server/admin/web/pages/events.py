@@ -159,11 +159,11 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
         after = None if head == NOTHING else head
         try:
             async with aclosing(parts.subscriptions.subscribe(one, asked, after, name)) as stream:
-                async for body in stream:
-                    pending.append(_event(body))
-                    if len(pending) > _SHOWN:
-                        del pending[0]
-                        missed += 1
+                async for few in stream:
+                    pending += map(_event, few)
+                    if (excess := len(pending) - _SHOWN) > 0:
+                        del pending[:excess]
+                        missed += excess
                     changed.set()
         except OrisunError as error:
             failure.append(str(error))
