@@ -160,7 +160,7 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
         try:
             async with aclosing(parts.subscriptions.subscribe(one, asked, after, name)) as stream:
                 async for few in stream:
-                    pending += map(_event, few)
+                    pending.extend(map(_event, few))
                     if (excess := len(pending) - _SHOWN) > 0:
                         del pending[:excess]
                         missed += excess
