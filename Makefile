@@ -9,7 +9,7 @@ EXAMPLES := transfer enrollment concurrency streaming decision-model batch order
 .PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md docs/command-line.md
 
 help: ## Show what one can type
-	@grep -hE '^[a-z/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
