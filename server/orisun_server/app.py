@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import platform
 import secrets
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from typing import Protocol
-
-import structlog
 
 from .admin.administration import Administration
 from .admin.web.host import WebHost
@@ -24,17 +20,14 @@ from .delivery.pubsub import PubSub
 from .delivery.roll_call import RollCall
 from .delivery.signals import Signals
 from .delivery.subscription import Subscriptions
-from .drained import tell_drained, told
 from .embedded import Embedded
-from .errors import SchemaMismatch, Unavailable
+from .readiness import reach_storage, watch_storage
 from .settings import Settings
 from .storage.catalog import Catalog
-from .storage.database import Database
 from .storage.group_commit import Appender
 from .storage.identity import store_id
 from .storage.indexes import Indexes
 from .storage.leases import Leases
-from .storage.migrate import Migrator
 from .storage.reads import Reader
 from .tasks import end
 from .telemetry.telemetry import Telemetry, new_watch
@@ -42,16 +35,9 @@ from .transport import admin, eventstore
 from .transport.calls import Service
 from .transport.health import HealthState
 from .transport.server import GrpcServer
-from .transport.waiting import waiting_server
 
-log = structlog.get_logger(__name__)
-
-#: Seconds between two attempts to reach PostgreSQL, or to find the schema that another process migrates.
-_RETRY = 1.0
 #: Part of ORISUN_SHUTDOWN_GRACE that calls get to finish; the rest is for what stops after them.
 _CALLS_SHARE = 0.75
-#: Seconds between two looks at PostgreSQL's health, and how long an answer may take.
-_HEALTH_INTERVAL, _HEALTH_PATIENCE = 1.0, 3.0
 #: Connections of the read pool that are left to publishers and live tails.
 _OF_DELIVERY = 5
 
@@ -95,7 +81,7 @@ class App:
         embedded = Embedded(self.settings)
         self._parts.push_async_callback(embedded.stop)
         self.effective = settings = await embedded.start()
-        database, migrator = await self._reach_storage(settings)
+        database, migrator = await reach_storage(settings, self.health)
         self._parts.push_async_callback(database.close)
 
         leases = Leases(database, settings.admin_schema, self.node_id, settings.node_ttl)
@@ -198,7 +184,7 @@ class App:
             watch=watch,
         )
         administration.users.on_change(server.calls.end_invalid)
-        await self._parts.enter_async_context(_background(self._watch(database, catalog), "health"))
+        await self._parts.enter_async_context(_background(watch_storage(database, catalog, self.health), "health"))
         self.telemetry = telemetry = Telemetry(
             settings,
             watch,
@@ -241,55 +227,6 @@ class App:
         await part.start()
         self._parts.push_async_callback(part.stop)
 
-    async def _reach_storage(self, settings: Settings) -> tuple[Database, Migrator]:
-        """Waits for PostgreSQL and for a schema that this server can run on; meanwhile health says NOT_SERVING."""
-        async with AsyncExitStack() as meanwhile:
-            told = ""
-            while True:
-                database: Database | None = None
-                try:
-                    database = await Database.connect(settings)
-                    migrator = Migrator(database, settings.admin_schema)
-                    seeds = [(boundary.name, boundary.schema) for boundary in settings.boundaries]
-                    if settings.schema_migrations == "verify":
-                        await migrator.verify(await migrator.scopes(seeds))
-                    else:
-                        await migrator.apply([migrator.admin])
-                    return database, migrator
-                except (Unavailable, SchemaMismatch) as problem:
-                    if database is not None:
-                        await database.close()
-                    if isinstance(problem, SchemaMismatch) and settings.schema_migrations == "apply":
-                        raise
-                    if not told:
-                        await meanwhile.enter_async_context(waiting_server(settings, self.health))
-                    if told != str(problem):
-                        told = str(problem)
-                        log.warning("waiting for PostgreSQL", reason=told)
-                        self.health.set_storage(False, told)
-                    await asyncio.sleep(_RETRY)
-                except BaseException:
-                    if database is not None:
-                        await database.close()
-                    raise
-
-    async def _watch(self, database: Database, catalog: Catalog) -> None:
-        while True:
-            await asyncio.sleep(_HEALTH_INTERVAL)
-            try:
-                with database.guard():
-                    async with asyncio.timeout(_HEALTH_PATIENCE):
-                        await database.admin.fetchval("SELECT 1")
-            except Exception as problem:  # the watch goes on, whatever happens
-                if self.health.storage_ok:
-                    log.warning("PostgreSQL is not available", reason=str(problem))
-                self.health.set_storage(False, str(problem))
-                continue
-            refused = catalog.refused
-            if not self.health.storage_ok and not refused:
-                log.info("PostgreSQL is available")
-            self.health.set_storage(not refused, "; ".join(f"{name}: {why}" for name, why in refused.items()))
-
 
 class _Part(Protocol):
     """What has a life: ``start`` and ``stop``."""
@@ -297,65 +234,6 @@ class _Part(Protocol):
     async def start(self) -> object: ...
 
     async def stop(self) -> object: ...
-
-
-async def run(settings: Settings, *, on_ready: Callable[[App], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then stops within ORISUN_SHUTDOWN_GRACE; a second signal exits at once."""
-    with told(settings.drained_file):
-        await _run(settings, on_ready)
-
-
-async def _run(settings: Settings, on_ready: Callable[[App], None] | None) -> None:
-    app = App(settings)
-    loop = asyncio.get_running_loop()
-    asked_to_stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if asked_to_stop.is_set():
-            exit_now()
-        log.info("stopping; a second signal exits at once")
-        asked_to_stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    starting = asyncio.create_task(app.start())
-    stop = asyncio.create_task(asked_to_stop.wait())
-    try:
-        await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return
-        await starting
-        _calm_garbage_collection()
-        if on_ready is not None:
-            on_ready(app)
-        await stop
-        stopping = asyncio.create_task(app.stop(), name="stop")
-        await asyncio.wait([stopping], timeout=settings.shutdown_grace)
-        if not stopping.done():
-            log.error("ORISUN_SHUTDOWN_GRACE is over and not everything has ended; PostgreSQL or NATS may hang")
-            tell_drained(settings.drained_file)
-            exit_now(1)
-        await stopping
-        log.info("stopped")
-    finally:
-        stop.cancel()
-
-
-def _calm_garbage_collection() -> None:
-    """Thousands of waiting calls are not garbage: look for cycles less often, and never among what stays."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
-def exit_now(code: int = 130) -> None:
-    """Ends the process as SIGKILL would; PostgreSQL and leases are made for that."""
-    import os
-
-    os._exit(code)
 
 
 @contextlib.asynccontextmanager

@@ -71,10 +71,10 @@ def serve() -> None:
         text = banner(settings, app.effective, app.address, app.page_address, color=sys.stderr.isatty())
         click.echo(text, err=True)
 
-    from orisun_server import app
+    from orisun_server import process
 
     try:
-        _run(app.run(settings, on_ready=on_ready))
+        _run(process.run(settings, on_ready=on_ready))
     except (OrisunError, environment.SettingsError):
         raise
     except Exception:

@@ -207,7 +207,7 @@ async def test_secrets_are_in_no_log_and_no_error(target: Target) -> None:
     session = str(dict(await call.initial_metadata())["x-auth-token"])
     await connection.events.Ping(pb.PingRequest(), metadata=(("authorization", f"Bearer {token}"),))
     logs = target.process.logs + "".join(told)
-    for secret in (password, wrong, fresh, token, token.rpartition("_")[2], session):
+    for secret in (password, wrong, fresh, token, token.split("_", 2)[2], session):
         for spelling in (secret, base64.b64encode(secret.encode()).decode().rstrip("=")):
             assert spelling not in logs
     assert "argon2" not in logs

@@ -12,7 +12,15 @@ from orisun_server.core.append import Context, checked_events
 from orisun_server.core.criteria import WHOLE_BOUNDARY, Criterion, Query, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
-from orisun_server.errors import ContextChanged, DuplicateEventId, InvalidArgument, ResourceExhausted, Unavailable
+from orisun_server.errors import (
+    ContextChanged,
+    DuplicateEventId,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from orisun_server.storage import survey as survey_module
 from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Plans
 from orisun_server.storage.database import Database
@@ -230,6 +238,7 @@ async def test_an_open_transaction_elsewhere_stalls_nothing(
 
 async def _fill(appender: Appender, boundary: Boundary, count: int) -> None:
     await appender.append(boundary, [event(f"old-{number}", account="other") for number in range(count)], None)
+    await appender.append(boundary, [event("newest", account="other")], None)  # shows that the log is long now
 
 
 async def test_without_an_index_a_context_is_exact_although_it_is_looked_up_before_the_lock(
@@ -276,10 +285,11 @@ async def test_a_long_look_holds_up_nobody(appender: Appender, boundary: Boundar
     """The events are locked against the look, not the boundary: others append meanwhile."""
     await _fill(appender, boundary, SHORT_LOG)
     survey = appender._survey
-    going_on = asyncio.Event()
+    looking, going_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Survey):
         async def __call__(self, *arguments: object) -> Mapping[Criterion, Seen]:
+            looking.set()
             await going_on.wait()
             return await survey(*arguments)  # type: ignore[arg-type]
 
@@ -287,7 +297,21 @@ async def test_a_long_look_holds_up_nobody(appender: Appender, boundary: Boundar
     slow = asyncio.create_task(
         appender.append(boundary, [event("slow", account="y")], Context(NOTHING, about(account="y")))
     )
+    await asyncio.wait_for(looking.wait(), 10)
     await appender.append(boundary, [event("quick")], None)
     assert not slow.done()
     going_on.set()
     assert await slow > NOTHING
+
+
+async def test_a_look_that_takes_too_long_says_what_is_missing(
+    appender: Appender, boundary: Boundary, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(appender, boundary, SHORT_LOG)
+    monkeypatch.setattr(survey_module, "PATIENCE", 0.2)
+    context = Context(NOTHING, about(account="y"))
+    async with database.write.acquire() as connection, connection.transaction():
+        await connection.execute(f"LOCK TABLE {boundary.names.q_events} IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(FailedPrecondition, match=f'no index of boundary "{boundary.name}".*CreateIndex'):
+            await appender.append(boundary, [event("late", account="y")], context)
+    assert await appender.append(boundary, [event("late", account="y")], context) > NOTHING

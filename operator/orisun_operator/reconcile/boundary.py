@@ -10,8 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from orisun_server.errors import FailedPrecondition, InvalidArgument
 from orisun_server.storage.boundaries import Boundary, BoundaryRecord, BoundaryStatus, check_name, check_placement
 from orisun_server.storage.managed import Figures
@@ -21,12 +19,12 @@ from orisun_server.storage.names import quote
 from ..api import API_VERSION
 from ..api.boundary import DRIFTED, FINALIZER, KIND, SCHEMA_READY, BoundarySpec, manager, parse
 from ..api.conditions import READY, is_true, set_condition
-from ..kube import KubeError, Object, Ref
+from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
 from .managers import cluster_of, exists, release_of_gone
 from .postgres import Session
 from .removal import remove
-from .report import Report, position
+from .report import Report, concluded, position, read_spec
 
 #: Seconds until a boundary that somebody else is making is looked at again.
 _MAKING = 1.0
@@ -38,28 +36,19 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     if obj is None:
         return await release_of_gone(context, manager(namespace, name), namespace)
     report = Report(context, obj)
-    try:
-        try:
-            spec = parse(obj)
-        except ValidationError as error:
-            problems = "; ".join(f"spec.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise Blocked("InvalidSpec", problems) from None
-        if obj["metadata"].get("deletionTimestamp"):
-            outcome = await remove(context, obj, spec, report)
-        else:
-            outcome = await _converge(context, obj, spec, report)
-    except Blocked as problem:
-        report.blocked(problem)
+
+    def on_blocked(problem: Blocked) -> None:
         if not is_true(report.status, SCHEMA_READY):
             _schema(report, False, problem.reason, str(problem))
-        outcome = Outcome(problem.retry)
-    except KubeError as error:
-        outcome = report.refused(error)
-    except Exception as error:
-        await report.failed(error)
-        raise
-    await report.send()
-    return outcome
+
+    return await concluded(report, _look(context, obj, report), on_blocked)
+
+
+async def _look(context: Context, obj: Object, report: Report) -> Outcome:
+    spec = read_spec(parse, obj)
+    if obj["metadata"].get("deletionTimestamp"):
+        return await remove(context, obj, spec, report)
+    return await _converge(context, obj, spec, report)
 
 
 async def _converge(context: Context, obj: Object, spec: BoundarySpec, report: Report) -> Outcome:

@@ -25,11 +25,11 @@ from ..api.boundary import parse as parse_boundary
 from ..api.conditions import READY as IS_READY
 from ..api.conditions import is_true, remove_condition, set_condition
 from ..api.index import BLOCKED, KIND, EventIndexSpec, manager, parse
-from ..kube import KubeError, Object, Ref
+from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
 from .managers import cluster_of, exists, release_of_gone
 from .postgres import Session
-from .report import Report
+from .report import Report, concluded, read_spec
 
 #: Seconds until a build is looked at again.
 _BUILDING = 3.0
@@ -45,23 +45,11 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     if obj["metadata"].get("deletionTimestamp"):
         return Outcome()
     report = Report(context, obj)
-    try:
-        try:
-            spec = parse(obj)
-        except ValidationError as error:
-            problems = "; ".join(f"spec.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise Blocked("InvalidSpec", problems) from None
-        outcome = await _converge(context, obj, spec, report)
-    except Blocked as problem:
-        report.blocked(problem)
-        outcome = Outcome(problem.retry)
-    except KubeError as error:
-        outcome = report.refused(error)
-    except Exception as error:
-        await report.failed(error)
-        raise
-    await report.send()
-    return outcome
+    return await concluded(report, _look(context, obj, report))
+
+
+async def _look(context: Context, obj: Object, report: Report) -> Outcome:
+    return await _converge(context, obj, read_spec(parse, obj), report)
 
 
 async def _converge(context: Context, obj: Object, spec: EventIndexSpec, report: Report) -> Outcome:

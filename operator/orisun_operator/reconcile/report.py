@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from orisun_server.core.position import Position
 
 from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
 from ..kube import KubeError, Object
 from . import LATER, Blocked, Context, Outcome
+
+T = TypeVar("T")
 
 #: Seconds between two writes of figures that move all the time.
 FIGURES_EVERY = 60.0
@@ -123,6 +127,38 @@ class Report:
             now=self.context.clock(),
         )
         self.status["phase"] = "Stalled" if stalled else reason
+
+
+async def concluded(
+    report: Report, work: Awaitable[Outcome], on_blocked: Callable[[Blocked], None] | None = None
+) -> Outcome:
+    """The outcome of a look at a Boundary or an EventIndex, its status sent, whatever went wrong in it.
+
+    Raises KubeError for what passes by itself, and what nobody has foreseen.
+    """
+    try:
+        outcome = await work
+    except Blocked as problem:
+        report.blocked(problem)
+        if on_blocked is not None:
+            on_blocked(problem)
+        outcome = Outcome(problem.retry)
+    except KubeError as error:
+        outcome = report.refused(error)
+    except Exception as error:
+        await report.failed(error)
+        raise
+    await report.send()
+    return outcome
+
+
+def read_spec(parse: Callable[[Object], T], obj: Object) -> T:
+    """The spec of an object. Raises Blocked that names each field that is wrong."""
+    try:
+        return parse(obj)
+    except ValidationError as error:
+        problems = "; ".join(f"spec.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise Blocked("InvalidSpec", problems) from None
 
 
 def position(of: Position) -> dict[str, int]:

@@ -156,16 +156,13 @@ class Publisher:
 
     async def _follow(self, stream: EventStream) -> None:
         ahead: asyncio.Task[Scan] | None = None
-        began = time.monotonic()
         try:
             while self._may_go_on():
                 if ahead is None:
                     await self._rest()
                     self._wake.clear()
-                    began = time.monotonic()
-                    found = await self._scan(self._at.position)
-                else:
-                    found = await ahead
+                began = time.monotonic()
+                found = await (ahead or self._scan(self._at.position))
                 # the next batch is read while this one is published
                 ahead = None if found.at_head else asyncio.create_task(self._scan(found.covered))
                 if found.events:

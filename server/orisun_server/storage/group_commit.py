@@ -77,12 +77,11 @@ class Appender:
         self._calls += 1
         self._bytes += call.size
         try:
-            lane = self._lane(boundary)
-            if context is not None and context.query and (plans := lane.long_lookups(context.query)):
+            if context is not None and (plans := self._lane(boundary).long_lookups(context.query)):
                 call.seen = await self._survey(boundary, plans)
                 if self._stopping:
                     raise Unavailable("the server is shutting down; try another one")
-            lane.add(call)
+            self._lane(boundary).add(call)
             return await call.answer
         finally:
             self._calls -= 1
