@@ -24,6 +24,7 @@ from orisun_server.errors import (
 from orisun_server.settings import Settings
 from orisun_server.storage import in_process
 from orisun_server.storage.in_process import NOTHING, Command, Context, InProcessStore, NewEvent, Position, query
+from orisun_server.storage.lane import SHORT_LOG
 from tests.harness import eventually
 from tests.integration.stores import Store
 
@@ -258,6 +259,54 @@ async def test_concurrent_transactions_lose_and_repeat_nothing(
     await asyncio.gather(*(count_up(connection) for connection in connections))
     values = [json.loads(event.data)["value"] for event in await store.read(connections[0], orders)]
     assert values == list(range(1, 33))
+
+
+async def _long(store: InProcessStore, connection: asyncpg.Connection, boundary: str) -> None:
+    """Makes the boundary's log one that is not to be read under its lock."""
+    for _ in range(2):
+        await store.append(connection, boundary, [placed(n=n) for n in range(SHORT_LOG)])
+
+
+async def test_without_an_index_the_log_is_read_before_the_lock_and_the_context_is_exact(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    """What came between the look and the lock is a conflict; under the lock no more than that is read."""
+    holder, other = await connect(), await connect()
+    await _long(store, holder, names[0])
+    of_o1 = query([[("order", "o1")]])
+    _, seen = await store.latest(other, names[0], list(of_o1))
+    probes: list[str] = []
+    other.add_query_logger(lambda query: probes.extend(query.args[10] if "append" in query.query else ()))
+    async with holder.transaction():
+        await store.lock(holder, names[0])
+        late = asyncio.create_task(store.append(other, names[0], [placed(order="o1")], Context(seen, of_o1)))
+        pid = other.get_server_pid()
+        waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = $1"
+        await eventually(lambda: holder.fetchval(waits, pid))
+        between = await store.append(holder, names[0], [placed(order="o1")])
+    with pytest.raises(ContextChanged) as caught:
+        await late
+    assert caught.value.actual == between
+    assert probes, "the append was seen"
+    assert all("global_id > " in probe for probe in probes), "only what is behind the head is looked at"
+    async with other.transaction():
+        own = await store.append(other, names[0], [placed(order="o1")], Context(between, of_o1))
+        # its own events are part of what a transaction's next append rests on
+        with pytest.raises(ContextChanged):
+            await store.append(other, names[0], [placed(order="o1")], Context(between, of_o1))
+        await store.append(other, names[0], [placed(order="o1")], Context(own, of_o1))
+
+
+async def test_a_look_that_takes_too_long_says_which_index_is_missing(
+    store: InProcessStore, names: tuple[str, str], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await connect()
+    await _long(store, connection, names[0])
+    monkeypatch.setattr(in_process, "PATIENCE", 0.00001)
+    async with connection.transaction():
+        with pytest.raises(FailedPrecondition, match="CreateIndex"):
+            await store.append(connection, names[0], [placed(n=1)], Context(NOTHING, query([[("order", "o1")]])))
+        await store.append(connection, names[0], [placed(n=1)])
 
 
 async def test_a_server_delivers_what_the_application_stored(

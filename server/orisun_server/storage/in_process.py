@@ -10,7 +10,6 @@ holds up every other append to its boundary; transactions that append to several
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -23,21 +22,19 @@ from ..core.position import NOTHING, Position
 from ..errors import (
     BoundaryNotActive,
     ContextChanged,
-    Deadlock,
     DuplicateEventId,
     FailedPrecondition,
-    InvalidArgument,
-    OrisunError,
-    Unavailable,
 )
+from .borrowed import Borrowed, explained, savepoint
 from .boundaries import Boundary
 from .criteria_sql import Plans
-from .database import Database
 from .flush import Flush
 from .index_catalog import READY, IndexCatalog
 from .index_sql import IndexDefinition
+from .lane import SHORT_LOG
 from .names import quote
 from .reads import Reader
+from .survey import PATIENCE, UNSERVED, Seen, lookup_sql
 
 __all__ = [
     "NOTHING",
@@ -94,17 +91,20 @@ class InProcessStore:
             InvalidArgument: An event breaks a rule (docs/guarantees.md).
             ContextChanged: Events of the context came in between, with both positions.
             DuplicateEventId: An event id is stored with other content. (Repeating a whole append is no error.)
-            FailedPrecondition: The boundary is not there or not migrated, or the transaction is not read committed.
+            FailedPrecondition: The boundary is not there or not migrated, the transaction is not read committed, or
+                the context was not found in time, because no index serves it.
             Deadlock: PostgreSQL ended a circle of transactions that wait for each other.
             Unavailable: The connection broke, or ``lock_timeout`` passed while another transaction held the boundary.
         """
         checked = checked_events(events, self._max_events)
         known = await self._boundary(connection, boundary)
         flush = Flush(known.boundary, known.plans)
-        flush.add(checked, context, checked_command(command) if command is not None else None)
-        async with _explained(boundary), _savepoint(connection):
+        seen = await self._looked_up(connection, known, context) if context is not None else {}
+        flush.add(checked, context, checked_command(command) if command is not None else None, seen)
+        async with explained(boundary), savepoint(connection):
             row = await connection.fetchrow(flush.statement, *flush.arguments())
         base, status, commits, prepares = tuple(row)[:4]
+        known.head = base
         if status is None:
             return Position(base + len(checked), base + len(checked) - 1)
         code, found = status[0], (commits[0], prepares[0])
@@ -124,7 +124,7 @@ class InProcessStore:
             raise FailedPrecondition("lock needs an open transaction: the locks would be gone at once")
         keys = sorted({(await self._boundary(connection, name)).boundary.names.lock_key: name for name in boundaries})
         for key in keys:
-            async with _explained(", ".join(boundaries)), _savepoint(connection):
+            async with explained(", ".join(boundaries)), savepoint(connection):
                 await connection.execute("SELECT pg_catalog.pg_advisory_xact_lock($1)", key)
 
     async def read(
@@ -142,7 +142,7 @@ class InProcessStore:
         Raises FailedPrecondition (no such boundary), ResourceExhausted (more than 64 MiB), Unavailable.
         """
         known = await self._boundary(connection, boundary)
-        reader = Reader(_Borrowed(connection), known)  # type: ignore[arg-type] # it needs no more of Indexes than ready
+        reader = Reader(Borrowed(connection), known)  # type: ignore[arg-type] # it needs no more of Indexes than ready
         return await reader.page(known.boundary, query, count, after=after, descending=descending)
 
     async def latest(
@@ -150,7 +150,7 @@ class InProcessStore:
     ) -> tuple[list[Event | None], Position]:
         """The latest event of each criterion, in their order, and the greatest position: a context's expected one."""
         known = await self._boundary(connection, boundary)
-        reader = Reader(_Borrowed(connection), known)  # type: ignore[arg-type]
+        reader = Reader(Borrowed(connection), known)  # type: ignore[arg-type]
         return await reader.latest(known.boundary, criteria)
 
     async def events(
@@ -182,14 +182,33 @@ class InProcessStore:
             [f"{self._schema}:{boundary}" for boundary in boundaries],
         )
 
+    async def _looked_up(
+        self, connection: asyncpg.Connection, known: _Known, context: Context
+    ) -> dict[Criterion, Seen]:
+        """What there is of criteria that no index serves, read before the boundary's lock is taken: under it is left
+        what came since. (Read committed: the append's own statement sees that.)"""
+        seen: dict[Criterion, Seen] = {}
+        for wanted in context.query if known.head >= SHORT_LOG else ():
+            if not wanted or (plan := known.plans.access(wanted)).indexed:
+                continue
+            try:
+                async with savepoint(connection):
+                    row = await connection.fetchrow(lookup_sql(known.boundary, plan), *plan.values, timeout=PATIENCE)
+            except (TimeoutError, asyncpg.QueryCanceledError):
+                raise FailedPrecondition(
+                    f"looking for the context took too long, because {UNSERVED.format(known.boundary.name)}"
+                ) from None
+            seen[wanted] = Seen.of(row)
+        return seen
+
     async def _boundary(self, connection: asyncpg.Connection, name: str) -> _Known:
         known = self._known.get(name)
         now = time.monotonic()
         if known is not None and now < known.until:
             return known
-        async with _explained(name), _savepoint(connection):
+        async with explained(name), savepoint(connection):
             schema = await self._schema_of(connection, name)
-            records = await IndexCatalog(_Borrowed(connection), self._schema).of(name)
+            records = await IndexCatalog(Borrowed(connection), self._schema).of(name)
         ready = tuple(record.definition for record in records if record.state == READY)
         if known is None or known.boundary.schema != schema or known.plans.indexes != ready:
             known = _Known(Boundary.at(name, schema), Plans(ready))
@@ -218,81 +237,7 @@ class _Known:
 
     def __init__(self, boundary: Boundary, plans: Plans) -> None:
         self.boundary, self.plans, self.until = boundary, plans, 0.0
+        self.head = SHORT_LOG  # at least; how long the log is shows at the first append
 
     def ready(self, _boundary: str) -> tuple[IndexDefinition, ...]:
         return tuple(self.plans.indexes)
-
-
-class _Borrowed(Database):
-    """The caller's connection in the place of the pools."""
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        super().__init__({}, "the application's connection", pooled=False, cached=False)
-        self.write = self.read = self.admin = connection
-
-
-@contextlib.asynccontextmanager
-async def _savepoint(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Inside a transaction a savepoint, so that what fails here does not take the caller's work with it."""
-    if connection.is_closed():
-        raise Unavailable("the connection to PostgreSQL is closed")
-    if not connection.is_in_transaction():
-        yield
-        return
-    # as SQL, because the caller may have begun the transaction by SQL
-    try:
-        await connection.execute("SAVEPOINT orisun_in_process")
-    except asyncpg.InFailedSQLTransactionError:
-        raise FailedPrecondition("the transaction has failed already: roll it back, then begin another") from None
-    try:
-        yield
-    except BaseException:
-        # a lost connection has nothing to roll back, and its own error says more
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            await connection.execute("ROLLBACK TO SAVEPOINT orisun_in_process")
-        raise
-    await connection.execute("RELEASE SAVEPOINT orisun_in_process")
-
-
-@contextlib.asynccontextmanager
-async def _explained(boundary: str) -> AsyncIterator[None]:
-    """PostgreSQL's refusals as this package's errors; neither statement nor data is quoted."""
-    try:
-        yield
-    except asyncpg.InvalidTransactionStateError as error:
-        raise FailedPrecondition(
-            f"{error}: begin the transaction with isolation='read_committed'; under another level its snapshot may be"
-            " older than the lock, and the check of the context would miss events"
-        ) from None
-    except asyncpg.DeadlockDetectedError:
-        raise Deadlock(
-            f'boundary "{boundary}": another transaction holds it and waits for what this one holds: roll back and run'
-            " the transaction again; to avoid it, take the boundaries first, by lock(connection, ...)"
-        ) from None
-    except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError):
-        raise Unavailable(
-            f'boundary "{boundary}" is held by another open transaction for longer than lock_timeout or'
-            " statement_timeout allows; roll back and try again"
-        ) from None
-    except asyncpg.ObjectNotInPrerequisiteStateError:
-        # it is being removed (managed.CLOSED)
-        raise BoundaryNotActive(boundary) from None
-    except asyncpg.UndefinedFunctionError:
-        raise FailedPrecondition(
-            f'boundary "{boundary}" is not migrated: run `orisun migrate apply`, or the files of'
-            " `orisun migrations generate`"
-        ) from None
-    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
-        raise InvalidArgument(
-            f"invalid event JSON: PostgreSQL cannot store an event of this append (SQLSTATE {error.sqlstate})"
-        ) from None
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise FailedPrecondition(f'boundary "{boundary}": PostgreSQL\'s user lacks a privilege ({error})') from None
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
-        raise Unavailable(f"the connection to PostgreSQL broke: {type(error).__name__}") from error
-    except asyncpg.InterfaceError as error:
-        if "clos" not in str(error):
-            raise
-        raise Unavailable("the connection to PostgreSQL is closed") from error
-    except asyncpg.PostgresError as error:
-        raise OrisunError(f'boundary "{boundary}": PostgreSQL refused the append (SQLSTATE {error.sqlstate})') from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..core.criteria import Criterion
@@ -26,12 +26,31 @@ _AT_ONCE = 4
 #: Seconds after which a lookup is given up.
 PATIENCE = 60.0
 
+#: Why a lookup takes long, and what helps; of a boundary's name.
+UNSERVED = 'no index of boundary "{}" serves one of its criteria; create one with CreateIndex for its keys'
+
 
 class Seen(NamedTuple):
     """The latest position that matches among the events up to ``head``, a global_id (-1 in an empty boundary)."""
 
     latest: Position
     head: int
+
+    @classmethod
+    def of(cls, row: Sequence[int]) -> Seen:
+        """What the row of ``lookup_sql`` says."""
+        commit, prepare, head = row
+        return cls(Position(commit, prepare) if prepare >= 0 else NOTHING, head)
+
+
+def lookup_sql(boundary: Boundary, plan: Access) -> str:
+    """SQL that gives what is seen of a criterion, whose values are its parameters, as one row."""
+    table = boundary.names.q_events
+    latest = latest_sql(table, plan, [f"${number}::text" for number in range(1, len(plan.values) + 1)])
+    return (
+        "SELECT coalesce(m.transaction_id, -1), coalesce(m.global_id, -1), coalesce(h.global_id, -1) "
+        f"FROM (SELECT max(global_id) AS global_id FROM {table}) AS h LEFT JOIN ({latest}) AS m ON true"
+    )
 
 
 class Survey:
@@ -50,19 +69,13 @@ class Survey:
         }
 
     async def _look(self, boundary: Boundary, plan: Access) -> Seen:
-        table = boundary.names.q_events
-        latest = latest_sql(table, plan, [f"${number}::text" for number in range(1, len(plan.values) + 1)])
-        sql = (
-            "SELECT coalesce(m.transaction_id, -1), coalesce(m.global_id, -1), coalesce(h.global_id, -1) "
-            f"FROM (SELECT max(global_id) AS global_id FROM {table}) AS h LEFT JOIN ({latest}) AS m ON true"
-        )
+        sql = lookup_sql(boundary, plan)
         async with self._room:
             with self._database.guard():
                 try:
-                    commit, prepare, head = await self._database.read.fetchrow(sql, *plan.values, timeout=PATIENCE)
+                    return Seen.of(await self._database.read.fetchrow(sql, *plan.values, timeout=PATIENCE))
                 except TimeoutError:
                     raise FailedPrecondition(
-                        f"looking for the context took more than {PATIENCE:.0f} s, because no index of boundary "
-                        f'"{boundary.name}" serves one of its criteria; create one with CreateIndex for its keys'
+                        f"looking for the context took more than {PATIENCE:.0f} s, because "
+                        f"{UNSERVED.format(boundary.name)}"
                     ) from None
-        return Seen(Position(commit, prepare) if prepare >= 0 else NOTHING, head)
