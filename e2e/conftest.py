@@ -12,16 +12,17 @@ import os
 import secrets
 import shutil
 import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from e2e.access import Access
+from e2e.chaos import heal
 from e2e.kubernetes import Kubernetes, load, run
 from e2e.release import ROOT, Release
-from e2e.stores import Database, Namespace, Servers
+from e2e.stores import Database, Namespace
 
 #: Namespaces that are made beforehand where the operator is told which ones to look after.
 _POOL = 16
@@ -163,7 +164,7 @@ async def shared_namespace(
 async def tell(request: pytest.FixtureRequest, namespace: Namespace, release: Release) -> None:
     """After a failure, what is in the namespace and what the operator says; after each test, no network is cut."""
     if namespace.kubernetes.scripts is not None:
-        await namespace.kubernetes.heal()
+        await heal(namespace.kubernetes)
     if failure := request.node.stash.get(_FAILED, ""):
         print(failure)
         print(await namespace.describe())
@@ -194,7 +195,9 @@ async def database(namespace: Namespace, images: tuple[str, str]) -> Database:
     return database
 
 
-@pytest.fixture
-def servers(kubernetes: Kubernetes, namespace: Namespace, access: Access) -> Callable[..., Servers]:
-    """A handle to an OrisunCluster of the namespace, by its name."""
-    return lambda name="store": Servers(namespace, access, name)
+@pytest.fixture(scope="module")
+async def shared_database(shared_namespace: Namespace, images: tuple[str, str]) -> Database:
+    """The same, for all tests of a module."""
+    database = Database(shared_namespace, images[0])
+    await database.start()
+    return database

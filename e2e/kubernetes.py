@@ -36,6 +36,8 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "sts": ("apps/v1", "StatefulSet"),
     "deploy": ("apps/v1", "Deployment"),
     "rs": ("apps/v1", "ReplicaSet"),
+    "hpa": ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    "job": ("batch/v1", "Job"),
     "pdb": ("policy/v1", "PodDisruptionBudget"),
     "lease": ("coordination.k8s.io/v1", "Lease"),
     "crd": ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
@@ -213,40 +215,6 @@ class Kubernetes:
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
         return await self.post(f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", body)
 
-    # -- chaos -----------------------------------------------------------------------------------------------------
-
-    async def kill(self, namespace: str, *pods: str) -> None:
-        """End pods without a grace period: SIGTERM, SIGKILL a moment later, and nothing waits for either."""
-        arguments = ("delete", "pod", "-n", namespace, "--grace-period=0", "--force", "--wait=false", *pods)
-        await self.kubectl(*arguments)
-
-    async def crash(self, namespace: str, pod: str, container: str) -> None:
-        """End a container's first process by SIGQUIT, and wait until Kubernetes started it again.
-
-        The kernel keeps SIGKILL from a namespace's first process; nats-server dies of SIGQUIT with a stack dump,
-        PostgreSQL without a checkpoint.
-        """
-        before = restarts(await self.must("pod", pod, namespace), container)
-        script = "kill -QUIT 1"
-        try:
-            await self.kubectl("exec", "-n", namespace, pod, "-c", container, "--", "sh", "-c", script)
-        except CommandError:
-            pass  # the shell dies with the rest
-
-        async def restarted() -> bool:
-            return restarts(await self.must("pod", pod, namespace), container) > before
-
-        await until(restarted, 60, f"{pod}: {container} restarted")
-
-    async def cut(self, one: Object, other: Object) -> None:
-        """No packet between two pods any more; needs ``scripts``."""
-        assert self.scripts is not None
-        await run(str(self.scripts / "cluster.sh"), "cut", one["status"]["podIP"], other["status"]["podIP"])
-
-    async def heal(self) -> None:
-        assert self.scripts is not None
-        await run(str(self.scripts / "cluster.sh"), "heal")
-
 
 def _word(kind: str) -> str:
     version, word = KINDS[kind]
@@ -254,10 +222,15 @@ def _word(kind: str) -> str:
     return f"{word}.{version.rpartition('/')[2]}.{group}" if group else word
 
 
+def statuses(pod: Object) -> list[Object]:
+    """Of all containers, sidecars included."""
+    parts = ("containerStatuses", "initContainerStatuses")
+    return [status for part in parts for status in pod["status"].get(part) or ()]
+
+
 def restarts(pod: Object, container: str) -> int:
     """How often a container of the pod was started again."""
-    statuses = [s for part in ("containerStatuses", "initContainerStatuses") for s in pod["status"].get(part) or ()]
-    return sum(int(status["restartCount"]) for status in statuses if status["name"] == container)
+    return sum(int(status["restartCount"]) for status in statuses(pod) if status["name"] == container)
 
 
 def is_ready(pod: Object) -> bool:

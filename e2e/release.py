@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
+from e2e.access import Access
 from e2e.kubernetes import CommandError, Kubernetes, Object, until
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +103,58 @@ class Release:
             return next((n for n in [pod["metadata"]["name"] for pod in await self.pods()] if n in identity), "")
 
         return await until(holder, 60, "a leader")
+
+    async def holder(self) -> str:
+        """Who leads: a pod's name, and what tells its process from the pod's earlier ones."""
+        await self.leader()
+        lease = await self.kubernetes.must("lease", self.name, self.namespace)
+        return str(lease["spec"]["holderIdentity"])
+
+    async def another(self, holder: str) -> str:
+        """Waits until another process than this one leads, and tells its pod's name."""
+
+        async def succeeded() -> bool:
+            return await self.holder() != holder
+
+        await until(succeeded, 90, "another leader")
+        return await self.leader()
+
+    async def figures(self, access: Access) -> dict[str, float]:
+        """The leader's metrics: ``name`` or ``name{value of its label}``, and the figure."""
+        leader = await self.leader()
+        async with access.pod(self.namespace, leader, 8080) as address:
+
+            def read() -> str:
+                with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+                    return str(answer.read().decode())
+
+            try:
+                text = await asyncio.to_thread(read)
+            except OSError as error:
+                raise AssertionError(f"{leader} tells no metrics: {error}") from None
+        return {
+            sample.name + (f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def looks(self, access: Access, times: int, timeout: float) -> None:
+        """Waits until the operator has looked so many times at each resource of ours that there is."""
+        kinds = {"orisun": "orisunclusters", "bnd": "boundaries", "evidx": "eventindexes"}
+        there = {name: len(await self.kubernetes.list(kind, None)) for kind, name in kinds.items()}
+        before = await self.figures(access)
+
+        async def looked() -> bool:
+            now = await self.figures(access)
+            done = {
+                name: now.get(key, 0) - before.get(key, 0)
+                for name in kinds.values()
+                for key in [f"orisun_operator_reconciles_total{{{name}}}"]
+            }
+            assert all(done[name] >= times * count for name, count in there.items()), f"{done} of {there}"
+            return True
+
+        await until(looked, timeout, f"{times} looks at each resource")
 
     async def logs(self, lines: int = 60) -> str:
         """What the operators said last, and what their pods suffer."""

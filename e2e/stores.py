@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import textwrap
@@ -81,16 +82,48 @@ class Database:
             )
         ).strip()
 
+    @contextlib.asynccontextmanager
+    async def held(self, sql: str) -> AsyncIterator[None]:
+        """A transaction that has executed the statement stays open, and is rolled back at the end."""
+        kubernetes = self._namespace.kubernetes
+        psql = '"$(cat /data/bin)"/psql -h 127.0.0.1 -U postgres -d orisun -qAtX -v ON_ERROR_STOP=1'
+        process = await asyncio.create_subprocess_exec(
+            "kubectl", "--kubeconfig", str(kubernetes.kubeconfig), "exec", "-i", "-n", self._namespace.name,
+            f"{self.NAME}-0", "--", "sh", "-c", psql,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(f"BEGIN;\n{sql};\nSELECT 'held';\n".encode())
+            async with asyncio.timeout(30):
+                told = (await process.stdout.readline()).decode().strip()
+            assert told == "held", told
+            yield
+            process.stdin.write(b"ROLLBACK;\n")
+            process.stdin.close()
+            async with asyncio.timeout(30):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def admin_schema(self) -> str:
+        """Where the servers keep their catalog."""
+        return await self.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'orisun_lease'")
+
     async def publisher(self, boundary: str) -> str:
         """The server that publishes a boundary at this moment (a status tells it up to a minute later): its pod's name,
         and what tells it from the pod's other servers; see ``pod_of``."""
-        schema = await self.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'orisun_lease'")
+        return await until(lambda: self.holder("publisher", boundary), 60, f"a publisher of {boundary}")
 
-        async def held() -> str:
-            sql = f"SELECT node_id FROM {schema}.orisun_lease WHERE kind = 'publisher' AND boundary = '{boundary}'"
-            return await self.execute(sql)
-
-        return await until(held, 60, f"a publisher of {boundary}")
+    async def holder(self, kind: str, boundary: str) -> str:
+        """The server or operator that holds a lease in PostgreSQL, "" when nobody does."""
+        schema = await self.admin_schema()
+        return await self.execute(
+            f"SELECT node_id FROM {schema}.orisun_lease WHERE kind = '{kind}' AND boundary = '{boundary}'"
+        )
 
     @property
     def spec(self) -> Object:
@@ -225,6 +258,14 @@ class Servers:
 
     async def cluster(self) -> Object:
         return await self.kubernetes.must("orisun", self.name, self.namespace.name)
+
+    async def none(self) -> None:
+        """Waits until no pod is left."""
+
+        async def gone() -> bool:
+            return not await self.pods()
+
+        await until(gone, 120, "no pods")
 
     async def ready(self, timeout: float = 240) -> Object:
         return await self.kubernetes.wait_for("orisun", self.name, self.namespace.name, timeout=timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import secrets
@@ -107,10 +106,11 @@ async def test_from_git(
 
         await _heals_drift(kubernetes, argo, name, space)
         await _tells_what_is_stalled(argo, name, repository)
+        await _tells_of_a_build(argo, name, repository, database)
         await _rolls_an_image(kubernetes, argo, name, repository, store, database, next_image)
-        await _stays_in_sync(argo, name)
+        await _stays_in_sync(argo, name, operator, access)
 
-        del repository.files["boundary.yaml"], repository.files["index.yaml"]
+        del repository.files["boundary.yaml"], repository.files["index.yaml"], repository.files["more.yaml"]
         await repository.push("no boundary")
         await argo.refresh(name)
         await kubernetes.gone("bnd", "orders", space)
@@ -160,6 +160,21 @@ async def _tells_what_is_stalled(argo: Argo, name: str, repository: Repository) 
     await argo.until(name, "Synced", "Healthy", timeout=120)
 
 
+async def _tells_of_a_build(argo: Argo, name: str, repository: Repository, database: Database) -> None:
+    """Progressing while an index is built, which an open transaction holds up; Healthy once it is there."""
+    async with database.held("LOCK TABLE orders.orders_orisun_es_event IN ROW EXCLUSIVE MODE"):
+        repository.files["more.yaml"] = in_wave(3, index("kind", "orders", "kind"))
+        await repository.push("another index")
+        await argo.refresh(name)
+
+        async def told() -> bool:
+            assert await argo.health_of(name, "EventIndex", "orders-kind") == "Progressing"
+            return await argo.is_so(name, "Synced", "Progressing")
+
+        await until(told, 90, "Progressing")
+    await argo.until(name, "Synced", "Healthy", timeout=120)
+
+
 async def _rolls_an_image(
     kubernetes: Kubernetes,
     argo: Argo,
@@ -185,8 +200,8 @@ async def _rolls_an_image(
     assert "Progressing" in seen, seen
 
 
-async def _stays_in_sync(argo: Argo, name: str) -> None:
-    """No fight over fields: for half a minute of timers and refreshes it is Synced, and syncs nothing."""
+async def _stays_in_sync(argo: Argo, name: str, operator: Release, access: Access) -> None:
+    """No fight over fields: over three timers of the operator and as many refreshes it is Synced, and syncs nothing."""
 
     async def written_down() -> bool:
         """The last sync is over, and in the history."""
@@ -195,8 +210,8 @@ async def _stays_in_sync(argo: Argo, name: str) -> None:
 
     await until(written_down, 60, "the last sync's history")
     before = len((await argo.application(name))["status"].get("history") or ())
-    for _ in range(6):
-        await asyncio.sleep(5)
+    for _ in range(3):
+        await operator.looks(access, 1, timeout=60)
         await argo.refresh(name)
         assert await argo.is_so(name, "Synced", "Healthy")
     history = (await argo.application(name))["status"].get("history") or ()

@@ -7,94 +7,32 @@ that repeats what got no answer (UNAVAILABLE) sees no failure: ``Client.call`` r
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 import time
-from collections import Counter
+import urllib.request
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import grpc
 import pytest
 
+from e2e import chaos
 from e2e.access import Access
 from e2e.conftest import tell
-from e2e.kubernetes import Kubernetes, is_ready, restarts, until
+from e2e.kubernetes import Kubernetes, is_ready, restarts, statuses, until
 from e2e.release import Release
 from e2e.stores import Database, Namespace, Servers, boundary, cluster, pod_of, show
-from tests.faults.checker import Stored
-from tests.faults.clients import Client, Follower, Load
-
-BOUNDARY = "orders"
-
-
-@dataclass
-class Traffic:
-    """Writers and a subscriber on one boundary; ``pause`` is the longest time without an acknowledged event."""
-
-    client: Client
-    load: Load
-    follower: Follower
-
-    async def gap(self, seconds: float) -> float:
-        """Seconds from now until events are acknowledged again and have stayed so, at most ``seconds``."""
-        began = time.monotonic()
-        await self.load.more(20, timeout=seconds)
-        return time.monotonic() - began
-
-
-class Pauses:
-    """The longest time between two events that a subscriber got."""
-
-    def __init__(self) -> None:
-        self.last, self.longest = time.monotonic(), 0.0
-
-    def __call__(self, _: Stored) -> None:
-        now = time.monotonic()
-        self.longest, self.last = max(self.longest, now - self.last), now
-
-    def begin(self) -> None:
-        self.last, self.longest = time.monotonic(), 0.0
-
-
-@contextlib.asynccontextmanager
-async def traffic(servers: Servers, pauses: Pauses | None = None) -> AsyncIterator[Traffic]:
-    """At its end everything is checked: the log against what was acknowledged, the subscriber against the log."""
-    async with servers.client(BOUNDARY) as client:
-        head = await client.page(1, desc=True)
-        follower = Follower(client, after=head[0].position if head else None, on_event=pauses)
-        async with follower:
-            async with client.load(4, pause=0.02, timeout=15) as load:
-                await load.more(50)
-                yield Traffic(client, load, follower)
-                await load.more(50)
-            log = await client.log()
-            log = [event for event in log if not head or event.position > head[0].position]
-            client.history.check(log)
-            await follower.has(len(log), timeout=60)
-            seen = Counter(event.event_id for event in follower.events)
-            assert [event.position for event in {e.event_id: e for e in follower.events}.values()] == [
-                event.position for event in log
-            ], "skipped, or out of order"
-            show(
-                "events, delivered twice, errors",
-                (len(log), seen.total() - len(seen), {code.name: count for code, count in client.errors.items()}),
-            )
+from e2e.traffic import BOUNDARY, traffic
 
 
 @pytest.fixture(scope="module")
-async def database(shared_namespace: Namespace, images: tuple[str, str]) -> Database:
-    database = Database(shared_namespace, images[0])
-    await database.start()
-    return database
-
-
-@pytest.fixture(scope="module")
-async def three(kubernetes: Kubernetes, shared_namespace: Namespace, database: Database, access: Access) -> Servers:
+async def three(
+    kubernetes: Kubernetes, shared_namespace: Namespace, shared_database: Database, access: Access
+) -> Servers:
     """Three servers with a boundary, for all tests here."""
     began = time.monotonic()
     # a bad image has less patience here than elsewhere
     strategy = {"podTimeoutSeconds": 40}
-    await shared_namespace.apply(cluster(database.spec, updateStrategy=strategy), boundary(BOUNDARY))
+    await shared_namespace.apply(cluster(shared_database.spec, updateStrategy=strategy), boundary(BOUNDARY))
     await kubernetes.ready(shared_namespace.name, "orisun/store", f"bnd/{BOUNDARY}", timeout=300)
     show("three servers, apply to Ready, seconds", round(time.monotonic() - began, 1))
     return Servers(shared_namespace, access, "store")
@@ -108,25 +46,40 @@ async def store(request: pytest.FixtureRequest, operator: Release, three: Server
     await tell(request, three.namespace, operator)
 
 
+async def test_what_a_cluster_is_made_of(kubernetes: Kubernetes, store: Servers, access: Access) -> None:
+    space = store.namespace.name
+    for pod in await store.pods():
+        assert {one["name"] for one in statuses(pod)} == {"server", "nats"}
+        volumes = [volume for volume in pod["spec"]["volumes"] if "projected" in volume]
+        assert not volumes, "a token of the ServiceAccount is mounted"
+    headless = await kubernetes.must("svc", "store-headless", space)
+    assert headless["spec"]["publishNotReadyAddresses"]
+    budget = await kubernetes.must("pdb", "store", space)
+    assert budget["status"]["disruptionsAllowed"] == 1
+    async with access.pod(space, "store-0", 8222) as address:
+        streams = f"http://{address}/jsz?accounts=true&streams=true&config=true"
+        told = json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(streams, timeout=10).read()))
+    found = [one for account in told["account_details"] for one in account.get("stream_detail", ())]
+    assert found
+    assert {one["config"]["num_replicas"] for one in found} == {3}
+
+
 @pytest.mark.smoke
-async def test_failover(kubernetes: Kubernetes, store: Servers, database: Database) -> None:
-    pauses = Pauses()
-    async with traffic(store, pauses) as running:
-        for _ in range(2):
-            publisher = await database.publisher(BOUNDARY)
-            pauses.begin()
-            await kubernetes.kill(store.namespace.name, pod_of(publisher))
-            appends = await running.gap(30)
+async def test_failover(kubernetes: Kubernetes, store: Servers, shared_database: Database) -> None:
+    """The publisher's processes are killed where they are; then the pod of the next publisher is removed."""
+    async with traffic(store) as running:
+        for end in (chaos.kill, chaos.remove):
+            publisher = await shared_database.publisher(BOUNDARY)
+            running.begin()
+            await end(kubernetes, store.namespace.name, pod_of(publisher))
 
             async def moved(old: str = publisher) -> bool:
-                return await database.publisher(BOUNDARY) != old
+                return await shared_database.publisher(BOUNDARY) != old
 
             await until(moved, 30, "another publisher")
-            count = len(running.follower.events)
-            await running.follower.has(count + 50, timeout=30)
-            seconds = (round(appends, 1), round(pauses.longest, 1))
-            show("failover: seconds without appends, without live events", seconds)
-            assert pauses.longest < 15
+            await running.goes_on(timeout=30)
+            show(f"failover ({end.__name__}): seconds without appends, without live events", running.pauses())
+            assert max(running.pauses()) < 15
             await store.ready()
 
 
@@ -161,38 +114,38 @@ async def test_bad_image_stops_and_heals(kubernetes: Kubernetes, store: Servers,
         assert all(is_ready(pod) for pod in await store.pods())
 
 
+async def test_all_pods_killed_at_once(kubernetes: Kubernetes, store: Servers) -> None:
+    names = [pod["metadata"]["name"] for pod in await store.pods()]
+    async with traffic(store) as running:
+        for end in (chaos.kill, chaos.remove):
+            running.begin()
+            await end(kubernetes, store.namespace.name, *names)
+            await running.goes_on(timeout=120)
+            show(f"all pods ({end.__name__}): seconds without appends, without live events", running.pauses())
+            await store.ready()
+
+
 @pytest.mark.smoke
 async def test_sidecars_killed(kubernetes: Kubernetes, store: Servers) -> None:
     space = store.namespace.name
     before = [restarts(pod, "server") for pod in await store.pods()]
     async with traffic(store) as running:
         first, *others = [pod["metadata"]["name"] for pod in await store.pods()]
-        await kubernetes.crash(space, first, "nats")
+        await chaos.kill(kubernetes, space, first, container="nats")
         await running.load.more(50)
-        await asyncio.gather(*(kubernetes.crash(space, name, "nats") for name in (first, *others)))
-        await running.load.more(50)
-        count = len(running.follower.events)
-        await running.follower.has(count + 50, timeout=60)
+        await chaos.kill(kubernetes, space, first, *others, container="nats")
+        await running.goes_on()
     assert not running.client.errors, "appends need no NATS"
     assert [restarts(pod, "server") for pod in await store.pods()] == before
 
 
-async def test_all_pods_killed_at_once(kubernetes: Kubernetes, store: Servers) -> None:
-    async with traffic(store) as running:
-        began = time.monotonic()
-        await kubernetes.kill(store.namespace.name, *(pod["metadata"]["name"] for pod in await store.pods()))
-        await running.load.more(50, timeout=120)
-        show("all pods killed: seconds until 50 more events", round(time.monotonic() - began, 1))
-        await store.ready()
-
-
-async def test_postgres_restarts(kubernetes: Kubernetes, store: Servers) -> None:
+async def test_postgres_killed(kubernetes: Kubernetes, store: Servers) -> None:
     before = [restarts(pod, "server") for pod in await store.pods()]
     async with traffic(store) as running:
-        began = time.monotonic()
-        await kubernetes.kill(store.namespace.name, "db-0")
-        await running.load.more(50, timeout=120)
-        show("PostgreSQL killed: seconds until 50 more events", round(time.monotonic() - began, 1))
+        running.begin()
+        await chaos.kill(kubernetes, store.namespace.name, "db-0")
+        await running.goes_on(timeout=120)
+        show("PostgreSQL killed: seconds without appends, without live events", running.pauses())
         await store.ready()
     assert [restarts(pod, "server") for pod in await store.pods()] == before
 
@@ -206,19 +159,47 @@ async def test_eviction_heeds_the_budget(kubernetes: Kubernetes, store: Servers)
         await store.ready()
 
 
-async def test_cut_between_two_pods(kubernetes: Kubernetes, store: Servers, database: Database) -> None:
+async def test_cut_off_from_the_others(kubernetes: Kubernetes, store: Servers, shared_database: Database) -> None:
+    """The publisher's pod and each other server's hear nothing of each other."""
     if kubernetes.scripts is None:
         pytest.skip("needs cluster.sh, which can cut two pods off from each other")
     async with traffic(store) as running:
-        publisher = pod_of(await database.publisher(BOUNDARY))
+        publisher = pod_of(await shared_database.publisher(BOUNDARY))
         pods = await store.pods()
         alone = next(pod for pod in pods if pod["metadata"]["name"] == publisher)
+        running.begin()
         for pod in pods:
             if pod is not alone:
-                await kubernetes.cut(alone, pod)
+                await chaos.cut(kubernetes, alone, pod)
         await running.load.more(200, timeout=60)
-        count = len(running.follower.events)
-        await running.follower.has(count + 50, timeout=60)
-        await kubernetes.heal()
-        await running.load.more(50)
+        await running.goes_on()
+        await chaos.heal(kubernetes)
+        await running.goes_on()
+        show("publisher cut off from the servers: seconds without appends, without live events", running.pauses())
         await store.ready()
+
+
+async def test_cut_off_from_postgres(kubernetes: Kubernetes, store: Servers, shared_database: Database) -> None:
+    """The publisher's pod and PostgreSQL hear nothing of each other: another publishes, and the pod serves nobody."""
+    if kubernetes.scripts is None:
+        pytest.skip("needs cluster.sh, which can cut two pods off from each other")
+    async with traffic(store) as running:
+        publisher = await shared_database.publisher(BOUNDARY)
+        alone = await kubernetes.must("pod", pod_of(publisher), store.namespace.name)
+        running.begin()
+        await chaos.cut(kubernetes, alone, await kubernetes.must("pod", "db-0", store.namespace.name))
+
+        async def moved() -> bool:
+            return await shared_database.publisher(BOUNDARY) != publisher
+
+        await until(moved, 60, "another publisher")
+
+        async def unready() -> bool:
+            return not is_ready(await kubernetes.must("pod", pod_of(publisher), store.namespace.name))
+
+        await until(unready, 60, "the pod leaves the Service")
+        await running.goes_on()
+        await chaos.heal(kubernetes)
+        await store.ready()
+        await running.goes_on()
+        show("publisher cut off from PostgreSQL: seconds without appends, without live events", running.pauses())

@@ -8,9 +8,11 @@ import pytest
 
 from e2e.access import Access
 from e2e.kubernetes import Kubernetes, until
-from e2e.release import Release
+from e2e.release import ROOT, Release
 from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, show
-from e2e.test_availability import traffic
+from e2e.traffic import traffic
+
+AUTOSCALER = ROOT / "examples" / "kubernetes" / "hpa.yaml"
 
 
 @pytest.mark.timeout(900)
@@ -34,6 +36,46 @@ async def test_three_five_three(
             await running.load.more(100)
 
 
+@pytest.mark.timeout(900)
+async def test_one_three_one(
+    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database, access: Access
+) -> None:
+    """Streams begin anew on the way up and down, nobody misses an event. The way up is the example's autoscaler's: it
+    asks for its ``minReplicas`` through the scale subresource, which needs no metrics."""
+    await namespace.apply(cluster(database.spec, replicas=1), boundary("orders"))
+    store = Servers(namespace, access, "store")
+    await kubernetes.ready(namespace.name, "orisun/store", "bnd/orders", timeout=300)
+
+    async def sized(size: int) -> None:
+        """Waits until that many servers are Ready and no other pod is there; a Warning tells of the streams."""
+
+        async def is_so() -> bool:
+            assert (await store.cluster())["spec"]["replicas"] == size
+            return len(await store.pods()) == size
+
+        await until(is_so, 180, f"{size} pods")
+        await store.ready(timeout=300)
+        warnings = [e for e in await kubernetes.events(namespace.name, "StreamsRebuilt") if e["type"] == "Warning"]
+        assert any(f"with {size} " in event["note"] for event in warnings), warnings
+
+    async with traffic(store) as running:
+        began = time.monotonic()
+        await namespace.apply(AUTOSCALER)
+        await sized(3)
+        show("1 to 3 by the autoscaler, seconds", round(time.monotonic() - began, 1))
+        await running.goes_on()
+        scaler = await kubernetes.must("hpa", "store", namespace.name)
+        able = next(one for one in scaler["status"]["conditions"] if one["type"] == "AbleToScale")
+        assert able["status"] == "True", able
+        await kubernetes.delete("hpa", "store", namespace=namespace.name)
+        began = time.monotonic()
+        await kubernetes.kubectl("scale", "orisun/store", "--replicas=1", "-n", namespace.name)
+        await sized(1)
+        show("3 to 1, seconds", round(time.monotonic() - began, 1))
+        await running.goes_on()
+    show("events, 1 to 3 to 1", "\n" + await kubernetes.kubectl("get", "events", "-n", namespace.name))
+
+
 async def test_hibernate(kubernetes: Kubernetes, operator: Release, namespace: Namespace, access: Access) -> None:
     await namespace.apply(cluster(EMBEDDED, replicas=1), boundary("orders"))
     store = Servers(namespace, access, "store")
@@ -42,11 +84,8 @@ async def test_hibernate(kubernetes: Kubernetes, operator: Release, namespace: N
         await client.save({"n": "1"})
     claims = {claim["metadata"]["uid"] for claim in await kubernetes.list("pvc", namespace.name)}
     await store.patch(hibernate=True)
-
-    async def asleep() -> bool:
-        return not await store.pods()
-
-    await until(asleep, 120, "no pods")
+    await store.none()
+    await kubernetes.wait_for("orisun", "store", namespace.name, reason="Hibernated")
     await store.patch(hibernate=False)
     await store.ready()
     async with store.client("orders") as client:
