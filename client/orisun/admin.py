@@ -69,6 +69,17 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexBuild:
+    """How far the build of an index is."""
+
+    ready: bool
+    #: Of the whole, about, from 0 to 100.
+    percent: int
+    #: What PostgreSQL does at this moment, in its words; "" while the build waits for its turn.
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
 class User:
     """A user of the store."""
 
@@ -194,6 +205,12 @@ class Admin:
         """One index. Raises NotFound."""
         request = pb.GetIndexRequest(boundary=boundary, name=name)
         return _index((await self._calls.unary("events", "GetIndex", request)).index)
+
+    async def index_build(self, boundary: str, name: str) -> IndexBuild:
+        """How far the build of an index is. Raises NotFound, and Unimplemented from older servers."""
+        request = admin_pb.GetIndexBuildRequest(boundary=boundary, name=name)
+        found = await self._admin("GetIndexBuild", request)
+        return IndexBuild(found.state == pb.INDEX_STATE_READY, found.percent, found.phase)
 
     async def create_user(self, username: str, password: str, roles: Iterable[str], *, name: str = "") -> User:
         """Create a user with roles ADMIN, OPERATIONS, USER or READER; all but ADMIN may be limited to a boundary, as in

@@ -269,3 +269,21 @@ class RevokeTokenResponse(_message.Message):
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     success: bool
     def __init__(self, success: _Optional[bool] = ...) -> None: ...
+
+class GetIndexBuildRequest(_message.Message):
+    __slots__ = ("boundary", "name")
+    BOUNDARY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    boundary: str
+    name: str
+    def __init__(self, boundary: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class GetIndexBuildResponse(_message.Message):
+    __slots__ = ("state", "phase", "percent")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    state: _eventstore_pb2.IndexState
+    phase: str
+    percent: int
+    def __init__(self, state: _Optional[_Union[_eventstore_pb2.IndexState, str]] = ..., phase: _Optional[str] = ..., percent: _Optional[int] = ...) -> None: ...

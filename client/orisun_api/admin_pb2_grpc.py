@@ -116,6 +116,11 @@ class AdminStub:
                 request_serializer=orisun__api_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=orisun__api_dot_admin__pb2.RevokeTokenResponse.FromString,
                 _registered_method=True)
+        self.GetIndexBuild = channel.unary_unary(
+                '/orisun.Admin/GetIndexBuild',
+                request_serializer=orisun__api_dot_admin__pb2.GetIndexBuildRequest.SerializeToString,
+                response_deserializer=orisun__api_dot_admin__pb2.GetIndexBuildResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -236,6 +241,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetIndexBuild(self, request, context):
+        """Tells how far the build of an index is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -318,6 +330,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RevokeToken,
                     request_deserializer=orisun__api_dot_admin__pb2.RevokeTokenRequest.FromString,
                     response_serializer=orisun__api_dot_admin__pb2.RevokeTokenResponse.SerializeToString,
+            ),
+            'GetIndexBuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIndexBuild,
+                    request_deserializer=orisun__api_dot_admin__pb2.GetIndexBuildRequest.FromString,
+                    response_serializer=orisun__api_dot_admin__pb2.GetIndexBuildResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -753,6 +770,33 @@ class Admin:
             '/orisun.Admin/RevokeToken',
             orisun__api_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
             orisun__api_dot_admin__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIndexBuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orisun.Admin/GetIndexBuild',
+            orisun__api_dot_admin__pb2.GetIndexBuildRequest.SerializeToString,
+            orisun__api_dot_admin__pb2.GetIndexBuildResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 import yaml
 
@@ -82,6 +83,33 @@ async def test_indexes(cli: Orisun, name: str) -> None:
     empty = await cli.ok("index", "list", name)
     assert empty.out == ""
     assert f"orisun index create {name} NAME --field KEY" in empty.err
+
+
+async def test_waiting_for_an_index_tells_how_far_it_is(
+    cli: Orisun, api: orisun.Client, name: str, pg_dsn: str
+) -> None:
+    writer = await asyncpg.connect(pg_dsn)
+    spawn = "import os,pty,sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    try:
+        async with writer.transaction():
+            # a build waits for writers that were there before it
+            await writer.execute(f'LOCK TABLE "{name}"."{name}_orisun_es_event" IN ROW EXCLUSIVE MODE')
+            process = await cli.start(
+                "-c", spawn, EXECUTABLE, "index", "create", name, "slow", "--field", "shop", program=sys.executable
+            )
+            assert process.stdout is not None
+            said = ""
+            async with asyncio.timeout(60):
+                while "Building slow: 1 %, waiting for writers before build, " not in said:
+                    said += (await process.stdout.read(4_096)).decode()
+            assert (await api.admin.index_build(name, "slow")).phase == "waiting for writers before build"
+    finally:
+        await writer.close()
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    assert "ready" in out.decode()
+    build = await api.admin.index_build(name, "slow")
+    assert (build.ready, build.percent, build.phase) == (True, 100, "")
 
 
 async def test_users_change_their_own_password(cli: Orisun, name: str) -> None:

@@ -96,6 +96,8 @@ ListTokensRequest:
 ListTokensResponse: 1 repeated ApiToken tokens
 RevokeTokenRequest: 1 string token_id
 RevokeTokenResponse: 1 bool success
+GetIndexBuildRequest: 1 string boundary; 2 string name
+GetIndexBuildResponse: 1 IndexState state; 2 string phase; 3 uint32 percent
 BoundaryPlacementInput: 1 string backend; 2 string namespace
 BoundaryInfo: 1 string name; 2 string description; 3 BoundaryPlacementInput placement; \
 4 BoundaryLifecycleStatus status; 5 bool existed_before_catalog; 6 string last_error; \
@@ -167,7 +169,8 @@ RPCS = {
         SetUserRoles SetUserRolesRequest SetUserRolesResponse
         CreateToken CreateTokenRequest CreateTokenResponse
         ListTokens ListTokensRequest ListTokensResponse
-        RevokeToken RevokeTokenRequest RevokeTokenResponse""",
+        RevokeToken RevokeTokenRequest RevokeTokenResponse
+        GetIndexBuild GetIndexBuildRequest GetIndexBuildResponse""",
 }
 
 FILES = (eventstore_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 
 from ..admin import Index, IndexCondition, IndexField, ValueType
-from ..errors import DeadlineExceeded
+from ..errors import DeadlineExceeded, Unimplemented
 from .base import Session, command, confirmed, group
 from .output import Column, Record
 
@@ -27,7 +27,7 @@ index = group(
 
 _TYPES = get_args(ValueType)
 _CONDITION = re.compile(r"\s*([^<>=]+?)\s*(>=|<=|=|>|<)\s*(.*?)\s*", re.DOTALL)
-_AGAIN = 0.1
+_AGAIN = 0.2
 
 _COLUMNS = (
     Column("NAME", "name"),
@@ -121,22 +121,38 @@ async def create(
     made = await session.client.admin.create_index(
         boundary, name, fields, conditions=conditions, any_condition=any_condition, timeout=None
     )
-    began = time.monotonic()
-    shown = False
+    if wait and not made.ready:
+        await _built(session, boundary, name, wait_for)
+        made = await session.client.admin.index(boundary, name)
+    session.show.record(_record(made), _COLUMNS)
+
+
+async def _built(session: Session, boundary: str, name: str, wait_for: float) -> None:
+    """Waits for a build, and tells a terminal how far it is. Raises DeadlineExceeded."""
+    began, shown, ready = time.monotonic(), False, False
     try:
-        while wait and not made.ready:
+        while not ready:
             spent = time.monotonic() - began
             if spent > wait_for:
                 raise DeadlineExceeded(f'index "{name}" is still being built, and goes on; see `orisun index get`')
-            if sys.stderr.isatty() and spent > 0.5:
-                shown = True
-                click.echo(f"\rBuilding {name}: {spent:,.0f} s (Ctrl-C leaves the build running) ", nl=False, err=True)
             await asyncio.sleep(_AGAIN)
-            made = await session.client.admin.index(boundary, name)
+            ready, how_far = await _look(session, boundary, name)
+            if sys.stderr.isatty() and not ready and spent > 0.5:
+                shown = True
+                told = f"Building {name}: {how_far}{spent:,.0f} s (Ctrl-C leaves the build running)"
+                click.echo(f"\r\x1b[K{told}", nl=False, err=True)
     finally:
         if shown:
             click.echo("\r\x1b[K", nl=False, err=True)
-    session.show.record(_record(made), _COLUMNS)
+
+
+async def _look(session: Session, boundary: str, name: str) -> tuple[bool, str]:
+    """Whether an index is ready, and how far its build is, if the server tells."""
+    try:
+        build = await session.client.admin.index_build(boundary, name)
+    except Unimplemented:
+        return (await session.client.admin.index(boundary, name)).ready, ""
+    return build.ready, f"{build.percent} %, {build.phase or 'waiting for its turn'}, "
 
 
 @command("drop", within=index, shown="orisun index drop orders account --yes")

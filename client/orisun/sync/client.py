@@ -51,6 +51,7 @@ class Admin(Face[aio_admin.Admin]):
     create_index = blocking(aio_admin.Admin.create_index)
     drop_index = blocking(aio_admin.Admin.drop_index)
     indexes = blocking(aio_admin.Admin.indexes)
+    index_build = blocking(aio_admin.Admin.index_build)
     index = blocking(aio_admin.Admin.index)
     create_user = blocking(aio_admin.Admin.create_user)
     delete_user = blocking(aio_admin.Admin.delete_user)

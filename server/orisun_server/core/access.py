@@ -78,6 +78,7 @@ RPCS: Mapping[str, Rule] = {
     "orisun.Admin/CreateToken": _ADMINISTER,
     "orisun.Admin/ListTokens": _ADMINISTER,
     "orisun.Admin/RevokeToken": _ADMINISTER,
+    "orisun.Admin/GetIndexBuild": _LOOK,
     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _ANYBODY,
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ANYBODY,
 }

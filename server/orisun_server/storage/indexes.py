@@ -18,6 +18,7 @@ from .catalog import Boundary
 from .database import Database
 from .index_builder import IndexBuilder
 from .index_catalog import READY, IndexCatalog, IndexRecord, check
+from .index_progress import Progress, progress
 from .index_sql import IndexCondition, IndexDefinition, IndexField, ValueType
 from .leases import Leases
 
@@ -30,6 +31,7 @@ class Indexes:
     """The indexes of all boundaries. The admin schema must be migrated and ``leases`` be started before ``start``."""
 
     def __init__(self, database: Database, leases: Leases, admin_schema: str, *, poll_interval: float = 1.0) -> None:
+        self._database = database
         self._catalog = IndexCatalog(database, admin_schema)
         self._builder = IndexBuilder(
             database, leases, self._catalog, records=lambda: self._records, refresh=self._refresh, look=self._look
@@ -86,6 +88,10 @@ class Indexes:
         if found is None:
             raise NotFound(f'index "{name}" not found')
         return found
+
+    async def progress(self, record: IndexRecord) -> Progress | None:
+        """How far the build of an index is; None while none runs. Raises Unavailable."""
+        return None if record.state == READY else await progress(self._database, record)
 
     async def look(self) -> None:
         """Notice now what has changed in the catalog, and begin the work that follows. Raises Unavailable."""

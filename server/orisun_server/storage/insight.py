@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ..core.position import NOTHING, Position
 from .boundaries import Boundary
 from .database import Database
-from .index_sql import create_prefix
 from .names import quote
 
 #: Boundaries of one statement.
@@ -39,12 +38,6 @@ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.rel
 JOIN pg_catalog.pg_index AS x ON x.indexrelid = c.oid
 LEFT JOIN pg_catalog.pg_stat_user_indexes AS s ON s.indexrelid = c.oid
 WHERE n.nspname = $1::text::name AND c.relname = ANY ($2::text[]::name[])
-"""
-
-_BUILD = """
-SELECT p.phase, p.blocks_total, p.blocks_done, p.tuples_total, p.tuples_done
-FROM pg_catalog.pg_stat_activity AS a JOIN pg_catalog.pg_stat_progress_create_index AS p ON p.pid = a.pid
-WHERE a.datname = current_database() AND starts_with(a.query, $1) LIMIT 1
 """
 
 _SIZES = """
@@ -94,14 +87,6 @@ class IndexUse(NamedTuple):
     bytes: int
     #: How often it was scanned since the statistics were reset.
     scans: int
-
-
-class Build(NamedTuple):
-    """How far a running build is."""
-
-    phase: str
-    #: Of the present phase, from 0 to 1; None where PostgreSQL does not tell.
-    part: float | None
 
 
 class Insight:
@@ -161,14 +146,3 @@ class Insight:
         with self._database.guard():
             rows = await self._database.admin.fetch(_INDEXES, schema, list(pg_names))
         return {row["name"]: IndexUse(row["bytes"], row["scans"] or 0) for row in rows}
-
-    async def build(self, pg_name: str) -> Build | None:
-        """How far the build of an index is; None while none runs."""
-        with self._database.guard():
-            row = await self._database.admin.fetchrow(_BUILD, create_prefix(pg_name))
-        if row is None:
-            return None
-        total, done = (row["tuples_total"], row["tuples_done"])
-        if not total:
-            total, done = (row["blocks_total"], row["blocks_done"])
-        return Build(row["phase"], min(1.0, done / total) if total else None)

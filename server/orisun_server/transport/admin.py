@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from orisun_api import admin_pb2 as pb
+from orisun_api.eventstore_pb2 import INDEX_STATE_BUILDING, INDEX_STATE_READY
 
 from ..core.access import RPCS, holds
 from ..core.audit import BOUNDARY_CREATED
@@ -14,6 +15,7 @@ from ..core.users import ApiToken, Caller, User
 from ..errors import InvalidArgument
 from ..storage.catalog import BoundaryRecord, BoundaryStatus, Catalog
 from ..storage.counts import EventCounts
+from ..storage.index_catalog import READY
 from ..storage.indexes import Indexes
 from . import convert
 from .indexes import AuditLog, IndexRpcs
@@ -103,6 +105,14 @@ class Admin(IndexRpcs):
 
     async def get_boundary(self, request: pb.GetBoundaryRequest, _: Caller) -> pb.GetBoundaryResponse:
         return pb.GetBoundaryResponse(boundary=_boundary(await self._catalog.find(convert.boundary_name(request.name))))
+
+    async def get_index_build(self, request: pb.GetIndexBuildRequest, _: Caller) -> pb.GetIndexBuildResponse:
+        record = await self._indexes.get(self._named(request.boundary, request.name), request.name)
+        if record.state == READY:
+            return pb.GetIndexBuildResponse(state=INDEX_STATE_READY, percent=100)
+        found = await self._indexes.progress(record)
+        phase, percent = ("", 0) if found is None else (found.phase, found.percent)
+        return pb.GetIndexBuildResponse(state=INDEX_STATE_BUILDING, phase=phase, percent=percent)
 
     async def create_user(self, request: pb.CreateUserRequest, caller: Caller) -> pb.CreateUserResponse:
         user = await self._accounts.create(request.name, request.username, request.password, request.roles, by=caller)

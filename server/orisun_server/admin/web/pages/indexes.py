@@ -21,9 +21,7 @@ async def indexes(context: Context) -> Response:
     one, parts = context.boundary, context.parts
     records = await parts.indexes.list(one)
     use = await parts.insight.index_use(one.schema, [record.pg_name for record in records])
-    builds = {
-        record.pg_name: await parts.insight.build(record.pg_name) for record in records if record.state == BUILDING
-    }
+    builds = {record.pg_name: await parts.indexes.progress(record) for record in records if record.state == BUILDING}
     values: dict[str, Any] = {
         "boundary": one.name,
         "records": records,
