@@ -56,6 +56,15 @@ def _certificate_users(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
+def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        try:
+            ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            raise ValueError(f'"{entry}" is no address or network, such as 10.0.0.7 or 10.42.0.0/16') from None
+    return entries
+
+
 def _var(default: Any, description: str) -> Any:
     return Field(default=default, description=description)
 
@@ -89,6 +98,11 @@ class Settings(BaseModel):
             " common name or one of its alternative names, and `*` alone lets each common name stand for the user that"
             " is called so",
         )
+    )
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_routes), AfterValidator(_networks)] = _var(
+        "",
+        "Ours. Addresses or networks of the proxies before this server, comma-separated: from them `X-Forwarded-For` "
+        "says where calls and requests come from, and `X-Forwarded-Proto` whether a browser spoke TLS",
     )
 
     admin_enabled: bool = _var(True, "Ours. Serve the admin page, `/metrics`, `/healthz` and `/readyz`")
@@ -193,7 +207,10 @@ class Settings(BaseModel):
     otel_endpoint: str = _var("localhost:4317", "OTLP endpoint (gRPC): `host:port`, or a URL; `https://` for TLS")
     otel_service_name: str = _var("orisun", "Name of the service in traces and metrics")
     otel_traces_per_second: Annotated[int, Field(ge=0)] = _var(
-        10, "Ours. Traces that the server begins by itself; calls that bring a sampled `traceparent` always are traced"
+        10, "Ours. Most traces a second that the server begins by itself"
+    )
+    otel_client_traces_per_second: Annotated[int, Field(ge=0)] = _var(
+        100, "Ours. Most calls a second that are traced since their client brought a sampled `traceparent`"
     )
     otel_metrics_interval: Annotated[Duration, Field(gt=0)] = _var("60s", "Ours. Pause between two exports of metrics")
     pprof_enabled: bool = _var(False, "Serve CPU and heap profiles, for ADMIN only")

@@ -632,6 +632,45 @@ async def test_stopping_does_not_wait_for_live_views(make_settings: Callable[...
                 assert "event: ended" in rest
 
 
+async def test_no_user_takes_all_live_tails(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orisun_server.admin.web.pages.events._MOST_OF_USER", 2)
+    monkeypatch.setattr("orisun_server.admin.web.pages.events._MOST_TAILS", 3)
+    async with running(make_settings()) as app, contextlib.AsyncExitStack() as stack:
+        connection = Connection(app.address)
+        for name in ("second", "third"):
+            user = admin_pb2.CreateUserRequest(name=name, username=name, password="secret99", roles=["READER"])
+            await connection.admin.CreateUser(user, metadata=ADMIN)
+        await connection.close()
+        live = f"/b/{orders(app)}/events/live"
+
+        async def opened(browser: Browser) -> int:
+            stream = await stack.enter_async_context(browser.client.stream("GET", live))
+            return stream.status_code
+
+        async with browsing(app) as first, browsing(app) as again, browsing(app, "second", "secret99") as second:
+            one = await first.client.send(first.client.build_request("GET", live), stream=True)
+            assert one.status_code == 200
+            # the limit is the user's, not the sign-in's
+            assert await opened(again) == 200
+            refused = await again.get(live)
+            assert refused.status_code == 429
+            assert "you have 2 live tails open" in refused.text
+            assert await opened(second) == 200
+            full = await second.get(live)
+            assert full.status_code == 429
+            assert "3 live tails are open on this server" in full.text
+            # whoever leaves makes room
+            await one.aclose()
+
+            async def room() -> bool:
+                async with second.client.stream("GET", live) as stream:
+                    return stream.status_code == 200
+
+            await eventually(room)
+
+
 async def test_a_read_that_takes_too_long_is_ended(app: App, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orisun_server.admin.web.pages.events._PATIENCE", 0.0)
     answer = await browser.get(f"/b/{orders(app)}/events?criteria=a%3Db")

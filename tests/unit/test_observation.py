@@ -64,3 +64,17 @@ def test_tracing_that_is_off_makes_nothing() -> None:
     assert not tracing.active
     assert tracing.begin_call("a/b", (("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"),)) is None
     assert tracing.origins("orders", [1, 2]) == {}
+
+
+def test_what_clients_ask_to_trace_is_bounded_apart_from_what_the_server_begins() -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracing = Tracing(traces_per_second=0.001, client_traces_per_second=3)
+    tracing.tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    sampled = (("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"),)
+    asked = [tracing.begin_call("a/b", sampled) for _ in range(200)]
+    assert 3 <= sum(span is not None for span in asked) < 20
+    assert [tracing.begin_call("a/b", ()) is not None for _ in range(3)] == [True, False, False]
+    none = Tracing(client_traces_per_second=0)
+    none.tracer = tracing.tracer
+    assert none.begin_call("a/b", sampled) is None

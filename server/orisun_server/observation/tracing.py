@@ -1,7 +1,8 @@
 """Spans: one for a traced call, one for the flush that stored its events, one for the batch that published them.
 
-Off (``tracer`` None) it costs the look at one attribute. A call whose client sent a sampled ``traceparent`` is traced;
-of the others a few a second are, so that the cost has a bound whatever the load. Spans come from OpenTelemetry's SDK,
+Off (``tracer`` None) it costs the look at one attribute. Calls whose client sent a sampled ``traceparent`` are traced,
+and of the others a few: of both so many a second at most, so that the cost has a bound whatever the load and whatever
+clients ask for. Spans come from OpenTelemetry's SDK,
 which is imported only when a collector answers (telemetry/otlp.py).
 """
 
@@ -32,13 +33,31 @@ def current_span() -> Span | None:
     return _current.get()
 
 
+class _Rate:
+    """So many a second on average, as many at once at most."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second, self._most = per_second, max(per_second, 1.0) if per_second > 0 else 0.0
+        self._credit, self._at = self._most, time.monotonic()
+
+    def takes(self) -> bool:
+        """Whether one more may be now."""
+        now = time.monotonic()
+        self._credit = min(self._most, self._credit + (now - self._at) * self._per_second)
+        self._at = now
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True
+
+
 class Tracing:
     """Makes spans while there is a ``tracer``."""
 
-    def __init__(self, traces_per_second: float = 10.0) -> None:
+    def __init__(self, traces_per_second: float = 10.0, client_traces_per_second: float = 100.0) -> None:
+        """Most traces a second that begin here, and that clients ask for."""
         self.tracer: Tracer | None = None
-        self._rate = traces_per_second
-        self._credit, self._credit_at = max(traces_per_second, 0.0), time.monotonic()
+        self._own, self._clients = _Rate(traces_per_second), _Rate(client_traces_per_second)
         self._origins: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     @property
@@ -62,7 +81,7 @@ class Tracing:
                 return None
             if not parent.is_valid:
                 context = None
-        if context is None and not self._may_begin():
+        if not (self._own if context is None else self._clients).takes():
             return None
         service, _, method = rpc.rpartition("/")
         return self.tracer.start_span(
@@ -132,17 +151,6 @@ class Tracing:
                 "orisun.boundary": boundary,
             },
         )
-
-    def _may_begin(self) -> bool:
-        """Whether one more trace may begin now: ``traces_per_second`` on average, as many at once at most."""
-        now = time.monotonic()
-        most = max(self._rate, 1.0) if self._rate > 0 else 0.0
-        self._credit = min(most, self._credit + (now - self._credit_at) * self._rate)
-        self._credit_at = now
-        if self._credit < 1.0:
-            return False
-        self._credit -= 1.0
-        return True
 
 
 def traceparent_of(span: Span) -> str:

@@ -25,7 +25,7 @@ def new_watch(settings: Settings) -> Watch:
     """What the parts tell of their work."""
     return Watch(
         queries=QueryLog(settings.slow_query_threshold, ignored=settings.admin_boundary),
-        tracing=Tracing(float(settings.otel_traces_per_second)),
+        tracing=Tracing(settings.otel_traces_per_second, settings.otel_client_traces_per_second),
     )
 
 

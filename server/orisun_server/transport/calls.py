@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ..core.access import RPCS, check, check_boundary
+from ..core.proxies import Proxies
 from ..core.users import Caller, Session
 from ..errors import InvalidArgument, OrisunError, PermissionDenied, Unauthenticated, Unavailable
 from ..observation import Watch
@@ -102,8 +103,11 @@ class Calls:
         watch: Watch | None = None,
         *,
         denied: Callable[[Caller, str, str], None] = lambda caller, rpc, boundary: None,
+        proxies: Proxies | None = None,
     ) -> None:
-        """``denied(caller, rpc, boundary)`` notes calls that a role was missing for."""
+        """``denied(caller, rpc, boundary)`` notes calls that a role was missing for; ``proxies`` are believed about
+        where a call comes from."""
+        self._peer_address = functools.partial(peer_address, proxies=proxies or Proxies())
         self._denied = denied
         self._watch = watch or Watch()
         self._authenticator = authenticator
@@ -220,12 +224,12 @@ class Calls:
         caller, token = await self._authenticator.authenticate(
             authorization,
             token,
-            functools.partial(peer_address, context),
+            functools.partial(self._peer_address, context),
             functools.partial(certificate_names, context),
         )
         # also without a token: the client of an idle stream learns that it was let in
         await context.send_initial_metadata(((_TOKEN, token),) if token else ())
-        return caller._replace(peer=peer_address(context)) if rpc in _ADMINISTRATION else caller
+        return caller._replace(peer=self._peer_address(context)) if rpc in _ADMINISTRATION else caller
 
     def _parse(self, rpc: str, message: type[Message], raw: bytes, caller: Caller) -> Message:
         try:
@@ -247,7 +251,7 @@ class Calls:
 
     def _note(self, error: Exception, rpc: str, caller: Caller, context: _Context) -> None:
         if isinstance(error, PermissionDenied):
-            self._denied(caller._replace(peer=peer_address(context)), rpc, getattr(error, "boundary", ""))
+            self._denied(caller._replace(peer=self._peer_address(context)), rpc, getattr(error, "boundary", ""))
 
 
 def _bytes(response: bytes | Message) -> bytes:

@@ -7,12 +7,23 @@ from urllib.parse import unquote
 
 import grpc
 
+from ..core.proxies import Proxies
+
 _COMMON_NAME, _ALTERNATIVE_NAME = "x509_common_name", "x509_subject_alternative_name"
+_FORWARDED = "x-forwarded-for"
 
 
-def peer_address(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The IP address of the machine at the other end of the connection, a proxy's if there is one; "" where it has
-    none.
+def peer_address(context: grpc.aio.ServicerContext[Any, Any], proxies: Proxies) -> str:
+    """The IP address that a call came from, beyond the proxies that are believed; "" where the connection has none."""
+    peer = _connected(context)
+    if not proxies:
+        return peer
+    metadata = context.invocation_metadata() or ()
+    return proxies.client(peer, [str(value) for key, value in metadata if key == _FORWARDED])
+
+
+def _connected(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The IP address at the other end of the connection.
 
     grpcio writes ``ipv4:10.0.0.1:5000`` or ``ipv6:%5B::1%5D:5000``, the native transport ``10.0.0.1:5000``.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
+from ..core.proxies import Proxies
 from ..core.users import Caller
 from ..errors import OrisunError
 from ..observation import Watch
@@ -51,7 +52,9 @@ class GrpcServer:
         """
         self._settings = settings
         self._state = state
-        self.calls = Calls(authenticator, settings.admin_boundary, watch, denied=denied)
+        self.calls = Calls(
+            authenticator, settings.admin_boundary, watch, denied=denied, proxies=Proxies(settings.trusted_proxies)
+        )
         self._services = [*services, Service(health.DESCRIPTOR, health.Health(state), authenticated=False)]
         if settings.grpc_enable_reflection:
             self._services += reflection.services([service.name for service in self._services])

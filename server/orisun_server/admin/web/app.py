@@ -18,12 +18,13 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from ...core.access import PAGES, check
+from ...core.proxies import Proxies
 from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from .context import STATIC, Context, Handler, Site
 from .pages import boundary, events, indexes, operations, overview, people
 from .parts import Parts, State
-from .security import SecurityHeaders, check_origin, local_path, peer_of
+from .security import BehindProxies, SecurityHeaders, check_origin, local_path, peer_of
 
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _MOST_SIGN_IN_BYTES = 16 * 1024
@@ -55,9 +56,9 @@ _PAGES: tuple[tuple[str, str, Handler | None, Handler | None], ...] = (
 )
 
 
-def build(state: State, *, secure: bool) -> Starlette:
-    """The application; ``secure`` says that it is served over TLS."""
-    site = Site(state, secure=secure)
+def build(state: State, *, secure: bool, proxies: Proxies) -> Starlette:
+    """The application; ``secure`` says that it is served over TLS, ``proxies`` are believed about where from."""
+    site = Site(state)
     endpoints = _Endpoints(site)
     routes = [
         Route("/healthz", endpoints.alive),
@@ -74,7 +75,8 @@ def build(state: State, *, secure: bool) -> Starlette:
             routes.append(Route(path, site.page(name, get), methods=["GET"]))
         if post is not None:
             routes.append(Route(path, site.page(name, post), methods=["POST"]))
-    app = Starlette(routes=routes, middleware=[Middleware(SecurityHeaders, secure=secure)])
+    middleware = [Middleware(SecurityHeaders, secure=secure), Middleware(BehindProxies, proxies=proxies)]
+    app = Starlette(routes=routes, middleware=middleware)
     app.add_exception_handler(404, endpoints.not_found)
     app.add_exception_handler(405, endpoints.not_found)
     app.add_exception_handler(Exception, endpoints.broken)
@@ -159,7 +161,7 @@ class _Endpoints:
         if target == "/" and session is not None and not _sees_overview(session.caller):
             target = "/account"
         response = RedirectResponse(target, 303)
-        self._site.sign_ins.set(response, cookie)
+        self._site.sign_ins.set(request, response, cookie)
         return response
 
     async def sign_out(self, context: Context) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -65,9 +66,11 @@ def environment() -> Environment:
 class Site:
     """What all requests share."""
 
-    def __init__(self, state: State, *, secure: bool) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self.sign_ins = SignIns(secure=secure)
+        self.sign_ins = SignIns()
+        #: Open live tails, by user id.
+        self.live_tails: Counter[str] = Counter()
         self.env = environment()
 
     def render(self, template: str, http_status: int = 200, **values: Any) -> HTMLResponse:
@@ -96,7 +99,7 @@ class Site:
             except OrisunError as error:
                 response = context.failed(error)
             if signed_in.cookie and context.is_signed_in:
-                self.sign_ins.set(response, signed_in.cookie)
+                self.sign_ins.set(request, response, signed_in.cookie)
             return response
 
         return endpoint
@@ -118,7 +121,7 @@ class Context:
 
     async def sign_out(self, response: Response) -> None:
         """Ends the sign-in, and takes the cookie back with the response."""
-        await self.site.sign_ins.end(self.parts.sessions, self._session, response)
+        await self.site.sign_ins.end(self.parts.sessions, self._session, self.request, response)
 
     @property
     def settings(self) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ...core.proxies import Proxies
 from .app import build
 from .http import HttpServer
 from .parts import Health, Parts, State
@@ -24,11 +25,12 @@ class WebHost:
     def __init__(self, settings: Settings, health: Health) -> None:
         self._state = State(health)
         tls = _tls(settings)
+        proxies = Proxies(settings.trusted_proxies)
         self._page: HttpServer | None = None
         self._profiles: HttpServer | None = None
         if settings.admin_enabled:
             self._page = HttpServer(
-                build(self._state, secure=tls is not None),
+                build(self._state, secure=tls is not None, proxies=proxies),
                 host=settings.grpc_host,
                 port=settings.admin_port,
                 variable="ORISUN_ADMIN_PORT",
@@ -38,7 +40,7 @@ class WebHost:
             )
         if settings.pprof_enabled:
             self._profiles = HttpServer(
-                build_profiles(self._state),
+                build_profiles(self._state, proxies=proxies),
                 host=settings.grpc_host,
                 port=settings.pprof_port,
                 variable="ORISUN_PPROF_PORT",

@@ -9,10 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...core.access import PAGES, check
+from ...core.proxies import Proxies
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from ...telemetry import profiling
 from .parts import State
-from .security import SecurityHeaders, peer_of
+from .security import BehindProxies, SecurityHeaders, peer_of
 
 _DEFAULT_SECONDS, _MOST_SECONDS = 10.0, 120.0
 _INDEX = """\
@@ -25,8 +26,8 @@ go tool pprof -http : profile.pb.gz, or drop the file on a speedscope page.
 """
 
 
-def build_profiles(state: State) -> Starlette:
-    """The application of the profiles' port."""
+def build_profiles(state: State, *, proxies: Proxies) -> Starlette:
+    """The application of the profiles' port; ``proxies`` are believed about where a request comes from."""
 
     async def index(request: Request) -> Response:
         return await _refused(state, request) or Response(_INDEX, media_type="text/plain")
@@ -42,7 +43,8 @@ def build_profiles(state: State) -> Starlette:
         Route("/debug/pprof/profile", cpu),
         Route("/debug/pprof/heap", heap),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(SecurityHeaders, secure=False)])
+    middleware = [Middleware(SecurityHeaders, secure=False), Middleware(BehindProxies, proxies=proxies)]
+    return Starlette(routes=routes, middleware=middleware)
 
 
 async def _profile(request: Request, kind: str) -> Response:

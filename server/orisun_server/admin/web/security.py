@@ -16,10 +16,12 @@ import secrets
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...core.proxies import Proxies
 from ...core.users import Caller
 from ...errors import InvalidArgument, PermissionDenied, Unauthenticated
 from ..sessions import LIFETIME, PageSession, Sessions
@@ -55,11 +57,6 @@ class SignedIn(NamedTuple):
 class SignIns:
     """Begins, recognises and ends sign-ins."""
 
-    def __init__(self, *, secure: bool) -> None:
-        """``secure``: the page is served over TLS, and the cookie never leaves it."""
-        self._secure = secure
-        self._name = f"__Host-{_COOKIE}" if secure else _COOKIE
-
     async def begin(self, sessions: Sessions, username: str, password: str, peer: str) -> str:
         """The cookie's value. Raises Unauthenticated, or ResourceExhausted after too many wrong passwords."""
         if not username or not password or "\0" in username or ":" in username:
@@ -70,20 +67,23 @@ class SignIns:
 
     def find(self, sessions: Sessions, request: Request) -> SignedIn | None:
         """Who sent the request; None for nobody."""
-        session = sessions.page_session(request.cookies.get(self._name, ""))
+        session = sessions.page_session(request.cookies.get(_cookie_name(request), ""))
         if session is None:
             return None
         fresh = sessions.page_token(session.caller, session.nonce) if sessions.is_ageing(session) else ""
         return SignedIn(session.caller._replace(peer=peer_of(request)), _csrf(session.nonce), fresh, session)
 
-    def set(self, response: Response, cookie: str) -> None:
+    def set(self, request: Request, response: Response, cookie: str) -> None:
         response.set_cookie(
-            self._name, cookie, max_age=LIFETIME, path="/", secure=self._secure, httponly=True, samesite="strict"
-        )
+            _cookie_name(request), cookie, max_age=LIFETIME, path="/", secure=is_secure(request), httponly=True,
+            samesite="strict",
+        )  # fmt: skip
 
-    async def end(self, sessions: Sessions, session: PageSession, response: Response) -> None:
+    async def end(self, sessions: Sessions, session: PageSession, request: Request, response: Response) -> None:
         await sessions.sign_out(session)
-        response.delete_cookie(self._name, path="/", secure=self._secure, httponly=True, samesite="strict")
+        response.delete_cookie(
+            _cookie_name(request), path="/", secure=is_secure(request), httponly=True, samesite="strict"
+        )
 
 
 def check_origin(request: Request) -> None:
@@ -102,8 +102,17 @@ def check_csrf(signed_in: SignedIn, given: str) -> None:
         raise PermissionDenied("the form is too old or not of this page; load it again")
 
 
+def is_secure(request: Request) -> bool:
+    """Whether the browser spoke TLS, with this server or with a proxy that is believed; then cookies never leave it."""
+    return request.url.scheme == "https"
+
+
+def _cookie_name(request: Request) -> str:
+    return f"__Host-{_COOKIE}" if is_secure(request) else _COOKIE
+
+
 def peer_of(request: Request) -> str:
-    """The address that a request came from."""
+    """The address that a request came from, beyond the proxies that are believed."""
     return request.client.host if request.client else ""
 
 
@@ -139,3 +148,19 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class BehindProxies:
+    """Requests that come through a proxy that is believed are as it saw them: from that address, by that scheme."""
+
+    def __init__(self, app: ASGIApp, *, proxies: Proxies) -> None:
+        self._app, self._proxies = app, proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        if scope["type"] == "http" and client and self._proxies.trusts(client[0]):
+            headers = Headers(scope=scope)
+            scheme = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
+            peer = self._proxies.client(client[0], headers.getlist("x-forwarded-for"))
+            scope = {**scope, "client": (peer, 0), "scheme": scheme if scheme in ("http", "https") else scope["scheme"]}
+        await self._app(scope, receive, send)

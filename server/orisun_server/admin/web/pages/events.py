@@ -6,11 +6,13 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from orisun_api import eventstore_pb2 as pb
 
@@ -18,18 +20,20 @@ from ....core.criteria import Query, query
 from ....core.event import Event
 from ....core.position import NOTHING, Position
 from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted
+from ....storage.boundaries import Boundary
 from ..context import Context
 from ..security import check_text
 
 _SIZES = (20, 50, 100)
 _PAIR = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?=\s|$)')
 _POSITION = re.compile(r"(-?\d{1,18})-(-?\d{1,18})")
-#: Live tails of one server, events shown at a time, and seconds between two showings.
-_MOST_TAILS, _SHOWN, _PAUSE = 50, 25, 0.3
+#: Live tails of one server, and of one user on it; so no user takes them all.
+_MOST_TAILS, _MOST_OF_USER = 50, 10
+#: Events shown at a time, and seconds between two showings.
+_SHOWN, _PAUSE = 25, 0.3
 _HEARTBEAT = 15.0
 #: Seconds that a page of events may take; without an index it reads the whole boundary.
 _PATIENCE = 20.0
-_tails: set[str] = set()
 
 
 def parse_query(text: str, event_type: str) -> Query:
@@ -138,16 +142,36 @@ async def go_to(context: Context) -> Response:
 
 async def live(context: Context) -> Response:
     """New events as they come, as server-sent events whose data is HTML."""
-    asked = _asked(context)
-    if len(_tails) >= _MOST_TAILS:
-        raise ResourceExhausted(f"{_MOST_TAILS} live tails are open on this server already; close one")
-    head = await context.parts.reader.head(context.boundary)
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_stream(context, asked, head), media_type="text/event-stream", headers=headers)
+    asked, one = _asked(context), context.boundary
+    head = await context.parts.reader.head(one)
+    tails, user_id = context.site.live_tails, context.caller.user_id
+    if tails[user_id] >= _MOST_OF_USER:
+        raise ResourceExhausted(f"you have {_MOST_OF_USER} live tails open on this server already; close one")
+    if tails.total() >= _MOST_TAILS:
+        raise ResourceExhausted(f"{_MOST_TAILS} live tails are open on this server already; try again later")
+    return _LiveTail(_stream(context, one, asked, head), tails, user_id)
 
 
-async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterator[str]:
-    parts, one = context.parts, context.boundary
+class _LiveTail(StreamingResponse):
+    """Counts among its user's tails while it is sent; begun before anything else can look at the number."""
+
+    def __init__(self, pieces: AsyncGenerator[str], tails: Counter[str], user_id: str) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+        self._pieces, self._tails, self._user_id = pieces, tails, user_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._tails[self._user_id] += 1
+        try:
+            async with aclosing(self._pieces):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._tails[self._user_id] -= 1
+            self._tails += Counter()  # leaves out whom none are left of
+
+
+async def _stream(context: Context, one: Boundary, asked: Query, head: Position) -> AsyncGenerator[str]:
+    parts = context.parts
     name = f"admin page: {context.caller.username[:100]} {secrets.token_hex(4)}"
     pending: list[Event] = []
     missed = 0
@@ -169,7 +193,6 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
             failure.append(str(error))
             changed.set()
 
-    _tails.add(name)
     task = asyncio.create_task(follow(), name="admin-live-tail")
     template = context.site.env.get_template("_event_rows.html")
     try:
@@ -195,7 +218,6 @@ async def _stream(context: Context, asked: Query, head: Position) -> AsyncIterat
                 return
             await asyncio.sleep(_PAUSE)
     finally:
-        _tails.discard(name)
         task.cancel()
         await asyncio.wait([task])
 
