@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := transfer enrollment concurrency streaming decision-model batch order basic single-worker partitioned worker-pool multiple-projections scaling stop-resume with-logging in-process
 
 .DEFAULT_GOAL := help
-.PHONY: help docs run bench config test lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md docs/command-line.md
+.PHONY: help docs run bench config test recipes lint format proto lock images chart e2e clean docs/configuration.md docs/roles.md docs/command-line.md
 
 help: ## Show what one can type
 	@grep -hE '^[a-z0-9/.-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ $(EXAMPLES:%=example-%): example-%: $(STAMP)
 
 test: $(STAMP) ## Run the whole suite against real PostgreSQL and NATS that it starts itself
 	@$(BIN)/python -m pytest $(ARGS)
+
+recipes: $(STAMP) ## Run the recipes of docs/clients.md (Go, Node, Java ...), which fetch from their registries
+	@$(BIN)/python -m pytest -m recipe tests/recipes $(ARGS)
 
 lint: $(STAMP) ## Check format, style, types and the direction of imports
 	@$(BIN)/ruff format --check .
