@@ -315,3 +315,31 @@ async def test_a_look_that_takes_too_long_says_what_is_missing(
         with pytest.raises(FailedPrecondition, match=f'no index of boundary "{boundary.name}".*CreateIndex'):
             await appender.append(boundary, [event("late", account="y")], context)
     assert await appender.append(boundary, [event("late", account="y")], context) > NOTHING
+
+
+async def test_callers_that_fight_for_one_context_take_turns(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    """Each reads the latest event, appends, and comes back at a conflict; told all at once, all but one lose again."""
+    wanted = about(account="hot")
+    criterion = next(iter(wanted))
+    latest = f"SELECT max(transaction_id), max(global_id) FROM {boundary.names.q_events}"
+    attempts = 0
+
+    async def caller(number: int) -> None:
+        nonlocal attempts
+        for turn in range(3):
+            while True:
+                attempts += 1
+                commit, prepare = await database.read.fetchrow(latest)
+                seen = NOTHING if commit is None else Position(commit, prepare)
+                try:
+                    await appender.append(
+                        boundary, [event(f"{number}-{turn}", account="hot")], Context(seen, (criterion,))
+                    )
+                    break
+                except ContextChanged:
+                    continue
+
+    await asyncio.gather(*map(caller, range(40)))
+    assert attempts < 5 * 3 * 40  # 22 each when all are told at once

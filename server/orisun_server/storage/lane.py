@@ -7,6 +7,7 @@ one event is committed by halves, until the one is found.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -35,6 +36,7 @@ from .flush import Flush
 from .index_sql import IndexDefinition
 from .kept import KeptConnections
 from .survey import Seen
+from .turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -99,8 +101,11 @@ class Call:
         if not self.answer.done():
             self.answer.set_result(position)
 
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
+    def fail(self, error: Exception, after: float = 0.0) -> None:
+        """``after``: in so many seconds."""
+        if after:
+            self.answer.get_loop().call_later(after, self.fail, error)
+        elif not self.answer.done():
             self.answer.set_exception(error)
 
 
@@ -124,6 +129,7 @@ class Lane:
         self._head = SHORT_LOG  # at least; how long the log is shows at the first flush
         self._queue: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._turns = Turns()
 
     def add(self, call: Call) -> None:
         self._queue.append(call)
@@ -204,6 +210,7 @@ class Lane:
         for call in group:
             flush.add(call.events, call.context, call.command, call.seen)
         arguments = flush.arguments()
+        began = time.monotonic()
         with self._database.guard():
             connection = await self._connections.take()
             sound = False
@@ -219,11 +226,13 @@ class Lane:
                 call.resolve(Position(base + last, base + last - 1))
             self._committed(self.boundary.name)
             return
+        now = time.monotonic()
         for call, code, commit, prepare in zip(group, status, commits, prepares, strict=True):
             if code in (_APPENDED, _REPEATED):
                 call.resolve(Position(commit, prepare))
             elif code == _CHANGED and call.context is not None:
-                call.fail(ContextChanged(call.context.expected, (commit, prepare)))
+                after = self._turns.take(call.context.query, now, now - began)
+                call.fail(ContextChanged(call.context.expected, (commit, prepare)), after)
             else:
                 call.fail(DuplicateEventId(prepare, call.events[prepare].event.event_id))
         if _APPENDED in status:
