@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from .api import FIELD_MANAGER
+from .login import ConnectionInfo, LoginError, login
 
 Object = dict[str, Any]
 #: Seconds that one request may take.
 _PATIENCE = 30.0
+#: Seconds after which the service account's token is read again: the kubelet replaces it while it still holds.
+_TOKEN_HOLDS = 60.0
+#: Bytes that may wait to be read; a line of a watch, which is one object, may have twice as many.
+_BUFFER = 2**21
 #: Seconds until a kind that was not there is looked for again (its CRD may come later).
 _ABSENT = 30.0
 
@@ -65,8 +68,19 @@ class KindMissing(KubeError):
 class ApiServer:
     """Make it with ``connect``."""
 
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
+    def __init__(self, log_in: Callable[[], ConnectionInfo]) -> None:
+        self._log_in, self._info = log_in, log_in()
+        self._logged_in_at = time.monotonic()
+        #: Sent with each request.
+        self.headers: dict[str, str] = {"Accept": "application/json"}
+        # unlimited: watches of many namespaces hold a connection each, and the Lease must never wait for one
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._info.as_ssl_context()),
+            headers={"User-Agent": FIELD_MANAGER},
+            proxy=self._info.proxy_url,
+            trust_env=True,
+            read_bufsize=_BUFFER,
+        )
         self._resources: dict[str, dict[str, tuple[str, bool]]] = {}
         self._absent: dict[str, float] = {}
         #: Requests so far, by HTTP method.
@@ -74,45 +88,32 @@ class ApiServer:
 
     @classmethod
     async def connect(cls, kubeconfig: Path | str | None = None) -> ApiServer:
-        """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config."""
-        # unlimited: watches of many namespaces hold a connection each, and the Lease must never wait for one
-        configuration = Configuration(connection_pool_maxsize=0)
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            file = str(kubeconfig) if kubeconfig is not None else None
-            await config.load_kube_config(config_file=file, client_configuration=configuration)
-        client = ApiClient(configuration)
-        client.user_agent = FIELD_MANAGER
-        return cls(client)
+        """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config. Raises KubeError."""
+        try:
+            return cls(lambda: login(kubeconfig))
+        except LoginError as error:
+            raise KubeError(0, "LoginFailed", str(error)) from None
+        except (OSError, ValueError) as error:
+            raise KubeError(0, "LoginFailed", f"a certificate for the API server cannot be used: {error}") from None
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._session.close()
 
     async def stream(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[Object]:
         """The events of a watch, for about that long. Raises KubeError (410: the version is too old)."""
         self.requests["WATCH"] += 1
-        request = await self._client.param_serialize(
-            "GET",
-            path,
-            query_params=[*query.items(), ("watch", "true"), ("timeoutSeconds", str(seconds))],
-            header_params={"Accept": "application/json"},
-            auth_settings=["BearerToken"],
-        )
+        parameters = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
         patience = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE, sock_read=seconds + _PATIENCE)
         try:
-            response = await self._client.call_api(*request, _request_timeout=patience)
-            try:
+            async with self._send("GET", path, params=parameters, timeout=patience) as response:
                 if response.status != 200:
                     raise KubeError(response.status, "WatchFailed", f"GET {path} was answered with {response.status}")
-                async for line in response.response.content:
+                async for line in response.content:
                     event = _parsed(line)
                     if event.get("type") == "ERROR":
                         told = event.get("object") or {}
                         raise KubeError(int(told.get("code") or 500), "WatchFailed", str(told.get("message")))
                     yield event
-            finally:
-                response.response.close()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise KubeError(0, "Unreachable", f"the API server does not answer: {error}") from error
 
@@ -156,17 +157,13 @@ class ApiServer:
         content: str = "application/json",
     ) -> Object:
         self.requests[method] += 1
-        request = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
+        data = None if body is None else json.dumps(body).encode()
+        patience = aiohttp.ClientTimeout(total=_PATIENCE)
         try:
-            response = await self._client.call_api(*request, _request_timeout=_PATIENCE)
-            text = await response.read()
+            async with self._send(
+                method, path, params=query, data=data, headers={"Content-Type": content}, timeout=patience
+            ) as response:
+                text = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
             raise KubeError(0, "Unreachable", f"the API server does not answer: {why}") from error
@@ -175,6 +172,18 @@ class ApiServer:
             message = str(answer.get("message") or f"{method} {path} was answered with {response.status}")
             raise KubeError(response.status, str(answer.get("reason") or ""), message)
         return answer
+
+    def _send(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        now = time.monotonic()
+        if now - self._logged_in_at > _TOKEN_HOLDS:
+            self._logged_in_at = now
+            # while it cannot be read the old one serves
+            with contextlib.suppress(LoginError, OSError):
+                self._info = self._log_in()
+        sent = {**self.headers, **self._info.as_http_headers(), **(headers or {})}
+        return self._session.request(method, self._info.server.rstrip("/") + path, headers=sent, **more)
 
 
 def _parsed(text: bytes) -> Object:

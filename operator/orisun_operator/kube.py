@@ -44,6 +44,7 @@ class Kube:
     def __init__(self, server: ApiServer) -> None:
         self._server = server
         self._events = Events(self)
+        self._identity = ""
 
     @classmethod
     async def connect(cls, kubeconfig: Path | str | None = None) -> Kube:
@@ -75,6 +76,21 @@ class Kube:
             if error.status == 404:
                 return None
             raise
+
+    async def identity(self) -> str:
+        """What tells this Kubernetes cluster from all others: of the uid of its namespace kube-system, 8 hex digits.
+
+        "" where that may not be read.
+        """
+        if not self._identity:
+            try:
+                found = await self.get(Ref("v1", "Namespace", "", "kube-system"))
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                found = None
+            self._identity = found["metadata"]["uid"][:8] if found is not None else ""
+        return self._identity
 
     async def list(
         self,

@@ -21,7 +21,9 @@ from .api import GROUP, VERSION
 from .endpoints import HealthServer, Liveness, serve_metrics
 from .kube import KindMissing, Kube, KubeError
 from .leader import Leader
+from .login import ConnectionInfo, login
 from .metrics import Metrics
+from .noticing import KINDS, Noticed
 from .reconcile import Context, boundary, cluster, index
 from .reconcile.postgres import Postgres
 from .settings import OperatorSettings
@@ -31,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 _CLUSTER, _BOUNDARY, _INDEX = "orisunclusters", "boundaries", "eventindexes"
 _RECONCILERS = {_CLUSTER: cluster.reconcile, _BOUNDARY: boundary.reconcile, _INDEX: index.reconcile}
-_OWNERS = {"OrisunCluster": _CLUSTER, "Boundary": _BOUNDARY, "EventIndex": _INDEX}
+_OWNERS = {kind: plural for plural, kind in KINDS.items()}
 #: Everything of ours bears this label.
 _OURS = "app.kubernetes.io/managed-by=orisun-operator"
 _CHILDREN = (
@@ -48,6 +50,8 @@ _CHILDREN = (
 _WATCH_AGAIN = 5.0
 #: Seconds between looks at a namespace that may not be read.
 _LOOK_AGAIN = 15.0
+#: Kopf notices a dead connection after 70 s; it may be behind for so many intervals of the timer, and these seconds.
+_BEHIND, _BEHIND_AT_LEAST = 3, 10.0
 
 
 async def run(settings: OperatorSettings) -> None:
@@ -133,7 +137,8 @@ async def _work(
         timer=settings.timer,
         metrics=metrics,
     )
-    liveness.longest = queue.longest
+    noticed = Noticed(queue, max(_BEHIND * settings.timer, _BEHIND_AT_LEAST))
+    liveness.parts += [queue.problem, noticed.problem]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(queue.run(), name="queue")]
@@ -141,7 +146,8 @@ async def _work(
                 for namespace in settings.namespaces or (None,):
                     tasks.append(group.create_task(_watch_children(kube, queue, api_version, kind, namespace)))
             namespaces = settings.namespaces or (None,)
-            noticing = asyncio.gather(*(_notice_resources(kube, queue, settings, stop, one) for one in namespaces))
+            tasks += [group.create_task(_compare(kube, noticed, settings.timer, one)) for one in namespaces]
+            noticing = asyncio.gather(*(_notice_resources(kube, noticed, settings, stop, one) for one in namespaces))
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait((noticing, asked), return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
@@ -162,20 +168,27 @@ async def _take_signals_back(ready: asyncio.Event, stop: asyncio.Event) -> None:
 
 
 async def _notice_resources(
-    kube: Kube, queue: WorkQueue, settings: OperatorSettings, stop: asyncio.Event, namespace: str | None
+    kube: Kube, noticed: Noticed, settings: OperatorSettings, stop: asyncio.Event, namespace: str | None
 ) -> None:
     """Kopf on one namespace, or on all of them (None), until ``stop``.
 
     One for each: where one may not be read any more, because it was deleted and our Role with it, Kopf ends. That
-    namespace is looked at again now and then; the others do not notice.
+    namespace is looked at again now and then; the others do not notice. So it is with all of them and our ClusterRole.
     """
+    where, told = namespace or "all", ""
     while not stop.is_set():
-        if namespace is None or await _may_read(kube, namespace):
+        problem = await _unreadable(kube, namespace)
+        if problem and problem != told:
+            log.error("resources are not looked after: give the operator the roles of its chart", namespace=where,
+                      error=problem)  # fmt: skip
+        told = problem
+        if not problem:
             try:
                 ready = asyncio.Event()
                 again = asyncio.create_task(_take_signals_back(ready, stop))
+                noticed.begin(namespace)
                 await kopf.operator(
-                    registry=_registry(queue),
+                    registry=_registry(noticed),
                     settings=_kopf_settings(settings),
                     standalone=True,
                     clusterwide=namespace is None,
@@ -186,21 +199,33 @@ async def _notice_resources(
                 again.cancel()
                 stop.set()
             except Exception as error:
-                if namespace is None:
-                    raise
-                log.warning("a namespace is not looked after any more", namespace=namespace, error=str(error))
+                log.warning("resources are not looked after any more", namespace=where, error=str(error))
                 _stop_on_signals(stop)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_AGAIN):
                 await stop.wait()
 
 
-async def _may_read(kube: Kube, namespace: str) -> bool:
+async def _unreadable(kube: Kube, namespace: str | None) -> str:
+    """Why the resources of a namespace, or (None) of all, cannot be read; "" when they can."""
     try:
-        await kube.list(f"{GROUP}/{VERSION}", "OrisunCluster", namespace)
-    except KubeError:
-        return False
-    return True
+        for kind in KINDS.values():
+            await kube.list(f"{GROUP}/{VERSION}", kind, namespace)
+    except KindMissing as missing:
+        # looking at all namespaces, Kopf waits for a CRD by itself
+        return "" if namespace is None else str(missing)
+    except KubeError as error:
+        return str(error)
+    return ""
+
+
+async def _compare(kube: Kube, noticed: Noticed, interval: float, namespace: str | None) -> None:
+    """Hold what Kopf told against what there is, now and then."""
+    while True:
+        await asyncio.sleep(interval)
+        # where the API server does not answer nothing is known about Kopf
+        with contextlib.suppress(KubeError):
+            await noticed.compare(kube, namespace)
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
@@ -208,20 +233,16 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-def _registry(queue: WorkQueue) -> kopf.OperatorRegistry:
+def _registry(noticed: Noticed) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for plural in _RECONCILERS:
-        seen: dict[str, Any] = {}
-        kopf.on.event(GROUP, VERSION, plural, registry=registry)(functools.partial(_noticed, queue, plural, seen))
+        kopf.on.event(GROUP, VERSION, plural, registry=registry)(functools.partial(_tell, noticed, plural))
     return registry
 
 
-def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    found: kopf.ConnectionInfo | None = kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(
-        **arguments
-    )
-    return found
+def _login(**_: object) -> ConnectionInfo:
+    return login()
 
 
 def _kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
@@ -233,23 +254,8 @@ def _kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     return made
 
 
-async def _noticed(
-    queue: WorkQueue, plural: str, seen: dict[str, Any], *, event: Mapping[str, Any], **_: object
-) -> None:
-    """A resource came, changed or went. A changed status is our own doing and asks for nothing."""
-    obj = event["object"]
-    metadata = obj["metadata"]
-    key = Key(plural, metadata["namespace"], metadata["name"])
-    if event["type"] == "DELETED":
-        seen.pop(metadata["uid"], None)
-        queue.gone(key)
-        return
-    marks = [
-        metadata.get(field) for field in ("generation", "deletionTimestamp", "finalizers", "annotations", "labels")
-    ]
-    if seen.get(metadata["uid"]) != marks:
-        seen[metadata["uid"]] = marks
-        queue.there(key)
+async def _tell(noticed: Noticed, plural: str, *, event: Mapping[str, Any], **_: object) -> None:
+    noticed.tell(plural, event)
 
 
 async def _watch_children(kube: Kube, queue: WorkQueue, api_version: str, kind: str, namespace: str | None) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
+from .kube import KubeError
 from .metrics import Metrics
 from .reconcile import Outcome
 
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 120.0
 #: Part of the timer's interval by which looks are spread.
 _JITTER = 0.1
+#: Seconds after which a reconcile counts as stuck, and the queue when nobody takes from it, or its clock stands still.
+_STUCK = 900.0
 
 
 class Key(NamedTuple):
@@ -43,7 +46,8 @@ class WorkQueue:
     def __init__(self, reconcilers: Mapping[str, Reconcile], *, workers: int, timer: float, metrics: Metrics) -> None:
         self._reconcilers, self._workers, self._timer, self._metrics = reconcilers, workers, timer, metrics
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._queued: set[Key] = set()
+        #: Since when.
+        self._queued: dict[Key, float] = {}
         self._running: dict[Key, float] = {}
         self._again: set[Key] = set()
         self._gone: set[Key] = set()
@@ -59,7 +63,7 @@ class WorkQueue:
         if key in self._running:
             self._again.add(key)
         elif key not in self._queued:
-            self._queued.add(key)
+            self._queued[key] = time.monotonic()
             self._ready.put_nowait(key)
             self._metrics.queued(len(self._queued))
 
@@ -73,9 +77,19 @@ class WorkQueue:
         self._gone.add(key)
         self.ask(key)
 
-    def longest(self) -> float:
-        """Seconds that the longest reconcile under way has taken by now."""
-        return max((time.monotonic() - since for since in self._running.values()), default=0.0)
+    def problem(self) -> str:
+        """What does not go on as it should, "" for nothing. May be called from any thread."""
+        now = time.monotonic()
+        for since, key in _oldest(self._running):
+            if now - since > _STUCK:
+                return f"a reconcile has taken {now - since:.0f} s: {_named(key)}"
+        for since, key in _oldest(self._queued):
+            if now - since > _STUCK:
+                return f"{_named(key)} has waited {now - since:.0f} s to be reconciled"
+        for due, _, key in self._later[:1]:
+            if now - due > _STUCK:
+                return f"the timer is {now - due:.0f} s late: {_named(key)}"
+        return ""
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -86,7 +100,7 @@ class WorkQueue:
     async def _work(self) -> None:
         while True:
             key = await self._ready.get()
-            self._queued.discard(key)
+            self._queued.pop(key, None)
             self._metrics.queued(len(self._queued))
             self._running[key] = time.monotonic()
             try:
@@ -108,7 +122,9 @@ class WorkQueue:
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             self._metrics.failed(key.kind, time.monotonic() - started)
-            log.exception("a reconcile failed", kind=key.kind, namespace=key.namespace, name=key.name, error=str(error))
+            # what the API server says needs no traceback
+            say = log.warning if isinstance(error, KubeError) else log.exception
+            say("a reconcile failed", kind=key.kind, namespace=key.namespace, name=key.name, error=str(error))
             return float(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY))
         self._failures.pop(key, None)
         self._metrics.reconciled(key.kind, time.monotonic() - started)
@@ -140,3 +156,14 @@ class WorkQueue:
                 await asyncio.wait_for(self._earlier.wait(), pause)
             except TimeoutError:
                 continue
+
+
+def _oldest(since: Mapping[Key, float]) -> list[tuple[float, Key]]:
+    """The one that is there longest; none when there is none."""
+    # copied in one go: the loop's thread may change it meanwhile
+    there = list(since.items())
+    return [min((moment, key) for key, moment in there)] if there else []
+
+
+def _named(key: Key) -> str:
+    return f"{key.kind} {key.namespace}/{key.name}"

@@ -6,6 +6,7 @@ import pytest
 
 from orisun_operator.kube import Kube, KubeError
 from orisun_operator.reconcile import boundary as reconciler
+from orisun_operator.reconcile.managers import TAKE_OVER, release
 from orisun_operator.reconcile.schema import survey, unmanaged
 from orisun_server.settings import Settings
 from orisun_server.storage.boundaries import Boundary, BoundaryStatus
@@ -33,7 +34,7 @@ async def test_a_boundary_becomes_a_row_of_the_catalog_with_tables(store: Store)
         record = await session.boundaries.find("orders")
     assert record is not None
     assert (record.status.value, record.description) == ("ACTIVE", "of the shop")
-    assert record.managed_by == f"Boundary/{store.namespace}/orders"
+    assert record.managed_by == f"Boundary/{store.namespace}/orders@{await store.kube.identity()}"
     assert condition(status, "Ready")["message"] == 'boundary "orders" takes events'
     assert await store.events("Active") == ['boundary "orders" takes events']
 
@@ -101,7 +102,8 @@ async def test_a_boundary_by_rpc_is_adopted_and_the_adopted_one_is_released(stor
         assert status["eventCount"] == 2
         record = await session.boundaries.find("orders")
         assert record is not None
-        assert (record.description, record.managed_by) == ("by a resource", f"Boundary/{store.namespace}/orders")
+        assert record.description == "by a resource"
+        assert record.managed_by == f"Boundary/{store.namespace}/orders@{await store.kube.identity()}"
         assert (await unmanaged(session)).boundaries == ()
         assert await store.events("Adopted")
 
@@ -324,3 +326,84 @@ def test_a_plan_is_the_sql_of_one_boundary() -> None:
     assert one == same
     assert one["hash"] != other["hash"]
     assert one["toVersion"] == len(sources.boundary)
+
+
+async def test_a_paused_cluster_pauses_what_is_in_it(store: Store) -> None:
+    await store.boundary("orders")
+    await store.index("by-user", "orders", "user")
+    await store.settled("orders")
+    await store.settled("by-user", kind="EventIndex")
+    await store.patch("OrisunCluster", CLUSTER, {"paused": True})
+    await store.patch("Boundary", "orders", {"description": "new"})
+    await store.patch("EventIndex", "by-user", {"fields": [{"jsonKey": "number"}]})
+    for kind, name in (("Boundary", "orders"), ("EventIndex", "by-user")):
+        status = await store.settled(name, "ClusterPaused", kind)
+        assert {c["type"]: c["status"] for c in status["conditions"]}["Reconciling"] == "False"
+        assert status["observedGeneration"] == 2
+    assert await store.events("ClusterPaused")
+    found = await store.kube.list("events.k8s.io/v1", "Event", store.namespace)
+    assert {event["type"] for event in found if event["reason"] == "ClusterPaused"} == {"Normal"}
+    # a deletion meanwhile is made up for later, by the cluster's own look
+    await store.kube.delete(store.ref("EventIndex", "by-user"))
+    await store.reconcile("by-user", "EventIndex")
+    async with await store.session() as session:
+        (index,) = await session.index_catalog.managed("orders")
+        record = await session.boundaries.find("orders")
+    assert [field.key for field in index.definition.fields] == ["user"]
+    assert record is not None
+    assert record.description == ""
+    await store.patch("OrisunCluster", CLUSTER, {"paused": False})
+    await store.settled("orders")
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+    assert record is not None
+    assert record.description == "new"
+
+
+async def test_two_kubernetes_clusters_of_the_same_names_do_not_fight(store: Store) -> None:
+    await store.boundary("orders", description="theirs")
+    await store.settled("orders")
+    theirs = f"Boundary/{store.namespace}/orders@0badcafe"
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+        assert record is not None
+        assert await session.boundaries.manage(record, theirs)
+    await store.patch("Boundary", "orders", {"description": "ours", "deletionPolicy": "Delete"})
+    message = condition(await store.settled("orders", "NameTaken"), "Stalled")["message"]
+    assert f"managed by {theirs} already, a resource of another Kubernetes cluster" in message
+    assert f"annotate OrisunCluster {CLUSTER} with {TAKE_OVER}=0badcafe" in message
+    # neither its deletion nor a look at what is left behind touches the others' boundary
+    await store.kube.delete(store.ref("Boundary", "orders"))
+    await store.gone("orders")
+    async with await store.session() as session:
+        await release(store.context, session, store.namespace)
+        record = await session.boundaries.find("orders")
+        assert record is not None
+        assert (record.managed_by, record.description) == (theirs, "theirs")
+    await store.boundary("orders", description="ours")
+    await store.settled("orders", "NameTaken")
+    await store.kube.patch(store.ref("OrisunCluster", CLUSTER), {"metadata": {"annotations": {TAKE_OVER: "0badcafe"}}})
+    await store.settled("orders")
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+    assert record is not None
+    assert (record.managed_by, record.description) == (
+        f"Boundary/{store.namespace}/orders@{await store.kube.identity()}",
+        "ours",
+    )
+
+
+async def test_a_manager_without_a_kubernetes_cluster_is_taken_for_ours(store: Store) -> None:
+    await store.boundary("orders")
+    await store.settled("orders")
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+        assert record is not None
+        # as an operator that may not read namespaces writes it
+        assert await session.boundaries.manage(record, f"Boundary/{store.namespace}/orders")
+    await store.settled("orders")
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+    assert record is not None
+    assert record.managed_by.endswith(f"@{await store.kube.identity()}")
+    assert not await store.events("Adopted")

@@ -283,6 +283,7 @@ async def test_paused_changes_nothing(stage: Stage) -> None:
     await stage.reconcile()
     assert await stage.get("v1", "Service", NAME) is None
     assert (await stage.status())["phase"] == "Paused"
+    assert not stage.context.postgres._entries
     await stage.patch(paused=False)
     await stage.settle()
     assert await stage.get("v1", "Service", NAME) is not None

@@ -10,13 +10,14 @@ import pytest
 from orisun_operator.api.conditions import get_condition
 from orisun_operator.kube import KubeError
 from orisun_operator.reconcile.index import duration, readable
+from orisun_operator.reconcile.managers import TAKE_OVER, release
 from orisun_operator.reconcile.schema import unmanaged
 from orisun_server.storage.index_catalog import IndexRecord
 from orisun_server.storage.index_progress import percent
 from orisun_server.storage.index_sql import IndexDefinition, IndexField, ValueType
 from orisun_server.storage.names import BoundaryNames
 from tests.harness import eventually
-from tests.operator.stores import Store, condition, held
+from tests.operator.stores import CLUSTER, Store, condition, held
 
 
 async def record(store: Store, name: str = "by-user") -> IndexRecord | None:
@@ -60,7 +61,7 @@ async def test_an_index_is_built(orders: Store) -> None:
     }
     found = await record(orders)
     assert found is not None
-    assert found.managed_by == f"EventIndex/{orders.namespace}/by-user"
+    assert found.managed_by == f"EventIndex/{orders.namespace}/by-user@{await orders.kube.identity()}"
     # as CreateIndex has it: event_type is another spelling of eventType
     assert [(one.key, one.value_type) for one in found.definition.fields] == [
         ("user", ValueType.TEXT),
@@ -298,3 +299,32 @@ def test_sizes_and_times_for_people() -> None:
         "5.0 GiB",
     ]
     assert [duration(age) for age in (3.2, 27, 65, 7300)] == ["3 s", "20 s", "1 min", "2 h"]
+
+
+async def test_an_index_of_another_kubernetes_cluster_is_left_alone(orders: Store) -> None:
+    await orders.index("by-user", "orders", "user")
+    await orders.settled("by-user", kind="EventIndex")
+    theirs = f"EventIndex/{orders.namespace}/by-user@0badcafe"
+    async with await orders.session() as session:
+        found = await session.index_catalog.find("orders", "by-user")
+        assert found is not None
+        assert await session.index_catalog.manage(found, theirs)
+    await orders.patch("EventIndex", "by-user", {"fields": [{"jsonKey": "number"}]})
+    status = await orders.settled("by-user", "NameTaken", "EventIndex")
+    assert "another Kubernetes cluster" in condition(status, "Stalled")["message"]
+    # nor is it taken for one whose resource is gone
+    orders.late = 0.0
+    for late in (0.0, 600.0):
+        orders.late = late
+        async with await orders.session() as session:
+            await release(orders.context, session, orders.namespace)
+            found = await session.index_catalog.find("orders", "by-user")
+    assert found is not None
+    assert (found.managed_by, [field.key for field in found.definition.fields]) == (theirs, ["user"])
+    patch = {"metadata": {"annotations": {TAKE_OVER: "0badcafe"}}}
+    await orders.kube.patch(orders.ref("OrisunCluster", CLUSTER), patch)
+    await orders.settled("by-user", kind="EventIndex")
+    async with await orders.session() as session:
+        found = await session.index_catalog.find("orders", "by-user")
+    assert found is not None
+    assert [field.key for field in found.definition.fields] == ["number"]

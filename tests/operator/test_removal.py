@@ -289,3 +289,19 @@ def test_names_are_cut_and_stay_apart() -> None:
     assert one != other
     assert (len(one), one.endswith("-archive-abcde"), short("a", "-b")) == (63, True, "a-b")
     assert LABEL.count("/") == 1
+
+
+async def test_a_paused_cluster_holds_a_deletion_and_lets_a_retained_one_go(store: Store) -> None:
+    await deleting(store, "Delete")
+    await store.patch("OrisunCluster", CLUSTER, {"paused": True})
+    status = await store.settled("orders", "ClusterPaused")
+    assert "deletionPolicy Delete waits until its spec.paused is false" in condition(status, "Ready")["message"]
+    assert condition(status, "Stalled")["status"] == "False"
+    await store.boundary("kept")
+    await store.settled("kept", "ClusterPaused")
+    await store.kube.delete(store.ref("Boundary", "kept"))
+    await store.gone("kept")
+    await store.patch("OrisunCluster", CLUSTER, {"paused": False})
+    assert await active(store)
+    await store.gone("orders")
+    assert not await has_tables(store)

@@ -56,7 +56,7 @@ async def _limited(api_server: ApiServer, kube: Kube, user: str, rules: list[Obj
     await kube.create(role)
     await kube.create(binding)
     limited = await Kube.connect(api_server.kubeconfig)
-    limited._server._client.default_headers["Impersonate-User"] = user
+    limited._server.headers["Impersonate-User"] = user
     try:
         yield limited
     finally:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
+import pytest
+
+from orisun_operator import work
 from orisun_operator.metrics import Metrics
 from orisun_operator.reconcile import Outcome
 from orisun_operator.work import Key, Reconcile, WorkQueue
@@ -62,9 +66,30 @@ async def test_different_resources_are_reconciled_at_once() -> None:
         for number in range(5):
             queue.ask(Key("things", "shop", str(number)))
         await eventually(lambda: len(inside) == 3)
-        assert queue.longest() > 0
         gate.set()
         await eventually(lambda: len(inside) == 5)
+
+
+async def test_what_does_not_go_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        await gate.wait()
+        return Outcome(0.01)
+
+    async with _queue(reconcile, workers=1) as queue:
+        queue.ask(_KEY)
+        await eventually(lambda: bool(queue._running))
+        queue.ask(Key("things", "shop", "two"))
+        assert queue.problem() == ""
+        monkeypatch.setattr(work, "_STUCK", 0.0)
+        assert re.fullmatch(r"a reconcile has taken 0 s: things shop/one", queue.problem())
+        queue._running.clear()
+        assert re.fullmatch(r"things shop/two has waited 0 s to be reconciled", queue.problem())
+        queue._queued.clear()
+        assert queue.problem() == ""
+        queue._schedule(_KEY, -100.0)
+        assert queue.problem() == "the timer is 100 s late: things shop/one"
 
 
 async def test_the_timer_and_a_requeue_bring_it_back() -> None:

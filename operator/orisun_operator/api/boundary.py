@@ -59,8 +59,3 @@ def parse(obj: Mapping[str, Any]) -> BoundarySpec:
     name = spec.setdefault("name", obj["metadata"]["name"])
     spec.setdefault("schema", default_schema(str(name)))
     return BoundarySpec.model_validate(spec)
-
-
-def manager(namespace: str, name: str) -> str:
-    """How the catalog of an Orisun store names this resource as the manager of a boundary."""
-    return f"{KIND}/{namespace}/{name}"

@@ -47,8 +47,3 @@ def parse(obj: Mapping[str, Any]) -> EventIndexSpec:
     spec = dict(obj["spec"])
     spec.setdefault("name", obj["metadata"]["name"])
     return EventIndexSpec.model_validate(spec)
-
-
-def manager(namespace: str, name: str) -> str:
-    """How the catalog of an Orisun store names this resource as the manager of an index."""
-    return f"{KIND}/{namespace}/{name}"

@@ -45,6 +45,10 @@ class Blocked(Exception):
         self.retry = retry
 
 
+class Paused(Blocked):
+    """The OrisunCluster is paused, and what is in it with it: nothing is wrong, and nothing is under way."""
+
+
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 

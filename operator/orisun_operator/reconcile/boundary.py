@@ -17,11 +17,12 @@ from orisun_server.storage.migrations import ScopeStatus, boundary_scope, newest
 from orisun_server.storage.names import quote
 
 from ..api import API_VERSION
-from ..api.boundary import DRIFTED, FINALIZER, KIND, SCHEMA_READY, BoundarySpec, manager, parse
+from ..api.boundary import DRIFTED, FINALIZER, KIND, SCHEMA_READY, BoundarySpec, parse
 from ..api.conditions import READY, is_true, set_condition
+from ..api.manager import Manager
 from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
-from .managers import cluster_of, exists, release_of_gone
+from .managers import check_free, cluster_of, manager_of, release_of_gone
 from .postgres import Session
 from .removal import remove
 from .report import Report, concluded, position, read_spec
@@ -34,7 +35,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     """Bring one Boundary a step further. Raises KubeError where the API server fails."""
     obj = await context.kube.get(Ref(API_VERSION, KIND, namespace, name))
     if obj is None:
-        return await release_of_gone(context, manager(namespace, name), namespace)
+        return await release_of_gone(context, KIND, namespace, name)
     report = Report(context, obj)
 
     def on_blocked(problem: Blocked) -> None:
@@ -69,15 +70,15 @@ async def _converge(context: Context, obj: Object, spec: BoundarySpec, report: R
             raise Blocked(
                 "ReservedName", f'"{spec.name}" is the admin boundary of the cluster: choose another spec.name'
             )
-        me = manager(namespace, name)
+        me = await manager_of(context, KIND, namespace, name)
         record = await session.boundaries.find(spec.name)
         if record is not None:
-            record = await _claim(session, record, spec, me, report)
+            record = await _claim(session, record, spec, me, report, cluster=cluster)
         boundary = Boundary.at(spec.name, spec.pg_schema)
         if not await _migrate(session, boundary, spec, record, report):
             return Outcome()
         if record is None or record.status is BoundaryStatus.FAILED:
-            record = await _register(session, boundary, spec, me, report, again=record is not None)
+            record = await _register(session, boundary, spec, str(me), report, again=record is not None)
         if record is not None and record.status is BoundaryStatus.PROVISIONING:
             record = await session.boundaries.provision(record)
         if record is None or record.status is BoundaryStatus.PROVISIONING:
@@ -91,26 +92,23 @@ async def _converge(context: Context, obj: Object, spec: BoundarySpec, report: R
 
 
 async def _claim(
-    session: Session, record: BoundaryRecord, spec: BoundarySpec, me: str, report: Report
+    session: Session, record: BoundaryRecord, spec: BoundarySpec, me: Manager, report: Report, *, cluster: Object
 ) -> BoundaryRecord | None:
     """The catalog's row as ours, with our description. Raises Blocked when it is another's, or elsewhere."""
-    if record.managed_by not in ("", me) and await exists(report.context, record.managed_by):
-        raise Blocked(
-            "NameTaken",
-            f'boundary "{spec.name}" is managed by {record.managed_by} already: delete one of the two,'
-            " or create this one with another spec.name",
-        )
+    mine = me.is_called(record.managed_by)
+    if not mine:
+        await check_free(report.context, cluster, record.managed_by, f'boundary "{spec.name}"')
     if record.namespace != spec.pg_schema and record.status is not BoundaryStatus.FAILED:
         raise Blocked(
             "SchemaConflict",
             f'boundary "{spec.name}" exists in schema "{record.namespace}", not in "{spec.pg_schema}":'
             f" create this resource anew with spec.schema: {record.namespace}, or with another spec.name",
         )
-    if (record.managed_by, record.description) == (me, spec.description):
+    if (record.managed_by, record.description) == (str(me), spec.description):
         return record
-    if record.managed_by != me:
+    if not mine:
         await report.event("Adopted", f'boundary "{spec.name}" existed, and is managed by this resource now')
-    return await session.boundaries.manage(record, me, spec.description)
+    return await session.boundaries.manage(record, str(me), spec.description)
 
 
 async def _migrate(

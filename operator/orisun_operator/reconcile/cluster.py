@@ -43,7 +43,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         await context.postgres.forget(namespace, name)
         return Outcome(gone=obj is None)
     report = Report(context, obj)
-    report.planned = _PLANNED
+    report.planned |= _PLANNED
     try:
         outcome = await _Work(context, obj, report).run()
     except Blocked as problem:
@@ -83,7 +83,10 @@ class _Work:
         except ValueError as error:
             raise Blocked("InvalidSpec", f"{error}: correct the spec") from None
         if spec.paused:
-            self._report.resting("Paused", "spec.paused is set: nothing is changed until it is false")
+            # the session builds indexes by itself
+            await self._context.postgres.forget(self._namespace, self._name)
+            text = "spec.paused is set: nothing is changed, here or in its PostgreSQL, until it is false"
+            self._report.resting("Paused", text)
             return Outcome()
         live = await self._kube.get(Ref("apps/v1", "StatefulSet", self._namespace, self._name))
         cluster = await self._resolve(spec, live)

@@ -20,14 +20,14 @@ from orisun_server.storage.names import BoundaryNames
 
 from ..api import API_VERSION
 from ..api.boundary import KIND as BOUNDARY
-from ..api.boundary import manager as boundary_manager
 from ..api.boundary import parse as parse_boundary
 from ..api.conditions import READY as IS_READY
 from ..api.conditions import is_true, remove_condition, set_condition
-from ..api.index import BLOCKED, KIND, EventIndexSpec, manager, parse
+from ..api.index import BLOCKED, KIND, EventIndexSpec, parse
+from ..api.manager import Manager
 from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
-from .managers import cluster_of, exists, release_of_gone
+from .managers import check_free, cluster_of, manager_of, release_of_gone
 from .postgres import Session
 from .report import Report, concluded, read_spec
 
@@ -41,7 +41,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
     """Bring one EventIndex a step further. Raises KubeError where the API server fails."""
     obj = await context.kube.get(Ref(API_VERSION, KIND, namespace, name))
     if obj is None:
-        return await release_of_gone(context, manager(namespace, name), namespace)
+        return await release_of_gone(context, KIND, namespace, name)
     if obj["metadata"].get("deletionTimestamp"):
         return Outcome()
     report = Report(context, obj)
@@ -72,7 +72,7 @@ async def _converge(context: Context, obj: Object, spec: EventIndexSpec, report:
     cluster = await cluster_of(context, namespace, boundary.cluster_ref.name)
     async with context.postgres.session(cluster) as session:
         found = await session.boundaries.find(boundary.name)
-        if not _is_active(found, boundary_manager(namespace, spec.boundary_ref.name)):
+        if not _is_active(found, await manager_of(context, BOUNDARY, namespace, spec.boundary_ref.name)):
             raise Blocked(
                 "BoundaryNotReady",
                 f"Boundary {namespace}/{spec.boundary_ref.name} is not active yet: its own status says why",
@@ -80,12 +80,14 @@ async def _converge(context: Context, obj: Object, spec: EventIndexSpec, report:
                 retry=2.0,
             )
         names = BoundaryNames(boundary.pg_schema, boundary.name)
-        record = await _settle(session, names, definition, manager(namespace, obj["metadata"]["name"]), report)
+        me = await manager_of(context, KIND, namespace, obj["metadata"]["name"])
+        await _claim(session, (boundary.name, definition.name), me, report, cluster=cluster)
+        record = await _settle(session, names, definition, str(me), report)
         return await _show(session, record, report)
 
 
-def _is_active(record: BoundaryRecord | None, managed_by: str) -> bool:
-    return record is not None and record.status is BoundaryStatus.ACTIVE and record.managed_by == managed_by
+def _is_active(record: BoundaryRecord | None, manager: Manager) -> bool:
+    return record is not None and record.status is BoundaryStatus.ACTIVE and manager.is_called(record.managed_by)
 
 
 def _definition(spec: EventIndexSpec) -> IndexDefinition:
@@ -110,8 +112,6 @@ async def _settle(
     catalog, name = session.index_catalog, definition.name
     current = await catalog.find(names.boundary, name)
     beside = await catalog.find(names.boundary, beside_name(name))
-    if current is not None and current.managed_by != me:
-        await _claim(session, current, me, report)
     if current is None:
         if is_true(report.before, IS_READY):
             await report.event("DriftRepaired", f'index "{name}" was dropped; it is built again', warning=True)
@@ -140,16 +140,16 @@ async def _settle(
     return None
 
 
-async def _claim(session: Session, current: IndexRecord, me: str, report: Report) -> None:
-    """Make an index of that name ours. Raises Blocked when it is another resource's."""
-    name = current.definition.name
-    if current.managed_by and await exists(report.context, current.managed_by):
-        raise Blocked(
-            "NameTaken",
-            f'index "{name}" of boundary "{current.boundary}" is managed by {current.managed_by} already: delete one of'
-            " the two, or create this one with another spec.name",
-        )
-    if await session.index_catalog.manage(current, me):
+async def _claim(session: Session, names: tuple[str, str], me: Manager, report: Report, *, cluster: Object) -> None:
+    """Make an index, if there is one, ours; ``names`` are its boundary's and its own. Raises Blocked."""
+    boundary, name = names
+    current = await session.index_catalog.find(boundary, name)
+    if current is None or current.managed_by == str(me):
+        return
+    mine = me.is_called(current.managed_by)
+    if not mine:
+        await check_free(report.context, cluster, current.managed_by, f'index "{name}" of boundary "{boundary}"')
+    if await session.index_catalog.manage(current, str(me)) and not mine:
         await report.event("Adopted", f'index "{name}" existed, and is managed by this resource now')
 
 

@@ -10,12 +10,13 @@ from orisun_server.storage.archive import summary
 from orisun_server.storage.boundaries import Boundary, BoundaryStatus
 
 from ..api import API_VERSION
-from ..api.boundary import FINALIZER, BoundarySpec, manager
+from ..api.boundary import FINALIZER, KIND, BoundarySpec
 from ..api.cluster import KIND as CLUSTER
+from ..api.manager import Manager
 from ..kube import KubeError, Object, Ref
 from . import Blocked, Context, Outcome
 from .archiving import Archived, archive
-from .managers import ending
+from .managers import ending, is_paused, manager_of, paused
 from .postgres import Session
 from .report import Report, position
 
@@ -42,17 +43,11 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
             await report.event("EventsRetained", text, warning=True)
         return await _let_go(obj, report)
     if policy == "Retain":
-        try:
-            async with context.postgres.session(cluster) as session:
-                await _retain(session, spec, manager(namespace, name))
-        except Blocked:
-            # it is released, a moment later, by the cluster's reconcile
-            pass
-        except KubeError as error:
-            # the namespace's Role may go before its Boundaries: no Secret can be read any more
-            if error.status != 403:
-                raise
+        if not is_paused(cluster):
+            await _release(context, cluster, spec, await manager_of(context, KIND, namespace, name))
         return await _let_go(obj, report)
+    if is_paused(cluster):
+        raise paused(cluster, f"deletionPolicy {policy} waits")
     try:
         async with context.postgres.session(cluster) as session:
             return await _remove(session, obj, spec, cluster, report)
@@ -62,11 +57,12 @@ async def remove(context: Context, obj: Object, spec: BoundarySpec, report: Repo
 
 
 async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Object, report: Report) -> Outcome:
-    me = manager(obj["metadata"]["namespace"], obj["metadata"]["name"])
+    manager = await manager_of(report.context, KIND, obj["metadata"]["namespace"], obj["metadata"]["name"])
     record = await session.boundaries.find(spec.name)
-    if record is None or record.managed_by != me or spec.name == session.admin_boundary:
+    if record is None or not manager.is_called(record.managed_by) or spec.name == session.admin_boundary:
         # never ours, or dropped already
         return await _let_go(obj, report)
+    me = record.managed_by
     boundary = Boundary.at(record.name, record.namespace)
     if not await session.boundaries.has_tables(boundary):
         await session.boundaries.remove(boundary, me)
@@ -94,11 +90,25 @@ async def _remove(session: Session, obj: Object, spec: BoundarySpec, cluster: Ob
     return await _let_go(obj, report)
 
 
-async def _retain(session: Session, spec: BoundarySpec, me: str) -> None:
+async def _release(context: Context, cluster: Object, spec: BoundarySpec, me: Manager) -> None:
+    """At once where that is possible, a moment later by the cluster's reconcile where not."""
+    try:
+        async with context.postgres.session(cluster) as session:
+            await _retain(session, spec, me)
+    except Blocked:
+        pass
+    except KubeError as error:
+        # the namespace's Role may go before its Boundaries: no Secret can be read any more
+        if error.status != 403:
+            raise
+
+
+async def _retain(session: Session, spec: BoundarySpec, manager: Manager) -> None:
     """Nobody's from now on; made active again if an earlier step of another policy had closed it."""
     record = await session.boundaries.find(spec.name)
-    if record is None or record.managed_by != me:
+    if record is None or not manager.is_called(record.managed_by):
         return
+    me = record.managed_by
     if record.status is BoundaryStatus.FAILED and record.last_error == _reason(me):
         await session.boundaries.reopen(Boundary.at(record.name, record.namespace))
         again = await session.boundaries.register(record.name, record.description, record.namespace, me)

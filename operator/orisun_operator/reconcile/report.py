@@ -14,10 +14,12 @@ from orisun_server.core.position import Position
 
 from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
 from ..kube import KubeError, Object
-from . import LATER, Blocked, Context, Outcome
+from . import LATER, Blocked, Context, Outcome, Paused
 
 T = TypeVar("T")
 
+#: The reason of what is paused with its OrisunCluster.
+PAUSED = "ClusterPaused"
 #: Seconds between two writes of figures that move all the time.
 FIGURES_EVERY = 60.0
 #: Bad Request, Unprocessable Entity.
@@ -36,7 +38,7 @@ class Report:
         #: Set when the object goes: one of its name that follows must not get this status.
         self.over = False
         #: Reasons for which losing readiness is as wanted, and worth no warning.
-        self.planned: frozenset[str] = frozenset()
+        self.planned: frozenset[str] = frozenset({PAUSED})
 
     async def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Record an Event about the object."""
@@ -60,7 +62,9 @@ class Report:
 
     def blocked(self, problem: Blocked) -> None:
         """As the exception says."""
-        if problem.stalled:
+        if isinstance(problem, Paused):
+            self.resting(problem.reason, str(problem))
+        elif problem.stalled:
             self.stalled(problem.reason, str(problem))
         else:
             self.waiting(problem.reason, str(problem))
