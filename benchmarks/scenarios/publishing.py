@@ -12,8 +12,10 @@ from nats.js.errors import NotFoundError
 from orisun_server.core.criteria import WHOLE_BOUNDARY
 from orisun_server.core.position import NOTHING
 from orisun_server.delivery.codec import encode_event
+from orisun_server.delivery.lookout import Lookout
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.publishers import KIND
+from orisun_server.delivery.signals import Signals
 from orisun_server.delivery.stream import POSITION, PREVIOUS, message_id
 from orisun_server.storage.catalog import Boundary
 
@@ -55,8 +57,16 @@ async def _drain(parts: Parts, boundary: Boundary, count: int) -> float:
     lease = await parts.leases.acquire(KIND, boundary.name)
     if lease is None:
         raise BenchError("another server publishes the backlog")
+    settings = parts.settings
     made = Publisher(
-        boundary, lease, reader=parts.reader, nats=parts.nats, database=parts.database, settings=parts.settings
+        boundary,
+        lease,
+        reader=parts.reader,
+        nats=parts.nats,
+        database=parts.database,
+        lookout=Lookout(parts.database, settings.publisher_poll_interval),
+        signals=Signals(parts.database, settings.admin_schema, enabled=False),
+        settings=settings,
     )
     began = time.perf_counter()
     task = asyncio.create_task(made.run())

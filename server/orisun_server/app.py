@@ -14,6 +14,7 @@ from .admin.administration import Administration
 from .admin.web.host import WebHost
 from .admin.web.parts import Parts
 from .delivery.live_tail import LiveTails
+from .delivery.lookout import Lookout
 from .delivery.nats import Nats
 from .delivery.publishers import Publishers
 from .delivery.pubsub import PubSub
@@ -122,6 +123,8 @@ class App:
         await self._run(nats)
         signals = Signals(database, settings.admin_schema, enabled=settings.pg_listen_enabled)
         await self._run(signals)
+        lookout = Lookout(database, settings.publisher_poll_interval)
+        await self._run(lookout)
         publishers = Publishers(
             settings,
             catalog=catalog,
@@ -130,6 +133,7 @@ class App:
             nats=nats,
             database=database,
             signals=signals,
+            lookout=lookout,
             watch=watch,
         )
         await self._run(publishers)
@@ -138,7 +142,7 @@ class App:
         # once more, before the appender: the last denied calls are still written
         self._parts.push_async_callback(administration.stop)
         signals.on_signal(administration.committed)
-        tails = LiveTails(nats, deliverer)
+        tails = LiveTails(nats, lookout)
         self._parts.push_async_callback(tails.stop)
         subscriptions = Subscriptions(leases, reader, tails, watch)
         self._parts.push_async_callback(subscriptions.stop)

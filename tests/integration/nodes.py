@@ -16,6 +16,7 @@ from orisun_server.core.criteria import WHOLE_BOUNDARY, Query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import Position
 from orisun_server.delivery.live_tail import LiveTails
+from orisun_server.delivery.lookout import Lookout
 from orisun_server.delivery.nats import Nats
 from orisun_server.delivery.publishers import Publishers
 from orisun_server.delivery.pubsub import PubSub
@@ -62,6 +63,8 @@ class Node:
         await self.run(self.nats)
         self.signals = Signals(self.database, settings.admin_schema, enabled=settings.pg_listen_enabled)
         await self.run(self.signals)
+        self.lookout = Lookout(self.database, settings.publisher_poll_interval)
+        await self.run(self.lookout)
         self.publishers = Publishers(
             settings,
             database=self.database,
@@ -70,12 +73,13 @@ class Node:
             reader=self.reader,
             nats=self.nats,
             signals=self.signals,
+            lookout=self.lookout,
         )
         if self.publishing:
             await self.run(self.publishers)
         self.appender = Appender(self.database, indexes)
         self._parts.push_async_callback(self.appender.stop)
-        self.tails = LiveTails(self.nats, self.reader)
+        self.tails = LiveTails(self.nats, self.lookout)
         self._parts.push_async_callback(self.tails.stop)
         self.subscriptions = Subscriptions(self.leases, self.reader, self.tails)
         self._parts.push_async_callback(self.subscriptions.stop)
@@ -89,7 +93,7 @@ class Node:
     async def __aexit__(self, *_: object) -> None:
         await self._parts.aclose()
 
-    async def run(self, part: Nats | Leases | Catalog | Indexes | Signals | Publishers) -> None:
+    async def run(self, part: Nats | Leases | Catalog | Indexes | Signals | Lookout | Publishers) -> None:
         await part.start()
         self._parts.push_async_callback(part.stop)
 

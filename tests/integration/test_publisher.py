@@ -246,7 +246,14 @@ class Stale:
 async def publisher(node: Node, epoch: int) -> AsyncIterator[tuple[Publisher, Stale]]:
     lease: Any = Stale(epoch)
     made = Publisher(
-        node.boundary, lease, reader=node.reader, nats=node.nats, database=node.database, settings=node.settings
+        node.boundary,
+        lease,
+        reader=node.reader,
+        nats=node.nats,
+        database=node.database,
+        lookout=node.lookout,
+        signals=node.signals,
+        settings=node.settings,
     )
     task = asyncio.create_task(made.run())
     try:

@@ -15,11 +15,10 @@ from nats.aio.msg import Msg
 from nats.js import api
 
 from ..core.position import NOTHING, Position
-from ..errors import OrisunError
 from ..storage.catalog import Boundary
-from ..storage.reads import Reader
 from ..tasks import end, happens
 from .inbox import Inbox, Message
+from .lookout import Lookout
 from .nats import NATS_ERRORS, Connection, Nats
 from .stream import POINTER, POSITION, PREVIOUS, parse_position
 
@@ -43,14 +42,15 @@ class LiveTail:
     loses its integrity and its subscription looks at PostgreSQL.
     """
 
-    def __init__(self, boundary: Boundary, nats: Nats, reader: Reader) -> None:
+    def __init__(self, boundary: Boundary, nats: Nats, lookout: Lookout) -> None:
         self.boundary = boundary
         self.live = False
         self.inboxes: set[Inbox] = set()
-        self._nats, self._reader = nats, reader
+        #: Of the last message.
+        self.position = NOTHING
+        self._nats, self._lookout = nats, lookout
         self._received = False
         self._delivered = 0
-        self._position = NOTHING
         self._lagging: Position | None = None
         self._task = asyncio.create_task(self._run(), name=f"tail:{boundary.name}")
 
@@ -105,9 +105,11 @@ class LiveTail:
             try:
                 self.live = True
                 self._lose_all()
+                self._lookout.add(self)
                 await self._watch(connection)
             finally:
                 self.live = False
+                self._lookout.remove(self)
                 if not connection.lost.is_set():
                     with contextlib.suppress(*NATS_ERRORS):
                         await connection.jetstream.delete_consumer(stream, consumer.name)
@@ -122,20 +124,18 @@ class LiveTail:
             if await happens(connection.lost, HEARTBEAT):
                 return
             silent = 0.0 if self._received else silent + HEARTBEAT
-            await self._compare()
         log.info("the live tail fell silent and is made anew", boundary=self.boundary.name)
 
-    async def _compare(self) -> None:
-        """Pokes the subscriptions when PostgreSQL has been ahead of the stream for a while: nobody publishes."""
-        if not self.inboxes:
-            return
-        with contextlib.suppress(OrisunError):
-            head = await self._reader.head(self.boundary)
-            if self._lagging is not None and self._position < self._lagging:
-                for inbox in self.inboxes:
-                    inbox.poke()
-                self._position = self._lagging
-            self._lagging = head if head > self._position else None
+    def saw(self, _position: Position, _event_id: str | None, head: Position) -> None:
+        """Pokes the subscriptions when PostgreSQL was ahead of the stream at two looks: nobody publishes."""
+        if self._lagging is not None and self.position < self._lagging:
+            for inbox in self.inboxes:
+                inbox.poke()
+            self.position = self._lagging
+        self._lagging = head if head > self.position else None
+
+    def failed(self) -> None:
+        """Subscriptions hear it from PostgreSQL, or that the boundary is gone from the catalog."""
 
     def _receiver(self, connection: Connection) -> Callable[[Msg], Awaitable[None]]:
         async def receive(message: Msg) -> None:
@@ -150,7 +150,7 @@ class LiveTail:
             except (KeyError, ValueError):
                 return  # not of ours; the publisher mends the stream
             event = Message(position, previous, None if POINTER in headers else message.data)
-            self._position = position
+            self.position = position
             for inbox in self.inboxes:
                 inbox.put(event)
 
@@ -174,8 +174,8 @@ class LiveTail:
 class LiveTails:
     """The tails of a server, one a boundary, alive while it has subscriptions."""
 
-    def __init__(self, nats: Nats, reader: Reader) -> None:
-        self._nats, self._reader = nats, reader
+    def __init__(self, nats: Nats, lookout: Lookout) -> None:
+        self._nats, self._lookout = nats, lookout
         self._tails: dict[str, LiveTail] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -186,7 +186,7 @@ class LiveTails:
             lingering.cancel()
         tail = self._tails.get(boundary.name)
         if tail is None:
-            tail = self._tails[boundary.name] = LiveTail(boundary, self._nats, self._reader)
+            tail = self._tails[boundary.name] = LiveTail(boundary, self._nats, self._lookout)
         tail.inboxes.add(inbox)
         return tail
 

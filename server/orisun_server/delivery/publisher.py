@@ -25,7 +25,9 @@ from ..storage.leases import Lease
 from ..storage.reads import Reader, Scan
 from ..tasks import end, happens
 from .checkpoint import Checkpoint, Checkpoints
+from .lookout import Lookout
 from .nats import NATS_ERRORS, Nats
+from .signals import Signals
 from .stream import EventStream, NotTheNextMessage, message_id
 
 log = structlog.get_logger(__name__)
@@ -36,7 +38,10 @@ BATCH_BYTES = 8 * 1024 * 1024
 #: Seconds between two stores of the checkpoint while events flow.
 CHECKPOINT_INTERVAL = 0.1
 
+#: Seconds of rest after which a publisher that hears no signals looks first; then twice as long, and so on.
 _FIRST_POLL = 0.05
+#: Seconds of rest between two questions whether the stream has all its copies.
+_REST_CHECK = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 #: Times in a row that a stream may refuse to go on before it is made anew.
@@ -67,15 +72,19 @@ class Publisher:
         reader: Reader,
         nats: Nats,
         database: Database,
+        lookout: Lookout,
+        signals: Signals,
         settings: Settings,
         watch: Watch | None = None,
     ) -> None:
         self.boundary, self.lease, self._watch = boundary, lease, watch or Watch()
         self._reader, self._nats, self._settings = reader, nats, settings
+        self._lookout, self._signals = lookout, signals
         self._checkpoints = Checkpoints(database, boundary, lease.epoch)
         self._at = self._stored = Checkpoint(NOTHING, 0)
         self._stored_at = 0.0
         self._last_event_id: str | None = None
+        self._history_changed = False
         self._refusals = 0
         self._rest_until = 0.0
         self._wake = asyncio.Event()
@@ -88,6 +97,18 @@ class Publisher:
 
     def wake(self) -> None:
         """Look for new events now."""
+        self._wake.set()
+
+    def saw(self, position: Position, event_id: str | None, head: Position) -> None:
+        """What the lookout found at a position where this publisher was."""
+        if position != self._at.position:
+            return
+        self._history_changed = event_id != self._last_event_id
+        if self._history_changed or head > position:
+            self._wake.set()
+
+    def failed(self) -> None:
+        """The next scan tells why the lookout sees nothing."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -152,10 +173,12 @@ class Publisher:
             await stream.open()
             self._refusals = 0
         self._at, self._last_event_id = at, (await self._checkpoints.look(at.position))[0]
+        self._history_changed = False
         return stream
 
     async def _follow(self, stream: EventStream) -> None:
         ahead: asyncio.Task[Scan] | None = None
+        self._lookout.add(self)
         try:
             while self._may_go_on():
                 if ahead is None:
@@ -173,6 +196,7 @@ class Publisher:
                 if found.at_head:
                     await self._idle(stream)
         finally:
+            self._lookout.remove(self)
             if ahead is not None:
                 await end([ahead])
 
@@ -203,22 +227,19 @@ class Publisher:
             self._stored, self._stored_at = at, time.monotonic()
 
     async def _idle(self, stream: EventStream) -> None:
-        """Waits until there may be something to publish: woken, or found by a poll."""
+        """Waits until there may be something to publish: woken by whoever appended, or by the lookout."""
         poll = _FIRST_POLL
-        poll_at = time.monotonic() + poll
         while self._may_go_on() and not self._wake.is_set():
-            store_at = self._stored_at + CHECKPOINT_INTERVAL if self._stored != self._at else poll_at
-            now = time.monotonic()
-            if self._stored != self._at and now >= store_at:
-                await self._store()
-            elif now >= poll_at:
-                event_id, head = await self._checkpoints.look(self._at.position)
-                if event_id != self._last_event_id:
-                    raise HistoryChanged
-                if head > self._at.position:
-                    return
-                await stream.complete()
-                poll = min(poll * 2, self._settings.publisher_poll_interval)
-                poll_at = time.monotonic() + poll
+            if self._stored != self._at:
+                if not await happens(self._wake, self._stored_at + CHECKPOINT_INTERVAL - time.monotonic()):
+                    await self._store()
+            elif poll < self._settings.publisher_poll_interval and not self._signals.heard:
+                if not await happens(self._wake, poll):
+                    at = self._at.position
+                    self.saw(at, *await self._checkpoints.look(at))
+                poll *= 2
             else:
-                await happens(self._wake, min(store_at, poll_at) - now)
+                await stream.complete()
+                await happens(self._wake, _REST_CHECK)
+        if self._history_changed:
+            raise HistoryChanged

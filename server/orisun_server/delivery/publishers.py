@@ -24,6 +24,7 @@ from ..storage.leases import Lease, Leases
 from ..storage.reads import Reader
 from ..tasks import end, happens
 from .appetite import Appetite
+from .lookout import Lookout
 from .nats import NATS_ERRORS, Nats
 from .publisher import Publisher
 from .signals import Signals
@@ -60,10 +61,12 @@ class Publishers:
         reader: Reader,
         nats: Nats,
         signals: Signals,
+        lookout: Lookout,
         watch: Watch | None = None,
     ) -> None:
         self._settings, self._database, self._reader, self._watch = settings, database, reader, watch
         self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
+        self._lookout = lookout
         self._appetite = Appetite(nats, settings.admin_schema, uuid.uuid4().hex)
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
         self._refused: set[str] = set()
@@ -88,7 +91,7 @@ class Publishers:
     def committed(self, boundary: str) -> None:
         """This server committed events."""
         running = self._running.get(boundary)
-        if running is not None:
+        if running is not None and running[0].lease.valid:
             running[0].wake()
         else:
             self._signals.send(boundary)
@@ -171,6 +174,8 @@ class Publishers:
             reader=self._reader,
             nats=self._nats,
             database=self._database,
+            lookout=self._lookout,
+            signals=self._signals,
             settings=self._settings,
             watch=self._watch,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 
 import asyncpg
@@ -45,6 +46,11 @@ class Signals:
         """Calls ``listener(boundary)``; with None after a time in which signals may have been missed."""
         self._listeners.append(listener)
 
+    @property
+    def heard(self) -> bool:
+        """Whether signals of other servers arrive now, as far as is known."""
+        return self._heard_of
+
     def send(self, boundary: str) -> None:
         """Signals the other servers soon; costs nothing when one is on its way."""
         if self._enabled:
@@ -59,11 +65,11 @@ class Signals:
             ]
 
     async def stop(self) -> None:
+        await end(self._tasks)
         if self._waiting and self._tasks:
-            with contextlib.suppress(TimeoutError, OrisunError):
+            with contextlib.suppress(TimeoutError, OrisunError, asyncpg.PostgresError):
                 async with asyncio.timeout(1):
                     await self._send_waiting()
-        await end(self._tasks)
 
     async def _send_all(self) -> None:
         while True:
@@ -71,27 +77,33 @@ class Signals:
             self._something.clear()
             try:
                 await self._send_waiting()
-            except OrisunError:
-                # the others poll; what they are told later is as good
+            except Exception as problem:  # the others look by themselves; what they are told later is as good
+                if not isinstance(problem, OrisunError):
+                    log.warning("NOTIFY failed; it is tried again", reason=type(problem).__name__)
+                self._something.set()
                 await asyncio.sleep(_FIRST_PAUSE)
 
     async def _send_waiting(self) -> None:
-        payloads = [self._prefix + boundary for boundary in self._waiting]
-        self._waiting.clear()
-        with self._database.guard():
-            await self._database.admin.execute(_SEND, CHANNEL, payloads)
+        sending, self._waiting = self._waiting, set()
+        try:
+            with self._database.guard():
+                await self._database.admin.execute(_SEND, CHANNEL, [self._prefix + boundary for boundary in sending])
+        except BaseException:
+            self._waiting |= sending
+            raise
 
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            self._heard_of = False
+            began = time.monotonic()
             try:
                 await self._listen_once()
             except OrisunError as problem:
                 log.debug("LISTEN was interrupted; polling goes on", reason=str(problem))
             except Exception as problem:  # polling and the next attempt go on, whatever happens
                 log.warning("LISTEN failed; polling goes on", reason=type(problem).__name__)
-            pause = _FIRST_PAUSE if self._heard_of else min(pause * 2, _LONGEST_PAUSE)
+            lasted = time.monotonic() - began > _LONGEST_PAUSE
+            pause = _FIRST_PAUSE if lasted else min(pause * 2, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
 
     async def _listen_once(self) -> None:
@@ -106,6 +118,7 @@ class Signals:
                 while not await happens(lost, _CHECK_INTERVAL):
                     await connection.execute("SELECT 1", timeout=5)
         finally:
+            self._heard_of = False
             connection.terminate()
 
     def _heard(self, _connection: asyncpg.Connection, _pid: int, _channel: str, payload: object) -> None:
