@@ -69,8 +69,15 @@ class Release:
         if status not in ("", "deployed"):  # left over by a run that was interrupted
             await self.helm("uninstall", self.name, "--no-hooks", "--wait", "--timeout", "60s")
         if status != "deployed":
+            await self._namespace_is_free()
             await self.install()
         await self.scale(2)
+
+    async def _namespace_is_free(self) -> None:
+        """An earlier run's may still be ending."""
+        found = await self.kubernetes.get("ns", self.namespace)
+        if found is not None and found["metadata"].get("deletionTimestamp"):
+            await self.kubernetes.gone("ns", self.namespace)
 
     async def scale(self, replicas: int) -> None:
         """More or fewer operators, and waits for it."""

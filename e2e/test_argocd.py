@@ -221,7 +221,7 @@ async def _stays_in_sync(argo: Argo, name: str, operator: Release, access: Acces
 async def test_health_of_every_state(
     kubernetes: Kubernetes, argo: Argo, operator: Release, namespace: Namespace, tmp_path: Path
 ) -> None:
-    """Progressing while PostgreSQL and the tables are made, then Healthy, with no operator in git."""
+    """Progressing while PostgreSQL and the tables are made, then Healthy, with no operator in git; Suspended asleep."""
     name = f"plain-{secrets.token_hex(3)}"
     repository = await argo.repository(name, tmp_path / "git")
     repository.files = {
@@ -240,5 +240,10 @@ async def test_health_of_every_state(
 
         await until(healthy, 240, "Synced and Healthy", interval=0.1)
         assert seen - {"", "Missing"} == {"Progressing", "Healthy"}, seen
+        asleep = cluster(EMBEDDED, replicas=1, hibernate=True)
+        repository.files["store.yaml"] = in_wave(1, asleep) + "---\n" + in_wave(1, boundary("orders"))
+        await repository.push("good night")
+        await argo.refresh(name)
+        await argo.until(name, "Synced", "Suspended", timeout=120)
     finally:
         await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")

@@ -56,7 +56,7 @@ async def test_one_three_one(
         await until(is_so, 180, f"{size} pods")
         await store.ready(timeout=300)
         warnings = [e for e in await kubernetes.events(namespace.name, "StreamsRebuilt") if e["type"] == "Warning"]
-        assert any(f"with {size} " in event["note"] for event in warnings), warnings
+        assert any(f"with {'one' if size == 1 else size} server" in event["note"] for event in warnings), warnings
 
     async with traffic(store) as running:
         began = time.monotonic()
@@ -85,7 +85,7 @@ async def test_hibernate(kubernetes: Kubernetes, operator: Release, namespace: N
     claims = {claim["metadata"]["uid"] for claim in await kubernetes.list("pvc", namespace.name)}
     await store.patch(hibernate=True)
     await store.none()
-    await kubernetes.wait_for("orisun", "store", namespace.name, reason="Hibernated")
+    await kubernetes.wait_for("orisun", "store", namespace.name, status="False", reason="Hibernated")
     await store.patch(hibernate=False)
     await store.ready()
     async with store.client("orders") as client:

@@ -18,6 +18,7 @@ end
 if reconciling ~= nil and reconciling.status == "True" then
   health.message = reconciling.message
 elseif ready ~= nil then
-  health.message = ready.message
+  -- neither at work nor in trouble: somebody wants it so
+  return {status = "Suspended", message = ready.message}
 end
 return health

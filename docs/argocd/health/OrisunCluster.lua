@@ -16,14 +16,12 @@ if stalled ~= nil and stalled.status == "True" then
   return {status = "Degraded", message = stalled.reason .. ": " .. stalled.message}
 end
 if ready ~= nil and ready.status == "True" and (reconciling == nil or reconciling.status ~= "True") then
-  if obj.spec.hibernate then
-    return {status = "Suspended", message = ready.message}
-  end
   return {status = "Healthy", message = ready.message}
 end
 if reconciling ~= nil and reconciling.status == "True" then
   health.message = reconciling.message
 elseif ready ~= nil then
-  health.message = ready.message
+  -- neither at work nor in trouble: somebody wants it so
+  return {status = "Suspended", message = ready.message}
 end
 return health
