@@ -46,5 +46,5 @@ for target in orisun nats; do
   name=$IMAGE$([ "$target" = orisun ] || echo "-$target"):$VERSION
   "$DOCKER" build --quiet ${more[@]+"${more[@]}"} ${secrets[@]+"${secrets[@]}"} --target "$target" --tag "$name" \
     --build-arg VERSION="$VERSION" --build-arg GIT_COMMIT="$commit" --build-arg BUILD_TIME="$built" . >/dev/null
-  "$DOCKER" image inspect --format "$name {{.Size}}" "$name" | awk '{printf "%s  %.0f MB\n", $1, $2 / 1e6}'
+  DOCKER=$DOCKER scripts/image_size.sh "$name"
 done

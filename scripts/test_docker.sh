@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DOCKER=${DOCKER:-docker}
 POSTGRES_IMAGE=${POSTGRES_IMAGE:-postgres:17.5-alpine3.22}
+# megabytes that the image may add to its base image
+MOST=${MOST:-180}
 image=${1:-}
 if [ -z "$image" ]; then
   scripts/images.sh "$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
@@ -34,6 +36,8 @@ finish() {
 trap finish EXIT
 ok() { echo "ok  $*"; }
 fail() { echo "error: $*" >&2; exit 1; }
+
+DOCKER=$DOCKER scripts/image_size.sh "$image" "$MOST"
 
 # what `docker run` gets besides: nothing of the image may be written, and no privilege is needed
 hardened=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --volume "$name:/var/lib/orisun/data")
