@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable
 
+import asyncpg
 import pytest
 
 import orisun
 from orisun_server.settings import Settings
+from tests.client.shop import Shop
 from tests.harness import Connection
 
 
@@ -38,3 +41,12 @@ def client(server: Connection, make_client: Callable[..., orisun.Client]) -> ori
 def orders(client: orisun.Client, settings: Settings) -> orisun.Boundary:
     """An empty boundary."""
     return client.boundary(settings.boundaries[0].name)
+
+
+@pytest.fixture
+async def shop(client: orisun.Client, settings: Settings, pg_dsn: str) -> AsyncIterator[Shop]:
+    """A boundary, and a read model of its own."""
+    schema = f"shop_{secrets.token_hex(4)}"
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=12) as pool:
+        await pool.execute(f'CREATE SCHEMA "{schema}"')
+        yield Shop(client.boundary(settings.boundaries[0].name), pool, schema)

@@ -15,7 +15,7 @@ from tests.harness import Connection
 DOCS = Path(__file__).parents[2] / "docs" / "client"
 PAGES = (
     "tutorial", "connect", "append-and-read", "decisions", "commands", "streams", "subscribe", "payloads", "errors",
-    "admin", "sync",
+    "admin",
 )  # fmt: skip
 
 

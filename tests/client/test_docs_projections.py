@@ -16,7 +16,7 @@ from tests.harness import Connection
 DOCS = Path(__file__).parents[2] / "docs" / "client"
 
 
-@pytest.mark.parametrize("page", ["projections", "in-process", "testing"])
+@pytest.mark.parametrize("page", ["projections", "sync", "in-process", "testing"])
 async def test_snippets(
     page: str,
     make_settings: Callable[..., Settings],
@@ -30,7 +30,7 @@ async def test_snippets(
     database = "docs_read_model"
     await connection.execute(f"DROP DATABASE IF EXISTS {database}")
     await connection.execute(f"CREATE DATABASE {database}")
-    dsn = pg_dsn.replace("/orisun?", f"/{database}?") if page == "projections" else pg_dsn
+    dsn = pg_dsn.replace("/orisun?", f"/{database}?") if page in ("projections", "sync") else pg_dsn
     replaced = {
         "localhost:5005": server.address,
         "postgresql://localhost/shop": dsn,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import asyncpg
@@ -17,7 +14,6 @@ import orisun
 from orisun.projections import (
     Administration,
     BatchReport,
-    FileCheckpoints,
     NotParked,
     PartitionMismatch,
     PoisonPolicy,
@@ -36,99 +32,8 @@ from orisun.projections import (
     run_projection_partitions,
 )
 from orisun_server.settings import Settings
+from tests.client.shop import Deposits, Shop, exists, has, running
 from tests.harness import Connection, eventually
-
-
-@dataclass
-class Shop:
-    """A boundary to append to, and a schema of its own for the read model."""
-
-    boundary: orisun.Boundary
-    pool: asyncpg.Pool
-    schema: str
-    appended: list[orisun.Position] = field(default_factory=list)
-
-    async def append(self, *amounts: int, account: str = "a", event_type: str = "Deposited") -> None:
-        events = [orisun.NewEvent(event_type, {"account": account, "amount": amount}) for amount in amounts]
-        self.appended.append(await self.boundary.append(events))
-
-    @property
-    def tables(self) -> Tables:
-        return Tables(schema=self.schema)
-
-    @property
-    def checkpoints(self) -> PostgresCheckpoints:
-        return PostgresCheckpoints(self.pool, self.tables)
-
-    def processor(self, **config: Any) -> Processor:
-        return Processor(self.checkpoints, self.boundary, ProcessorConfig(**config))
-
-    async def rows(self, schema: str | None = None) -> list[tuple[str, int]]:
-        """What the read model has, in the order in which it was written."""
-        found = await self.pool.fetch(f'SELECT account, amount FROM "{schema or self.schema}".deposit ORDER BY n')
-        return [tuple(row) for row in found]
-
-
-class Deposits(Projection):
-    """One row for each event, without a key that would hide a repetition."""
-
-    name = "deposits"
-    query = orisun.where("Deposited")
-    key_of = by_key("account")  # type: ignore[assignment]
-
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
-        self.poison: set[int] = set()
-        self.failures = 0
-
-    async def setup(self, tx: Any) -> None:
-        await tx.execute("CREATE TABLE deposit (n bigserial, account text, amount int)")
-
-    async def handle(self, tx: Any, event: orisun.Event) -> None:
-        await tx.execute(
-            "INSERT INTO deposit (account, amount) VALUES ($1, $2)", event.data["account"], event.data["amount"]
-        )
-        if event.data["amount"] in self.poison:
-            self.failures += 1
-            raise ValueError(f"secret {event.data['amount']}")
-
-
-@pytest.fixture
-async def client(server: Connection) -> AsyncIterator[orisun.Client]:
-    async with orisun.connect(server.address, username="admin", password="changeit") as client:
-        yield client
-
-
-@pytest.fixture
-async def shop(client: orisun.Client, settings: Settings, pg_dsn: str) -> AsyncIterator[Shop]:
-    schema = f"shop_{secrets.token_hex(4)}"
-    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=12) as pool:
-        await pool.execute(f'CREATE SCHEMA "{schema}"')
-        yield Shop(client.boundary(settings.boundaries[0].name), pool, schema)
-
-
-@contextlib.asynccontextmanager
-async def running(processor: Processor, projection: Projection) -> AsyncIterator[Processor]:
-    """A processor at work, stopped at the end."""
-    work = asyncio.create_task(processor.run(projection))
-    try:
-        yield processor
-        processor.stop()
-        await asyncio.wait_for(work, 10)
-    finally:
-        work.cancel()
-
-
-def has(shop: Shop, count: int, schema: str | None = None) -> Callable[[], Awaitable[bool]]:
-    async def check() -> bool:
-        return len(await shop.rows(schema)) >= count
-
-    return check
-
-
-async def exists(shop: Shop) -> bool:
-    return bool(await shop.pool.fetchval("SELECT to_regclass($1) IS NOT NULL", f'"{shop.schema}".deposit'))
-
 
 # -- following -----------------------------------------------------------------------------------------------------
 
@@ -482,7 +387,7 @@ async def test_a_handler_that_hides_a_failed_statement_is_found_out(shop: Shop) 
     with pytest.raises(ProjectionStopped, match="InFailedSQLTransactionError"):
         await shop.processor(poison=PoisonPolicy(attempts=1)).run(hide)
     with pytest.raises(orisun.InvalidArgument, match="has no name"):
-        await shop.processor().run(Projection())
+        await shop.processor().run(projection("")(hide))
 
 
 async def test_the_database_away_is_no_poison(shop: Shop) -> None:
@@ -615,67 +520,3 @@ async def test_payloads_of_any_format(shop: Shop) -> None:
 
 async def _caught_up(processor: Processor, projection: Projection) -> bool:
     return (await processor.lag(projection)).events == 0
-
-
-# -- targets that are no PostgreSQL --------------------------------------------------------------------------------
-
-
-async def test_files_keep_checkpoints_at_least_once(shop: Shop, tmp_path: Path) -> None:
-    target: dict[int, str] = {}
-
-    class Search(Projection):
-        name = "search/index"
-        key_of = by_key("account")  # type: ignore[assignment]
-
-        async def handle(self, tx: Any, event: orisun.Event) -> None:
-            if event.data["amount"] == 666:
-                raise ConnectionError("the target refuses")
-            tx[event.data["amount"]] = event.data["account"]
-
-    checkpoints = FileCheckpoints(tmp_path / "checkpoints", target)
-    await shop.append(1, 2, 666, 3, account="x")
-    await shop.append(4, account="y")
-    config = ProcessorConfig(poison=PoisonPolicy("park", attempts=2, first_pause=0.01))
-    async with running(Processor(checkpoints, shop.boundary, config), Search()) as processor:
-        await eventually(lambda: processor.stats.position == (5, 4))
-    assert target == {1: "x", 2: "x", 4: "y"}
-    # what follows a parked event waits; a new worker knows
-    async with running(Processor(checkpoints, shop.boundary, config), Search()) as processor:
-        await shop.append(5, account="x")
-        await shop.append(6, account="y")
-        await eventually(lambda: processor.stats.handled == 1)
-    assert 5 not in target
-    with pytest.raises(PartitionMismatch):
-        await Processor(checkpoints, shop.boundary, replace(config, total_partitions=2)).run(Search())
-    two = replace(config, total_partitions=2, repartition=True)
-    async with running(Processor(checkpoints, shop.boundary, two), Search()) as processor:
-        await eventually(lambda: processor.stats.position == (7, 6))
-
-
-async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop: Shop, tmp_path: Path) -> None:
-    seen: list[int] = []
-    handled, going_on = asyncio.Event(), asyncio.Event()
-
-    @projection("mails", orisun.where("Deposited"))
-    async def send(tx: Any, event: orisun.Event) -> None:
-        seen.append(event.data["amount"])
-        if event.data["amount"] == 2:
-            handled.set()
-            await going_on.wait()
-
-    await shop.append(1, 2, 3)
-    first = asyncio.create_task(Processor(FileCheckpoints(tmp_path), shop.boundary).run(send))
-    await asyncio.wait_for(handled.wait(), 10)
-    first.cancel()  # as a crash would, between the work and the checkpoint
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    going_on.set()
-    async with running(Processor(FileCheckpoints(tmp_path), shop.boundary), send) as processor:
-        await processor.caught_up(send)
-    assert sorted(set(seen)) == [1, 2, 3]
-    assert seen[-2:] == [2, 3]
-    assert seen.count(2) == 2
-    again = len(seen)
-    async with running(Processor(FileCheckpoints(tmp_path), shop.boundary), send) as processor:
-        await processor.caught_up(send)
-    assert len(seen) == again

@@ -81,10 +81,15 @@ def test_a_lost_database_passes_and_a_wrong_event_does_not() -> None:
 
 
 def test_keys() -> None:
-    class Own(Projection):
+    class Ordinary(Projection):
+        def handle(self, tx: object, event: orisun.Event) -> None: ...
+
+    class Own(Ordinary):
         key_of = by_key("account", "currency")  # type: ignore[assignment]
 
-    ordinary, own = Projection(), Own()
+    with pytest.raises(TypeError, match="abstract method handle"):
+        Projection()  # type: ignore[abstract]
+    ordinary, own = Ordinary(), Own()
     bare, both, aggregate = given(
         orisun.NewEvent("E", {"account": "a"}),
         orisun.NewEvent("E", {"account": "a", "currency": "EUR"}),

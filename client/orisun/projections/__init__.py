@@ -19,10 +19,11 @@
 ``pip install 'orisun[projections]'`` brings asyncpg along.
 """
 
-from .admin import Administration, ParkedEvent, PartitionStatus, Replayed
+from .admin import Administration, PartitionStatus, Replayed
 from .app import ProjectionApp
 from .batches import Stats
-from .checkpoints import Assignment, Batch, Checkpoints
+from .calling import Connection
+from .checkpoints import AdministeredCheckpoints, Assignment, Batch, Checkpoints, Keeper, ParkedEvent, Standing, Taken
 from .cli import commands
 from .config import BatchReport, Logger, PoisonPolicy, ProcessorConfig, StandardLogger
 from .errors import (
@@ -42,13 +43,16 @@ from .runner import ProjectionConfig, run_multiple_projections, run_projection_p
 from .tables import Tables
 
 __all__ = [
+    "AdministeredCheckpoints",
     "Administration",
     "Assignment",
     "Batch",
     "BatchReport",
     "Checkpoints",
+    "Connection",
     "FileCheckpoints",
     "HashPartitions",
+    "Keeper",
     "Lag",
     "Logger",
     "NotParked",
@@ -68,8 +72,10 @@ __all__ = [
     "ProjectionStopped",
     "Replayed",
     "StandardLogger",
+    "Standing",
     "Stats",
     "Tables",
+    "Taken",
     "VersionMismatch",
     "by_key",
     "commands",

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..boundary import Boundary
 from ..client import Client
-from ..errors import NotFound
+from ..errors import NotFound, refuse
+from .checkpoints import AdministeredCheckpoints
 from .config import ProcessorConfig
 from .postgres import PostgresCheckpoints
 from .projection import Projection
@@ -26,6 +27,9 @@ class ProjectionApp:
         connect=lambda: orisun.connect("localhost:5005", username=..., password=...),
         pool=lambda: asyncpg.create_pool("postgresql://..."),
     )
+
+    Where the target is no PostgreSQL, in the place of ``pool``:
+    ``checkpoints=lambda: FileCheckpoints(directory, target)``.
     """
 
     projections: Sequence[Projection]
@@ -33,9 +37,15 @@ class ProjectionApp:
     #: Makes a client of the store.
     connect: Callable[[], Client]
     #: Makes an asyncpg pool of the read model's PostgreSQL.
-    pool: Callable[[], Awaitable[Any]]
+    pool: Callable[[], Awaitable[Any]] | None = None
+    #: Makes the checkpoints where they are not in a PostgreSQL of asyncpg.
+    checkpoints: Callable[[], AdministeredCheckpoints] | None = None
     config: ProcessorConfig = field(default_factory=ProcessorConfig)
     tables: Tables = field(default_factory=Tables)
+
+    def __post_init__(self) -> None:
+        if (self.pool is None) == (self.checkpoints is None):
+            refuse("a ProjectionApp has a pool of the read model's PostgreSQL, or checkpoints: give one of the two")
 
     def named(self, name: str) -> Projection:
         """The projection of that name. Raises NotFound."""
@@ -46,11 +56,15 @@ class ProjectionApp:
         raise NotFound(f'there is no projection "{name}"; there are: {names}')
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[tuple[PostgresCheckpoints, Boundary]]:
+    async def connected(self) -> AsyncIterator[tuple[AdministeredCheckpoints, Boundary]]:
         """The checkpoints and the boundary, for as long as the ``with`` block lasts."""
         async with self.connect() as client:
-            pool = await self.pool()
-            try:
-                yield PostgresCheckpoints(pool, self.tables), client.boundary(self.boundary)
-            finally:
-                await pool.close()
+            boundary = client.boundary(self.boundary)
+            if self.checkpoints is not None:
+                yield self.checkpoints(), boundary
+            if self.pool is not None:
+                pool = await self.pool()
+                try:
+                    yield PostgresCheckpoints(pool, self.tables), boundary
+                finally:
+                    await pool.close()

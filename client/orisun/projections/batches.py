@@ -12,6 +12,7 @@ from typing import Any
 from ..codecs import EventTypes
 from ..events import Event
 from ..position import NOTHING, Position
+from .calling import call
 from .checkpoints import Assignment, Batch, Checkpoints
 from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionStopped, is_passing, reason_of
@@ -205,7 +206,7 @@ class Worker:
         if item.failure is not None:
             raise _HandlerError(item.failure)
         try:
-            await self._projection.handle(batch.tx, item.event)
+            await call(self._projection.handle, batch.tx, item.event)
         except Exception as error:
             is_closed = getattr(batch.tx, "is_closed", None)
             if is_passing(error) and (not isinstance(error, OSError) or (is_closed is not None and is_closed())):

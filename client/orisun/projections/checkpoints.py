@@ -1,7 +1,9 @@
-"""What a processor needs of the place where checkpoints are kept."""
+"""What a processor, and who looks after it, need of the place where checkpoints are kept."""
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +30,37 @@ class Assignment:
     history: tuple[Layout, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a partition has come."""
+
+    partition: int
+    position: Position
+    handled: int
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """An event that was put aside. ``attempts`` is 0 where it waits behind another one of its key."""
+
+    event_id: str
+    event_type: str
+    key: str | None
+    position: Position
+    #: What was raised, and where.
+    reason: str
+    attempts: int
+    parked_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A parked event that is off the list when what is done with ``tx`` is."""
+
+    tx: Any
+
+
 class Batch(Protocol):
     """Some events and the checkpoint, which change together or (at least once) one after the other."""
 
@@ -52,3 +85,37 @@ class Checkpoints(Protocol):
 
     def batch(self, assignment: Assignment, position: Position) -> AbstractAsyncContextManager[Batch]:
         """A batch that begins where the worker believes the checkpoint to be. Raises Fenced when it is not there."""
+
+
+class AdministeredCheckpoints(Checkpoints, Protocol):
+    """Checkpoints that ``Administration`` can look after; both of this library are."""
+
+    def keeper(self, boundary: str) -> Keeper:
+        """Who looks after the projections of a boundary."""
+
+
+class Keeper(Protocol):
+    """Looks after the projections of one boundary; workers may run meanwhile."""
+
+    async def standings(self, projection: Projection) -> list[Standing]:
+        """Every partition, in order; none for a projection that was never started."""
+
+    async def parked(self, projection: Projection) -> list[ParkedEvent]:
+        """The events that were put aside, in the order of positions."""
+
+    def taking(self, projection: Projection, event_id: str) -> AbstractAsyncContextManager[Taken | None]:
+        """What a parked event is handled with; it is off the list at the end of the block, unless that raises. None
+        where it is not parked any more."""
+
+    async def failed_again(self, projection: Projection, event_id: str, reason: str) -> None:
+        """Note that a parked event could not be handled."""
+
+    async def discard(self, projection: Projection, event_ids: Sequence[str]) -> None:
+        """Forget parked events."""
+
+    async def repartition(self, projection: Projection, config: ProcessorConfig) -> None:
+        """Lay the projection out for the config's number of partitions. Raises PartitionMismatch where there is none
+        of that name."""
+
+    async def reset(self, projection: Projection) -> None:
+        """Empty the read model and begin with the first event. Raises NotFound where there is none of that name."""

@@ -172,15 +172,17 @@ def reset(app: ProjectionApp, projection: str) -> None:
 @click.command()
 @click.argument("projection")
 @click.option("--batch-size", default=500, show_default=True, type=click.IntRange(min=1))
+@click.option("--partitions", default=1, show_default=True, type=click.IntRange(min=1), help="Workers at a time.")
 @click.option("--keep-previous", is_flag=True, help="Keep the old read model as <schema>__previous.")
 @_with_app
-def rebuild(app: ProjectionApp, projection: str, batch_size: int, keep_previous: bool) -> None:
+def rebuild(app: ProjectionApp, projection: str, batch_size: int, partitions: int, keep_previous: bool) -> None:
     """Make the read model anew beside the present one, then swap them in one transaction."""
 
     async def work(admin: Administration) -> Progress:
         return await admin.rebuild(
             app.named(projection),
             batch_size=batch_size,
+            partitions=partitions,
             on_progress=_show,
             keep_previous=keep_previous,
             config=app.config,
@@ -259,10 +261,13 @@ def _work(app: ProjectionApp, work: Callable[[Administration], Coroutine[Any, An
 
     try:
         return asyncio.run(connected())
-    except (OrisunError, NotImplementedError) as error:
+    except OrisunError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"the read model's PostgreSQL cannot be reached: {error}") from error
+        what = (
+            "the read model's PostgreSQL cannot be reached" if app.pool else "the checkpoints cannot be read or written"
+        )
+        raise click.ClickException(f"{what}: {error}") from error
 
 
 def _show(progress: Progress) -> None:

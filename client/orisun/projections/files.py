@@ -2,18 +2,18 @@
 
 A batch is handled first and its checkpoint is written afterwards; whoever is killed in between handles the batch again.
 So ``handle`` must bear a repetition: write by a key, or compare with the event's position or id.
+
+A partition's file is locked while a batch of it is handled, so that two workers of one machine, a replay from the
+command line and a change of the layout take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from ..events import Event
@@ -21,6 +21,8 @@ from ..position import NOTHING, Position
 from .checkpoints import Assignment
 from .config import ProcessorConfig
 from .errors import Fenced, PartitionMismatch, VersionMismatch
+from .file_keeper import FileKeeper
+from .kept_files import locked, new_kept, now, read, write
 from .projection import Projection
 
 
@@ -33,72 +35,103 @@ class FileCheckpoints:
 
     def __init__(self, directory: Path | str, target: Any = None) -> None:
         self._directory, self.target = Path(directory), target
-        self._locks: dict[Path, IO[str]] = {}
 
     async def assign(self, projection: Projection, boundary: str, config: ProcessorConfig) -> Assignment:
         """See ``Checkpoints``. Another number of partitions begins at the least of the old checkpoints, so that some
         events are handled again."""
-        return await asyncio.to_thread(self._assign, projection, boundary, config)
-
-    @asynccontextmanager
-    async def batch(self, assignment: Assignment, position: Position) -> AsyncIterator[FileBatch]:
-        """See ``Checkpoints``."""
-        path = self._path(assignment.projection.name, assignment.boundary, assignment.partition)
-        kept = await asyncio.to_thread(_read, path)
-        if (kept["total"], tuple(kept["position"])) != (assignment.total, tuple(position)):
-            raise Fenced(f'the checkpoint of projection "{assignment.projection.name}" was moved by somebody else')
-        batch = FileBatch(self.target, kept)
-        yield batch
-        await asyncio.to_thread(_write, path, batch.kept)
-
-    def _assign(self, projection: Projection, boundary: str, config: ProcessorConfig) -> Assignment:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(projection.name, boundary, config.partition_key)
-        start = NOTHING if config.start_after is None else config.start_after
-        with (self._directory / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            others = {other: _read(other) for other in self._directory.glob(self._pattern(projection.name, boundary))}
-            stale = {other: kept for other, kept in others.items() if kept["total"] != config.total_partitions}
-            if stale and not config.repartition:
-                total = next(iter(stale.values()))["total"]
-                raise PartitionMismatch(
-                    f'projection "{projection.name}" is laid out for {total} partitions, and this worker is one of'
-                    f" {config.total_partitions}: start it with the same number, or with repartition=True"
-                )
-            if stale:
-                start = min(Position(*kept["position"]) for kept in stale.values())
-                parked = [entry for kept in stale.values() for entry in kept["parked"]]
-                version = next(iter(stale.values()))["version"]
-                for other in stale:
-                    other.unlink()
-                for number in range(config.total_partitions):
-                    own = [one for one in parked if self._partition(one["key"], config) == number]
-                    new = self._kept(config.total_partitions, start, version) | {"parked": own}
-                    _write(self._path(projection.name, boundary, number), new)
-            if not path.exists():
-                _write(path, self._kept(config.total_partitions, start, projection.version))
-            kept = _read(path)
+        async with self.layout_locked(projection.name, boundary):
+            found = await asyncio.to_thread(self.found, projection.name, boundary)
+            if others := {kept["total"] for kept in found.values()} - {config.total_partitions}:
+                if not config.repartition:
+                    raise PartitionMismatch(
+                        f'projection "{projection.name}" is laid out for {max(others)} partitions, and this worker is'
+                        f" one of {config.total_partitions}: start it with the same number, or lay the projection out"
+                        " anew first (`repartition`)"
+                    )
+                found = await self._laid_out(projection.name, boundary, config)
+            # all of them at once: one that was never started must not look done when the layout changes
+            start = NOTHING if config.start_after is None else config.start_after
+            for number in set(range(config.total_partitions)) - found.keys():
+                found[number] = new_kept(config.total_partitions, start, projection.version)
+                await asyncio.to_thread(write, self.path(projection.name, boundary, number), found[number])
+        kept = found[config.partition_key]
         if kept["version"] != projection.version:
             raise VersionMismatch(
                 f'projection "{projection.name}": its checkpoint is of version {kept["version"]}, and this worker of'
-                f" version {projection.version}: empty the target, and delete {path}"
+                f" version {projection.version}: run the other version, or empty the target and begin again (`reset`)"
             )
         position = Position(*kept["position"])
         return Assignment(projection, boundary, config.partition_key, config.total_partitions, 1, position)
 
-    @staticmethod
-    def _partition(key: str | None, config: ProcessorConfig) -> int:
-        return config.strategy.partition(key, config.total_partitions)
+    @asynccontextmanager
+    async def batch(self, assignment: Assignment, position: Position) -> AsyncIterator[FileBatch]:
+        """See ``Checkpoints``."""
+        name, boundary, partition = assignment.projection.name, assignment.boundary, assignment.partition
+        async with self.locked(name, boundary, [partition]):
+            path = self.path(name, boundary, partition)
+            kept = await asyncio.to_thread(read, path)
+            if (kept["total"], tuple(kept["position"])) != (assignment.total, tuple(position)):
+                raise Fenced(f'the checkpoint of projection "{name}" was moved by somebody else')
+            batch = FileBatch(self.target, kept)
+            yield batch
+            await asyncio.to_thread(write, path, batch.kept)
 
-    @staticmethod
-    def _kept(total: int, position: Position, version: int) -> dict[str, Any]:
-        return {"total": total, "position": list(position), "version": version, "parked": []}
+    def keeper(self, boundary: str) -> FileKeeper:
+        """See ``AdministeredCheckpoints``."""
+        return FileKeeper(self, boundary)
+
+    async def lay_out(self, projection: str, boundary: str, config: ProcessorConfig) -> None:
+        """Another number of partitions; workers of the old layout are fenced off. Raises PartitionMismatch when there
+        is no such projection."""
+        async with self.layout_locked(projection, boundary):
+            if not await asyncio.to_thread(self.found, projection, boundary):
+                raise PartitionMismatch(f'there is no projection "{projection}" of boundary "{boundary}" yet: start it')
+            await self._laid_out(projection, boundary, config)
+
+    def found(self, projection: str, boundary: str) -> dict[int, dict[str, Any]]:
+        """What is kept of each partition."""
+        pattern = self._pattern(projection, boundary)
+        return {int(path.name.split(".")[-2]): read(path) for path in sorted(self._directory.glob(pattern))}
+
+    def path(self, projection: str, boundary: str, partition: int) -> Path:
+        """The file of a partition."""
+        return self._directory / self._pattern(projection, boundary).replace("*", str(partition))
+
+    @asynccontextmanager
+    async def layout_locked(self, projection: str, boundary: str) -> AsyncIterator[None]:
+        """Nobody else lays the projection out meanwhile; taken before the locks of partitions."""
+        async with locked(self.path(projection, boundary, 0).with_suffix("").with_suffix(".lock")):
+            yield
+
+    @asynccontextmanager
+    async def locked(self, projection: str, boundary: str, partitions: Iterable[int]) -> AsyncIterator[None]:
+        """No batch of these partitions is under way meanwhile."""
+        async with AsyncExitStack() as stack:
+            for number in sorted(partitions):
+                await stack.enter_async_context(locked(self.path(projection, boundary, number).with_suffix(".lock")))
+            yield
+
+    async def _laid_out(self, projection: str, boundary: str, config: ProcessorConfig) -> dict[int, dict[str, Any]]:
+        """The new layout's files. One that was interrupted is taken up again: until the last old file is gone, the
+        layout is another one, and new files repeat what is in the old ones."""
+        total, strategy = config.total_partitions, config.strategy
+        old = await asyncio.to_thread(self.found, projection, boundary)
+        async with self.locked(projection, boundary, old.keys() | set(range(total))):
+            old = await asyncio.to_thread(self.found, projection, boundary)
+            start = min(Position(*kept["position"]) for kept in old.values())
+            version = next(iter(old.values()))["version"]
+            parked = {entry["event_id"]: entry for kept in old.values() for entry in kept["parked"]}
+            made = {}
+            for number in range(total):
+                own = [entry for entry in parked.values() if strategy.partition(entry["key"], total) == number]
+                made[number] = new_kept(total, start, version) | {"parked": own}
+                await asyncio.to_thread(write, self.path(projection, boundary, number), made[number])
+            for number in old.keys() - made.keys():
+                self.path(projection, boundary, number).unlink()
+        return made
 
     def _pattern(self, projection: str, boundary: str) -> str:
         return f"{quote(projection, safe='')}@{quote(boundary, safe='')}.*.json"
-
-    def _path(self, projection: str, boundary: str, partition: int) -> Path:
-        return self._directory / self._pattern(projection, boundary).replace("*", str(partition))
 
 
 class FileBatch:
@@ -113,25 +146,8 @@ class FileBatch:
         if key is not None:
             self.parked_keys |= {key}
         entry = {"event_id": event.event_id, "event_type": event.event_type, "position": list(event.position)}
-        self.kept["parked"].append(entry | {"key": key, "reason": reason, "attempts": attempts})
+        self.kept["parked"].append(entry | {"key": key, "reason": reason, "attempts": attempts, "parked_at": now()})
 
     async def advance(self, position: Position, handled: int) -> None:
         """See ``Batch``."""
-        self.kept["position"] = list(position)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Fenced(f"the checkpoint {path.name} was removed by somebody else") from None
-    return kept
-
-
-def _write(path: Path, kept: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}.new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(kept, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+        self.kept |= {"position": list(position), "handled": self.kept.get("handled", 0) + handled}

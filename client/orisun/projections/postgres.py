@@ -15,10 +15,12 @@ from typing import Any
 
 from ..events import Event
 from ..position import NOTHING, Position
+from .calling import call
 from .checkpoints import Assignment
 from .config import ProcessorConfig
 from .errors import Fenced, PartitionMismatch, VersionMismatch
 from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
+from .postgres_keeper import PostgresKeeper
 from .projection import Projection
 from .tables import Tables, quoted
 
@@ -83,6 +85,10 @@ class PostgresCheckpoints:
         if batch.parked:
             self._parked.pop((*self._key(assignment), assignment.generation), None)
 
+    def keeper(self, boundary: str) -> PostgresKeeper:
+        """See ``AdministeredCheckpoints``."""
+        return PostgresKeeper(self, boundary)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """A connection in a transaction; the tables exist."""
@@ -106,7 +112,7 @@ class PostgresCheckpoints:
         if projection.schema:
             await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(projection.schema)}")
         await self.use_schema(tx, projection.schema)
-        await projection.setup(tx)
+        await call(projection.setup, tx)
 
     async def positions(self, tx: Any, projection: str, boundary: str, *, lock: bool = False) -> list[Position]:
         """The checkpoints of all partitions, in their order; locked, no worker commits until the transaction ends."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..events import Event
 from ..queries import EVERYTHING, Query
+from .calling import call
+from .errors import ProjectionError
 
 
-class Projection:
+class Projection(ABC):
     """Builds a read model out of events. Subclass it, name it, and write ``handle``.
 
     class Balances(Projection):
@@ -31,21 +34,25 @@ class Projection:
     #: ``rebuild``, which fills another schema and then gives it this name. "" leaves ``search_path`` as it is.
     schema: str = ""
 
-    async def handle(self, tx: Any, event: Event) -> None:
-        """Take in one event. ``tx`` is an asyncpg connection inside the transaction that also moves the checkpoint:
-        what is written through it happens exactly once. (With ``FileCheckpoints`` it is their ``target``.)
+    @abstractmethod
+    def handle(self, tx: Any, event: Event) -> Awaitable[None] | None:
+        """Take in one event: ``async def``, or a plain function, which runs in a thread and may block.
+
+        ``tx`` is an asyncpg connection (for a plain function a ``Connection``, the same without ``await``) inside the
+        transaction that also moves the checkpoint: what is written through it happens exactly once. (With
+        ``FileCheckpoints`` it is their ``target``.)
 
         It is called with events in the order of positions, those of one partition.
         """
-        raise NotImplementedError(f"{type(self).__name__}.handle")
 
-    async def setup(self, tx: Any) -> None:
-        """Make the read model's tables; called once, in the transaction that makes the first checkpoint."""
+    def setup(self, tx: Any) -> Awaitable[None] | None:  # noqa: B027 - most targets that are no SQL need none
+        """Make the read model's tables; called once, in the transaction that makes the first checkpoint. (Not called
+        with ``FileCheckpoints``.)"""
 
-    async def reset(self, tx: Any) -> None:
+    def reset(self, tx: Any) -> Awaitable[None] | None:
         """Empty the read model, before everything is projected again. With ``schema`` there is no need to write it:
         the schema is dropped and ``setup`` called."""
-        raise NotImplementedError(
+        raise ProjectionError(
             f'projection "{self.name}" does not say how to empty its read model: write reset(tx), or give it a schema'
         )
 
@@ -70,14 +77,17 @@ def by_key(*names: str) -> Callable[[Projection, Event], str | None]:
     return key_of
 
 
+_Function = Callable[[Any, Event], Awaitable[None] | None]
+
+
 class _OfFunction(Projection):
-    def __init__(self, name: str, query: Query, function: Callable[[Any, Event], Awaitable[None]]) -> None:
+    def __init__(self, name: str, query: Query, function: _Function) -> None:
         self.name, self.query, self._function = name, query, function
 
     async def handle(self, tx: Any, event: Event) -> None:
-        await self._function(tx, event)
+        await call(self._function, tx, event)
 
 
-def projection(name: str, query: Query = EVERYTHING) -> Callable[[Callable[[Any, Event], Awaitable[None]]], Projection]:
-    """Makes a projection of a function ``async def handle(tx, event)``, as a decorator."""
+def projection(name: str, query: Query = EVERYTHING) -> Callable[[_Function], Projection]:
+    """Makes a projection of a function ``handle(tx, event)``, as a decorator; see ``Projection.handle``."""
     return lambda function: _OfFunction(name, query, function)

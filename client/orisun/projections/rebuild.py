@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,8 +12,10 @@ from typing import Any
 from ..boundary import Boundary
 from ..events import Event
 from ..position import NOTHING, Position
+from .calling import call
 from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionError
+from .partitions import Layout, relaid
 from .postgres import PostgresCheckpoints
 from .processor import Processor, last_wanted
 from .projection import Projection
@@ -20,7 +23,8 @@ from .tables import quoted
 
 #: Numbers of the boundary that may be left when the swap begins, which locks the workers out.
 _LEFT = 200
-_CONNECTIONS = 3
+#: Connections beside those of the workers: for the swap, and for a look at the checkpoints meanwhile.
+_CONNECTIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,10 @@ class _Next(Projection):
         self.version, self.query = projection.version, projection.query
 
     async def handle(self, tx: Any, event: Event) -> None:
-        await self._projection.handle(tx, event)
+        await call(self._projection.handle, tx, event)
 
     async def setup(self, tx: Any) -> None:
-        await self._projection.setup(tx)
+        await call(self._projection.setup, tx)
 
     def key_of(self, event: Event) -> str | None:
         return self._projection.key_of(event)
@@ -68,20 +72,21 @@ class Rebuild:
                 f'projection "{projection.name}" has no schema: a rebuild fills another schema and then gives it the'
                 " name of the present one; use reset, or give the projection a schema"
             )
-        if checkpoints.pool.get_max_size() < _CONNECTIONS:
+        needed = config.total_partitions + _CONNECTIONS
+        if checkpoints.pool.get_max_size() < needed:
             raise ProjectionError(
-                f"a rebuild needs a pool of {_CONNECTIONS} connections, and this one has"
+                f"this rebuild needs a pool of {needed} connections, and this one has"
                 f" {checkpoints.pool.get_max_size()}: while the swap holds one, the last events need others"
             )
         self._store, self._boundary, self._projection = checkpoints, boundary, projection
         self._next, self._config = _Next(projection), config
-        self._began, self._handled = time.monotonic(), 0
+        self._began, self._handled, self._reached = time.monotonic(), 0, NOTHING
 
     async def run(self, on_progress: Callable[[Progress], None] | None, *, keep_previous: bool) -> Progress:
         """Fill, then swap. Raises ProjectionStopped when an event cannot be handled."""
         # one that was interrupted goes on, unless it is another version's
         await self._drop_other_version()
-        await self._store.assign(self._next, self._boundary.name, self._config)
+        await self._store.assign(self._next, self._boundary.name, replace(self._config, repartition=True))
         while (head := await last_wanted(self._boundary, self._next)).prepare - (
             await self._position()
         ).prepare > _LEFT:
@@ -94,28 +99,40 @@ class Rebuild:
         return done
 
     async def _fill(self, target: Position, head: Position, on_progress: Callable[[Progress], None] | None) -> None:
-        """Project until ``target``, the position of an event that is wanted, is taken in."""
+        """Project until every partition has come to ``target``, the position of an event that is wanted."""
         if await self._position() >= target:
             return
-        reached = asyncio.Event()
 
         def on_batch(report: BatchReport) -> None:
             self._handled += report.handled
+            # those that are not at work yet stand at NOTHING
+            self._reached = max(self._reached, min(one.stats.position for one in processors))
             if on_progress is not None:
-                on_progress(self._progress(report.position, head))
-            if report.position >= target:
-                reached.set()
+                on_progress(self._progress(self._reached, head))
 
-        processor = Processor(self._store, self._boundary, replace(self._config, on_batch=on_batch))
-        work = asyncio.create_task(processor.run(self._next))
-        waiting = asyncio.create_task(reached.wait())
+        settings = [
+            replace(self._config, partition_key=number, on_batch=on_batch)
+            for number in range(self._config.total_partitions)
+        ]
+        processors = [Processor(self._store, self._boundary, config) for config in settings]
+        work = [asyncio.create_task(one.run(self._next)) for one in processors]
+        there: asyncio.Future[Any] = asyncio.gather(
+            *(one.caught_up(self._next, target) for one in processors), return_exceptions=True
+        )
         try:
-            await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
-            processor.stop()
-            await work
+            # a worker that fails ends the rebuild, and the others with it
+            first: list[asyncio.Future[Any]] = [*work, there]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            for processor in processors:
+                processor.stop()
+            await asyncio.wait(work)
+            for task in work:
+                task.result()
         finally:
-            waiting.cancel()
-            work.cancel()
+            there.cancel()
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, there, return_exceptions=True)
 
     async def _swap(self, on_progress: Callable[[Progress], None] | None, keep_previous: bool) -> None:
         """Lock the workers out, come as far as they had, so that no reader goes back in time, and change places."""
@@ -129,16 +146,23 @@ class Rebuild:
                 else await last_wanted(self._boundary, self._next)
             )
             await self._fill(target, target, on_progress)
-            (position,) = await store.positions(tx, self._next.name, boundary, lock=True)
+            start, history = await self._layout(tx)
             await self._rename(tx, self._projection.schema, self._next.schema, keep_previous)
             if row is None:
-                await self._take_over(tx, boundary, position)
-            else:
-                positions = [position] * row["total_partitions"]
-                version = self._projection.version
-                await store.restart(tx, name, boundary, positions, row["strategy"], version=version)
+                row = await self._take_over(tx, boundary)
+            positions = [start] * row["total_partitions"]
+            written = json.dumps([one.as_json() for one in history])
+            version = self._projection.version
+            await store.restart(tx, name, boundary, positions, row["strategy"], history=written, version=version)
             await self._move_parked(tx, name, boundary)
             await self._forget(tx, boundary)
+
+    async def _layout(self, tx: Any) -> tuple[Position, tuple[Layout, ...]]:
+        """Where the new read model's partitions begin, and what they find done: workers came to different places."""
+        store, name, boundary = self._store, self._next.name, self._boundary.name
+        row = await store.locked(tx, name, boundary)
+        current = Layout(row["strategy"], tuple(await store.positions(tx, name, boundary, lock=True)))
+        return relaid([*map(Layout.of_json, json.loads(row["history"]))], current)
 
     async def _rename(self, tx: Any, live: str, following: str, keep_previous: bool) -> None:
         previous = f"{live}__previous"
@@ -149,18 +173,17 @@ class Rebuild:
                 await tx.execute(f"DROP SCHEMA {quoted(previous)} CASCADE")
         await tx.execute(f"ALTER SCHEMA {quoted(following)} RENAME TO {quoted(live)}")
 
-    async def _take_over(self, tx: Any, boundary: str, position: Position) -> None:
-        """A projection that was never started: the rebuilt one becomes it."""
-        tables = self._store.tables
-        await tx.execute(
-            f"INSERT INTO {tables.q(tables.projections)} (projection, boundary, version, total_partitions, strategy)"
-            " VALUES ($1, $2, $3, 1, $4)",
+    async def _take_over(self, tx: Any, boundary: str) -> Any:
+        """A projection that was never started: the rebuilt one becomes it. Returns its row."""
+        projections = self._store.tables.q(self._store.tables.projections)
+        return await tx.fetchrow(
+            f"INSERT INTO {projections} (projection, boundary, version, total_partitions, strategy)"
+            " VALUES ($1, $2, $3, 1, $4) RETURNING *",
             self._projection.name,
             boundary,
             self._projection.version,
             self._config.strategy.name,
         )
-        await self._store.restart(tx, self._projection.name, boundary, [position], self._config.strategy.name)
 
     async def _move_parked(self, tx: Any, name: str, boundary: str) -> None:
         parked = self._store.tables.q(self._store.tables.parked)

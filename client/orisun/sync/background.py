@@ -29,7 +29,8 @@ class BackgroundLoop:
     """The event loop of all synchronous clients of this process; its thread starts at the first use."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # a signal's handler may come here while its thread is here
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -59,7 +60,7 @@ class BackgroundLoop:
 
     def forget(self) -> None:
         """After a fork: the child has no such thread."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loop = self._thread = None
 
     def _running(self) -> asyncio.AbstractEventLoop:

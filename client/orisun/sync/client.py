@@ -31,7 +31,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def _like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Gives a function the docstring of the asynchronous one, without its ``async``."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -95,7 +95,7 @@ class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
                 raise StopIteration
         return self._items.popleft()
 
-    @_like(streaming.LiveStream.batch)
+    @like(streaming.LiveStream.batch)
     def batch(self, most: int, *, timeout: float | None = None) -> list[T]:
         if not self._items:
             self._items.extend(LOOP.run(self.aio.batch(most, timeout=timeout)))
@@ -127,7 +127,7 @@ class Subscription(LiveStream[Event]):
         self.position = event.position
         return event
 
-    @_like(streaming.LiveStream.batch)
+    @like(streaming.LiveStream.batch)
     def batch(self, most: int, *, timeout: float | None = None) -> list[Event]:
         events = super().batch(most, timeout=timeout)
         self.position = events[-1].position if events else self.position
@@ -145,7 +145,7 @@ class AggregateStream(Face[streams.AggregateStream]):
     version = blocking(streams.AggregateStream.version)
     read = iterating(streams.AggregateStream.read)
 
-    @_like(streams.AggregateStream.fold)
+    @like(streams.AggregateStream.fold)
     def fold(
         self,
         initial: S,
@@ -174,11 +174,11 @@ class Boundary(Face[aio_boundary.Boundary]):
         """The boundary's name."""
         return self.aio.name
 
-    @_like(aio_boundary.Boundary.stream)
+    @like(aio_boundary.Boundary.stream)
     def stream(self, aggregate_type: str, aggregate_id: object) -> AggregateStream:
         return AggregateStream(self.aio.stream(aggregate_type, aggregate_id))
 
-    @_like(aio_boundary.Boundary.subscribe)
+    @like(aio_boundary.Boundary.subscribe)
     def subscribe(self, name: str, query: Query = EVERYTHING, *, after: Position | None = None) -> Subscription:
         async def make() -> AioSubscription:
             return self.aio.subscribe(name, query, after=after)
@@ -202,11 +202,11 @@ class Client(Face[aio_client.Client]):
         """Boundaries, indexes, users and API tokens."""
         return Admin(self.aio.admin)
 
-    @_like(aio_client.Client.boundary)
+    @like(aio_client.Client.boundary)
     def boundary(self, name: str) -> Boundary:
         return Boundary(self.aio.boundary(name))
 
-    @_like(aio_client.Client.messages)
+    @like(aio_client.Client.messages)
     def messages(self, subject: str, consumer: str) -> Messages:
         async def make() -> streaming.LiveStream[Message]:
             return self.aio.messages(subject, consumer)
@@ -229,7 +229,7 @@ class CommandExecutor:
     returns too late is not appended.
     """
 
-    @_like(executor.CommandExecutor.__init__)
+    @like(executor.CommandExecutor.__init__)
     def __init__(
         self,
         store: Boundary,
@@ -240,7 +240,7 @@ class CommandExecutor:
     ) -> None:
         self.aio = executor.CommandExecutor(store.aio, retry=retry, max_commands=max_commands, track=track)
 
-    @_like(executor.CommandExecutor.register)
+    @like(executor.CommandExecutor.register)
     def register(
         self,
         kind: type[C],
@@ -260,7 +260,7 @@ class CommandExecutor:
 
         self.aio.register(kind, projectors, by_caller)
 
-    @_like(executor.CommandExecutor.handler)
+    @like(executor.CommandExecutor.handler)
     def handler(
         self, kind: type[C], projectors: Callable[[C], Iterable[Projector[Any]]]
     ) -> Callable[[Callable[[C, Decision], Iterable[object]]], Callable[[C, Decision], Iterable[object]]]:
@@ -270,7 +270,7 @@ class CommandExecutor:
 
         return decorate
 
-    @_like(executor.CommandExecutor.execute)
+    @like(executor.CommandExecutor.execute)
     def execute(
         self,
         command: object,
@@ -289,7 +289,7 @@ def event_snapshots(
     return snapshots.EventSnapshots(store.aio, kind, schema=schema, codec=codec)
 
 
-@_like(decisions.decide)
+@like(decisions.decide)
 def decide(store: Boundary, *projectors: Projector[Any], page_size: int = 500) -> Decision:
     return LOOP.run(decisions.decide(store.aio, *projectors, page_size=page_size))
 
