@@ -176,7 +176,9 @@ class Settings(BaseModel):
     nats_cluster_timeout: Duration = _var("1800s", "Time after which a cluster without a leader is reported as failed")
 
     polling_publisher_batch_size: Count = _var(1000, "Most events that a publisher reads at once")
-    publisher_poll_interval: Duration = _var("1s", "Ours. Pause after which a publisher looks without being woken")
+    publisher_poll_interval: Annotated[Duration, Field(gt=0)] = _var(
+        "1s", "Ours. Pause between two looks at all boundaries for events that nobody told of"
+    )
     append_max_events: Count = _var(10000, "Ours. Most events of one SaveEvents")
     append_max_criteria: Count = _var(100, "Ours. Most criteria of one request")
     append_max_tags: Count = _var(50, "Ours. Most tags of one criterion")

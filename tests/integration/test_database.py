@@ -18,6 +18,7 @@ from orisun_server.errors import FailedPrecondition, NotFound, Unavailable
 from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Catalog
 from orisun_server.storage.database import Database
+from orisun_server.storage.kept import KeptConnections
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.migrate import Migrator
 from tests.harness import eventually, free_port
@@ -138,6 +139,36 @@ async def test_idle_connections_are_bounded_in_number_and_age(
             return bool(await database.write.fetchval("SELECT pg_backend_pid()") != first)
 
         await eventually(replaced)
+    finally:
+        await database.close()
+
+
+async def test_connections_that_flushes_keep_have_their_lifetime_too(
+    pg_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while they are never at rest."""
+    monkeypatch.setattr("orisun_server.storage.database._UPKEEP_INTERVAL", 0.05)
+    monkeypatch.setattr("orisun_server.storage.kept._KEPT", 0.1)
+    database = await Database.connect(pg_settings.model_copy(update={"pg_write_conn_max_lifetime": 0.2}))
+    kept = KeptConnections(database.write)
+    try:
+
+        async def session() -> int:
+            connection = await kept.take()
+            pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+            kept.give_back(connection, sound=True)
+            return pid
+
+        first = await session()
+
+        async def renewed() -> bool:
+            return await session() != first
+
+        # asked without a pause between two uses
+        await eventually(renewed, interval=0)
+        await kept.stop()
+        assert not kept._until
+        assert database.write.get_idle_size() == database.write.get_size()
     finally:
         await database.close()
 

@@ -6,6 +6,7 @@ Taking one from asyncpg's pool and giving it back costs two tasks and a tenth of
 from __future__ import annotations
 
 import asyncio
+import time
 
 import asyncpg
 
@@ -13,6 +14,10 @@ from ..tasks import end
 
 #: Seconds that an unused connection is kept from the pool.
 _LINGER = 1.0
+
+#: Seconds after which a connection in use goes through the pool, which closes it when its time is over
+#: (ORISUN_PG_WRITE_CONN_MAX_LIFETIME).
+_KEPT = 15.0
 
 
 class KeptConnections:
@@ -22,6 +27,7 @@ class KeptConnections:
         self._pool = pool
         self._limit = max(1, pool.get_max_size() // 2)
         self._idle: list[asyncpg.Connection] = []
+        self._until: dict[asyncpg.Connection, float] = {}
         self._waiting = 0
         self._used = False
         self._sweeper: asyncio.Task[None] | None = None
@@ -37,13 +43,16 @@ class KeptConnections:
             self._release(connection)
         self._waiting += 1
         try:
-            return await self._pool.acquire()
+            connection = await self._pool.acquire()
         finally:
             self._waiting -= 1
+        self._until[connection] = time.monotonic() + _KEPT
+        return connection
 
     def give_back(self, connection: asyncpg.Connection, *, sound: bool) -> None:
         """``sound``: its last statement ended as it should; else the pool looks after it."""
-        if not sound or self._waiting or len(self._idle) >= self._limit:
+        over = time.monotonic() >= self._until[connection]
+        if not sound or over or self._waiting or len(self._idle) >= self._limit:
             self._release(connection)
             return
         self._idle.append(connection)
@@ -70,6 +79,7 @@ class KeptConnections:
             self._release(self._idle.pop())
 
     def _release(self, connection: asyncpg.Connection) -> None:
+        del self._until[connection]
         task: asyncio.Future[None] = asyncio.ensure_future(self._pool.release(connection))
         self._releases.add(task)
         task.add_done_callback(self._released)

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import time
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ _RESULTS = ("STREAM_CLOSED", "STREAM_FULL")
 _SPIN = 0.002
 #: Seconds between later tries: the first pause, doubled up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+#: Bytes of a call's headers: beyond the first RESOURCE_EXHAUSTED, beyond the second no call of gRPC any more.
+MAX_HEADER_BYTES, ABSOLUTE_MAX_HEADER_BYTES = 16 * 1024, 64 * 1024
 #: Seconds that the last answers get to be written before connections are closed.
 _LINGER = 0.25
 
@@ -27,9 +30,22 @@ def is_installed() -> bool:
 def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
     """A server like ``grpc.aio.server()``; it has one port and no TLS."""
     module = importlib.import_module(_MODULE)
+    options = [*options, ("grpc.absolute_max_metadata_size", ABSOLUTE_MAX_HEADER_BYTES)]
     closed, full = (getattr(importlib.import_module("pygrpc_native._native"), name) for name in _RESULTS)
 
     class Server(module.Server):  # type: ignore[misc,name-defined]
+        def _request(self, call: Any, payload: bytes) -> tuple[bool, Any]:
+            """Decodes a request, if its headers are not too large.
+
+            HTTP/2 itself refuses headers beyond ABSOLUTE_MAX_HEADER_BYTES with 431, which is no status of gRPC.
+            """
+            if sum(map(len, chain.from_iterable(call.metadata))) > MAX_HEADER_BYTES:
+                code: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+                self._front.fail(call.call_id, code, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+                return False, None
+            decoded: tuple[bool, Any] = super()._request(call, payload)
+            return decoded
+
         async def _send(self, call: Any, context: Any, response: Any) -> bool:
             """Sends one message of a stream.
 

@@ -133,6 +133,9 @@ def _options(max_request_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_send_message_length", -1),
+        # one limit; grpcio refuses calls at random between two
+        ("grpc.max_metadata_size", native.MAX_HEADER_BYTES),
+        ("grpc.absolute_max_metadata_size", native.MAX_HEADER_BYTES),
         ("grpc.max_concurrent_streams", _MAX_STREAMS),
         # grpcio's core would cancel calls of a burst that the event loop has not seen yet, from 1,000 on
         ("grpc.server.max_pending_requests", _MAX_STREAMS),
