@@ -112,6 +112,16 @@ def descriptions() -> dict[str, str]:
     }
 
 
+def sections() -> dict[str, list[str]]:
+    """The variables of each section of the reference, in its order."""
+    found: dict[str, list[str]] = {}
+    for variable, field in variables().items():
+        if field in SECTIONS:
+            found[SECTIONS[field]] = []
+        found[next(reversed(found))].append(variable)
+    return found
+
+
 def reference() -> str:
     """The tables of ``docs/configuration.md``."""
     defaults, lines = Settings(), list[str]()

@@ -89,4 +89,6 @@ async def sign_in(page: Page, username: str = "admin", password: str = "changeit
 async def shoot(page: Page, name: str) -> None:
     """Keeps a picture of the whole page."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    # else what sticks to the top of the window lies across the picture
+    await page.evaluate("scrollTo(0, 0)")
     await page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)

@@ -210,7 +210,7 @@ async def test_users_from_creation_to_deletion(browser: Browser) -> None:
     fields = {"name": "Mallory", "username": "mallory", "password": "secret99", "roles": "user"}
     refused = await browser.submit("/users/new", {**fields, "roles": "boss"})
     assert refused.status_code == 400
-    assert "unsupported role" in refused.text
+    assert "Unsupported role" in refused.text
     assert "secret99" not in refused.text
     await browser.submit("/users/new", fields)
     listed = await browser.text("/users?find=mallory")
@@ -438,6 +438,18 @@ async def test_configuration_masks_secrets(browser: Browser) -> None:
     assert "ORISUN_GRPC_PORT" not in text
 
 
+async def test_configuration_tells_sources_in_sections(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORISUN_NODE_TTL", "6s")
+    every = await browser.text("/configuration")
+    assert every.index(">gRPC</th>") < every.index("ORISUN_GRPC_PORT") < every.index(">PostgreSQL</th>")
+    given = await browser.text("/configuration?from=environment")
+    assert "ORISUN_NODE_TTL" in given
+    assert "ORISUN_GRPC_PORT" not in given
+    assert "No variable matches “ttl” with a value from “derived”" in await browser.text(
+        "/configuration?find=ttl&from=derived"
+    )
+
+
 async def test_probes(app: App) -> None:
     async with browsing(app, "") as stranger:
         assert (await stranger.get("/healthz")).text == "ok\n"
@@ -656,7 +668,7 @@ async def test_no_user_takes_all_live_tails(
             assert await opened(again) == 200
             refused = await again.get(live)
             assert refused.status_code == 429
-            assert "you have 2 live tails open" in refused.text
+            assert "You have 2 live tails open" in refused.text
             assert await opened(second) == 200
             full = await second.get(live)
             assert full.status_code == 429
@@ -678,7 +690,7 @@ async def test_a_read_that_takes_too_long_is_ended(app: App, browser: Browser, m
     assert "took longer than 0 s" in answer.text
 
 
-async def test_lists_page(app: App, connection: Connection, browser: Browser) -> None:
+async def test_lists_page(app: App, connection: Connection, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(26):
         token = admin_pb2.CreateTokenRequest(name=f"paged {number:02}", roles=["READER"])
         token.expires_at.FromDatetime(datetime.now(UTC) + timedelta(days=1))
@@ -690,6 +702,19 @@ async def test_lists_page(app: App, connection: Connection, browser: Browser) ->
     assert "paged 25" in second
     # a page beyond the last is the last
     assert "Page 2 of 2" in await browser.text("/tokens?page=99")
+    one = app.settings.boundaries[0].name
+    for name in ("paged_a", "paged_b"):
+        fields = [pb.IndexField(json_key=name)]
+        request = pb.CreateIndexRequest(boundary=one, name=name, fields=fields)
+        await connection.events.CreateIndex(request, metadata=ADMIN)
+    monkeypatch.setattr("orisun_server.admin.web.pages.indexes._PER_PAGE", 1)
+    monkeypatch.setattr("orisun_server.admin.web.pages.overview._PER_PAGE", 1)
+    first, second = await browser.text(f"/b/{one}/indexes"), await browser.text(f"/b/{one}/indexes?page=2")
+    assert ("paged_a/drop" in first, "paged_b/drop" in first) == (True, False)
+    assert ("paged_a/drop" in second, "paged_b/drop" in second) == (False, True)
+    # the part that refreshes itself stays on its page
+    assert f'hx-get="/b/{one}/indexes?page=2"' in second
+    assert "Page 2 of" in await browser.text("/?page=2")
 
 
 async def test_without_nats_pages_say_degraded(make_settings: Callable[..., Settings]) -> None:

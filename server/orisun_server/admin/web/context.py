@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import structlog
@@ -24,6 +24,7 @@ from .parts import Parts, State
 from .security import SignedIn, SignIns, check_csrf, check_origin
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 _DONE = "orisun_done"
 _MOST_FORM_BYTES, _MOST_FIELDS = 64 * 1024, 200
@@ -190,6 +191,12 @@ class Context:
             return max(least, min(most, int(self.query.get(name, ""))))
         except ValueError:
             return default
+
+    def paged(self, found: Sequence[T], size: int, name: str = "page") -> tuple[Sequence[T], int, int]:
+        """The part of a list that the query asks for, the number of that page, and how many there are."""
+        pages = max(1, -(-len(found) // size))
+        page = self.number(name, 1, 1, pages)
+        return found[(page - 1) * size : page * size], page, pages
 
     def link(self, **changes: object) -> str:
         """This page with other values in its query; None removes one."""

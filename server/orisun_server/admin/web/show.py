@@ -46,7 +46,7 @@ def size(value: float) -> str:
 def duration(seconds: float) -> str:
     """``350 ms``, ``12 s``, ``3 h 5 min``."""
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
@@ -95,6 +95,11 @@ def summary(text: str) -> str:
     return text if len(text) <= _SUMMARY else text[:_SUMMARY] + " …"
 
 
+def sentence(text: str) -> str:
+    """A message of the wire, which begins in lower case, as a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def marked(text: str) -> Markup:
     """A text in which backticks mark code."""
     pieces = text.split("`")
@@ -138,6 +143,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "moment": moment,
     "ago": ago,
     "pretty": pretty,
+    "sentence": sentence,
     "summary": summary,
     "criteria": criteria,
     "marked": marked,

@@ -15,16 +15,19 @@ from ....storage.index_sql import OPERATORS, IndexCondition, IndexDefinition, In
 from ..context import Context
 
 _FIELDS, _CONDITIONS = 4, 3
+_PER_PAGE = 50
 
 
 async def indexes(context: Context) -> Response:
     one, parts = context.boundary, context.parts
-    records = await parts.indexes.list(one)
+    records, page, pages = context.paged(await parts.indexes.list(one), _PER_PAGE)
     use = await parts.insight.index_use(one.schema, [record.pg_name for record in records])
     builds = {record.pg_name: await parts.indexes.progress(record) for record in records if record.state == BUILDING}
     values: dict[str, Any] = {
         "boundary": one.name,
         "records": records,
+        "page": page,
+        "pages": pages,
         "use": use,
         "builds": builds,
         "building": bool(builds),

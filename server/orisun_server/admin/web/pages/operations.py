@@ -36,12 +36,10 @@ async def subscriptions(context: Context) -> Response:
 
 async def queries(context: Context) -> Response:
     log = context.parts.watch.queries
-    found = log.entries()
-    pages = max(1, -(-len(found) // _PER_PAGE))
-    page = context.number("page", 1, 1, pages)
+    shown, page, pages = context.paged(log.entries(), _PER_PAGE)
     return context.render(
         "queries.html",
-        entries=found[(page - 1) * _PER_PAGE : page * _PER_PAGE],
+        entries=shown,
         page=page,
         pages=pages,
         threshold=log.slow_seconds,
@@ -75,12 +73,22 @@ async def audit(context: Context) -> Response:
 
 async def configuration(context: Context) -> Response:
     settings = context.parts.settings
-    wanted = context.query.get("find", "").strip().lower()
+    wanted, source = context.query.get("find", "").strip().lower(), context.query.get("from", "")
     origins = environment.origins(settings, os.environ)
-    descriptions = environment.descriptions()
-    rows = [
-        (name, value, origins[name], descriptions[name])
-        for name, value in environment.effective(settings).items()
-        if wanted in name.lower() or wanted in descriptions[name].lower()
-    ]
-    return context.render("configuration.html", rows=rows, find=context.query.get("find", ""))
+    descriptions, values = environment.descriptions(), environment.effective(settings)
+    sections = []
+    for title, names in environment.sections().items():
+        rows = [
+            (name, values[name], origins[name], descriptions[name])
+            for name in names
+            if (wanted in name.lower() or wanted in descriptions[name].lower()) and source in ("", origins[name])
+        ]
+        if rows:
+            sections.append((title, rows))
+    return context.render(
+        "configuration.html",
+        sections=sections,
+        find=context.query.get("find", ""),
+        source=source,
+        sources=sorted(set(origins.values())),
+    )

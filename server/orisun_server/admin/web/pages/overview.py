@@ -20,12 +20,13 @@ async def overview(context: Context) -> Response:
     wanted = context.query.get("find", "").strip().lower()
     records = [record for record in await parts.catalog.list() if _shown(context, record)]
     found = [record for record in records if wanted in record.name.lower()]
-    pages = max(1, -(-len(found) // _PER_PAGE))
-    page = context.number("page", 1, 1, pages)
+    shown, page, pages = context.paged(found, _PER_PAGE)
+    all_nodes = await parts.insight.nodes()
+    nodes, nodes_page, nodes_pages = context.paged(all_nodes, _PER_PAGE, "nodes")
     holders = {lease.boundary: lease.node_id for lease in await parts.insight.held("publisher")}
     seen = {record.name for record in records}
     values: dict[str, Any] = {
-        "records": found[(page - 1) * _PER_PAGE : page * _PER_PAGE],
+        "records": shown,
         "boundaries": len(records),
         "find": context.query.get("find", ""),
         "page": page,
@@ -35,7 +36,10 @@ async def overview(context: Context) -> Response:
         "progress": parts.sampler.progress,
         "rates": parts.sampler.rates,
         "total": parts.sampler.rates(seen),
-        "nodes": await parts.insight.nodes(),
+        "nodes": nodes,
+        "node_count": len(all_nodes),
+        "nodes_page": nodes_page,
+        "nodes_pages": nodes_pages,
         "node_id": parts.node_id,
         "health": context.site.state.health,
         "pools": [

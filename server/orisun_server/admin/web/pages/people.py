@@ -23,9 +23,7 @@ async def users(context: Context) -> Response:
         for u in await context.parts.administration.users.list()
         if wanted in u.username.lower() or wanted in u.name.lower()
     ]
-    pages = max(1, -(-len(found) // _PER_PAGE))
-    page = context.number("page", 1, 1, pages)
-    shown = found[(page - 1) * _PER_PAGE : page * _PER_PAGE]
+    shown, page, pages = context.paged(found, _PER_PAGE)
     return context.render(
         "users.html", users=shown, page=page, pages=pages, total=len(found), find=context.query.get("find", "")
     )
@@ -82,12 +80,8 @@ async def delete(context: Context) -> Response:
 
 async def tokens(context: Context) -> Response:
     found = await context.parts.administration.accounts.list_tokens()
-    pages = max(1, -(-len(found) // _PER_PAGE))
-    page = context.number("page", 1, 1, pages)
-    return context.render(
-        "tokens.html", tokens=found[(page - 1) * _PER_PAGE : page * _PER_PAGE], page=page, pages=pages,
-        now=datetime.now(UTC),
-    )  # fmt: skip
+    shown, page, pages = context.paged(found, _PER_PAGE)
+    return context.render("tokens.html", tokens=shown, page=page, pages=pages, now=datetime.now(UTC))
 
 
 async def new_token(context: Context) -> Response:
