@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 #: The key that means the event's type, in criteria, index fields and conditions; the seeds also write event_type.
 EVENT_TYPE = "eventType"
-_EVENT_TYPE_SPELLINGS = frozenset({EVENT_TYPE, "event_type"})
+_SPELLINGS = {"event_type": EVENT_TYPE}
 
 
 class Tag(NamedTuple):
@@ -28,16 +28,17 @@ WHOLE_BOUNDARY: Query = ()
 
 def normal_key(key: str) -> str:
     """The one spelling of a key: ``event_type`` means ``eventType``."""
-    return EVENT_TYPE if key in _EVENT_TYPE_SPELLINGS else key
+    return _SPELLINGS.get(key, key)
 
 
 def criterion(tags: Iterable[tuple[str, str]]) -> Criterion:
     """A criterion in normal form: keys in one spelling, sorted, equal tags once. A key may keep several values."""
-    return tuple(sorted({Tag(normal_key(key), value) for key, value in tags}))
+    normal = {Tag(_SPELLINGS.get(key, key), value) for key, value in tags}
+    return tuple(normal if len(normal) == 1 else sorted(normal))
 
 
 def query(criteria: Iterable[Iterable[tuple[str, str]]]) -> Query:
     """A query in normal form: equal criteria once, in the order given; a criterion without tags makes it the whole
     boundary (contract.md, SaveEvents)."""
-    normal = tuple(dict.fromkeys(criterion(tags) for tags in criteria))
+    normal = tuple(dict.fromkeys([criterion(tags) for tags in criteria]))
     return WHOLE_BOUNDARY if () in normal else normal

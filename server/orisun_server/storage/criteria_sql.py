@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..core.criteria import Criterion
 from ..errors import InvalidArgument
@@ -36,8 +37,7 @@ _DEAR = "CASE WHEN pg_backend_pid() < 0 AND '' @@ ANY (array_fill(''::text, ARRA
 _ANY_ROW = f"{_PREFIX}global_id >= {_DEAR.format('0::bigint')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """How one criterion is looked up."""
 
     #: The values of the criterion's tags, in their order: the parameters of ``condition``.
@@ -103,6 +103,8 @@ class Plans:
     def __init__(self, indexes: Sequence[IndexDefinition]) -> None:
         self.indexes = indexes
         self._checks: dict[str, list[Callable[[str], bool]]] = {}
+        #: By a criterion's keys: what of its values decides, as (number of the tag, check).
+        self._deciding: dict[tuple[str, ...], list[tuple[int, Callable[[str], bool]]]] = {}
         self._known: dict[tuple[object, ...], tuple[bool, str]] = {}
         for index in indexes:
             for field in index.fields:
@@ -113,18 +115,22 @@ class Plans:
 
     def access(self, criterion: Criterion) -> Access:
         """As the function of that name."""
-        shape = (
-            tuple(tag.key for tag in criterion),
-            *(check(tag.value) for tag in criterion for check in self._checks.get(tag.key, ())),
-        )
+        keys, values = zip(*criterion, strict=True) if criterion else ((), ())
+        deciding = self._deciding.get(keys)
+        if deciding is None:
+            if len(self._deciding) >= _MAX_SHAPES:
+                self._deciding.clear()
+            deciding = [(number, check) for number, key in enumerate(keys) for check in self._checks.get(key, ())]
+            self._deciding[keys] = deciding
+        shape = (keys, *[check(values[number]) for number, check in deciding])
         known = self._known.get(shape)
-        if known is None or any("\0" in tag.value for tag in criterion):
+        if known is None or "\0" in "".join(values):
             found = access(criterion, self.indexes)
             if len(self._known) >= _MAX_SHAPES:
                 self._known.clear()
             self._known[shape] = found.indexed, found.key
             return found
-        return Access(tuple(tag.value for tag in criterion), *known)
+        return Access(values, *known)
 
 
 def latest_sql(

@@ -168,8 +168,8 @@ class _Contexts:
         """For each set of keys in use, the criteria by their values."""
         sets: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
         for criterion, number in self.numbers.items():
-            keys = tuple(tag.key for tag in criterion)
-            sets.setdefault(keys, {})[tuple(tag.value for tag in criterion)] = number
+            keys, values = zip(*criterion, strict=True) if criterion else ((), ())
+            sets.setdefault(keys, {})[values] = number
         return sets
 
 
