@@ -84,6 +84,27 @@ async def test_uninstall_leaves_clusters_and_install_takes_them_up(
     assert {pod["metadata"]["uid"] for pod in await store.pods()} == pods
 
 
+async def test_namespaces_only(
+    kubernetes: Kubernetes, operator: Release, namespace: Namespace, shared_namespace: Namespace
+) -> None:
+    """Told of one namespace, it works there with a Role and leaves the others alone; and back again."""
+    if operator.watched:
+        pytest.skip("all tests run this way")
+    await operator.install("--set", f"watchNamespaces={{{namespace.name}}}")
+    try:
+        for space in (shared_namespace, namespace):
+            await space.apply(cluster(EMBEDDED, replicas=1), boundary("orders"))
+        await kubernetes.ready(namespace.name, "orisun/store", "bnd/orders", timeout=240)
+        left = await kubernetes.must("orisun", "store", shared_namespace.name)
+        assert left["status"] == {"observedGeneration": -1}
+        label = f"app.kubernetes.io/instance={operator.name}"
+        roles = (await kubernetes.kubectl("get", "clusterroles", "-l", label, "-o", "name")).split()
+        assert [role.rpartition("-")[2] for role in roles] == ["finalizers"], roles
+    finally:
+        await operator.install()
+    await kubernetes.ready(shared_namespace.name, "orisun/store", "bnd/orders", timeout=240)
+
+
 async def test_kubectl(
     request: pytest.FixtureRequest,
     kubernetes: Kubernetes,

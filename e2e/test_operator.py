@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 from collections.abc import AsyncIterator
 
 import grpc
@@ -93,6 +94,45 @@ async def test_drift_is_repaired(kubernetes: Kubernetes, store: Servers) -> None
     await store.ready()
     events = await kubernetes.events(space)
     assert any("store" in event["note"] and event["regarding"]["kind"] == "OrisunCluster" for event in events), events
+
+
+async def test_drift_of_what_runs_is_repaired(kubernetes: Kubernetes, store: Servers) -> None:
+    """A StatefulSet deleted by hand is made anew around its pods, an index dropped in PostgreSQL is built again."""
+    space = store.namespace.name
+    pods = {pod["metadata"]["uid"] for pod in await store.pods()}
+    before = (await kubernetes.must("sts", "store", space))["metadata"]["uid"]
+    await kubernetes.kubectl("delete", "statefulset", "store", "-n", space, "--cascade=orphan")
+
+    async def made_anew() -> bool:
+        return (await kubernetes.must("sts", "store", space))["metadata"]["uid"] != before
+
+    await until(made_anew, 60, "the StatefulSet again")
+    await store.ready()
+    assert {pod["metadata"]["uid"] for pod in await store.pods()} == pods
+    status = (await kubernetes.must("evidx", "orders-account", space))["status"]
+    await _execute(kubernetes, space, f"DROP INDEX orders.{status['pgName']}")
+
+    async def built_again() -> bool:
+        now = await kubernetes.must("evidx", "orders-account", space)
+        return bool(now["status"].get("oid") not in (None, status["oid"]))
+
+    await until(built_again, 90, "the index again")
+    await kubernetes.ready(space, *READY)
+    events = [e for e in await kubernetes.events(space, "DriftRepaired") if e["regarding"]["kind"] == "EventIndex"]
+    assert events, "nobody was told"
+
+
+async def _execute(kubernetes: Kubernetes, space: str, sql: str) -> None:
+    """In the embedded PostgreSQL, as somebody with its password."""
+    script = textwrap.dedent("""\
+        import asyncio, asyncpg, os, sys
+        async def main():
+            login = {key: os.environ[f"ORISUN_PG_{key.upper()}"] for key in ("user", "password", "port")}
+            connection = await asyncpg.connect(host="127.0.0.1", database=os.environ["ORISUN_PG_NAME"], **login)
+            await connection.execute(sys.argv[1])
+        asyncio.run(main())
+        """)
+    await kubernetes.kubectl("exec", "-n", space, "store-postgres-0", "--", "python", "-c", script, sql)
 
 
 async def test_data_path_does_not_need_it(kubernetes: Kubernetes, store: Servers, operator: Release) -> None:

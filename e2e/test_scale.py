@@ -33,7 +33,10 @@ async def test_three_five_three(
                 return len(await store.pods()) == size
 
             await until(has_size, 60, f"{size} pods")
-            await running.load.more(100)
+            assert (await store.cluster())["status"]["jetstream"]["peers"] == size
+            await running.goes_on()
+        removed = [event["note"] for event in await kubernetes.events(namespace.name, "PeerRemoved")]
+        assert len(removed) == 2, removed
 
 
 @pytest.mark.timeout(900)
