@@ -220,8 +220,11 @@ async def test_status_shows_servers_and_boundaries(cli: Orisun, name: str, api: 
 async def test_doctor_looks_at_everything_and_says_what_to_do(
     cli: Orisun, make_settings: Callable[..., Settings], name: str, api: orisun.Client
 ) -> None:
-    settings = make_settings("doctor", admin_port=free_port())
+    settings = make_settings("doctor", admin_port=free_port(), admin_metrics_public=False)
     async with ServerProcess(settings) as server:
+        async with orisun.connect(server.address, username="admin", password="changeit") as client:
+            query = orisun.where(k="v")
+            assert [event async for event in client.boundary(settings.boundaries[0].name).read(query)] == []
         environ = environment(settings) | {
             "ORISUN_SERVER": server.address, "ORISUN_ADMIN_URL": f"http://127.0.0.1:{settings.admin_port}",
         }  # fmt: skip
@@ -230,6 +233,9 @@ async def test_doctor_looks_at_everything_and_says_what_to_do(
     assert levels[f"server {server.address}"] == levels["NATS"] == levels["clocks"] == levels["schema"] == "ok"
     assert levels["PostgreSQL's clock"] == levels["NATS's quorum"] == levels["boundaries"] == "ok"
     assert levels["password"] == "warning"
+    # metrics that are not for everybody are asked for as the caller; a criterion without an index is told of
+    assert levels[f"boundary {settings.boundaries[0].name}"] == "warning"
+    assert "queries" not in levels
     assert levels["PostgreSQL's fsync"] == "problem"  # the tests' PostgreSQL
     assert next(one["todo"] for one in found if one["check"] == "PostgreSQL's fsync") == "ALTER SYSTEM SET fsync = on"
     assert "ORISUN_PG" not in str(levels)

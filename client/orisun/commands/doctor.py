@@ -10,7 +10,7 @@ import click
 
 from . import checks
 from .base import Exit, Session, command
-from .checks import Finding
+from .findings import Finding
 from .output import Column, Stream
 
 #: Entry points of further checks: functions without arguments that give (level, check, found, todo) asynchronously.

@@ -10,8 +10,9 @@ import click
 import grpc
 
 from ..admin import BoundaryInfo
-from ..channels import Endpoints, addresses
+from ..channels import addresses
 from ..client import Client
+from ..endpoints import Endpoints
 from ..errors import NotFound, OrisunError, PermissionDenied, Unavailable
 from .base import Exit, Session, command, unreachable
 from .connection import Connection

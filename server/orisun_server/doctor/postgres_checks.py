@@ -11,6 +11,7 @@ from ..storage.database import Database
 from ..storage.index_catalog import READY, IndexCatalog
 from ..storage.insight import Insight
 from ..storage.migrate import Migrator
+from ..storage.names import quote
 from . import Finding
 
 _MIB = 1024 * 1024
@@ -20,19 +21,20 @@ _SKEW = 1.0
 _LONG = 600.0
 #: Transactions until the numbers run out: 2**31; autovacuum is late from half of it on.
 _OLD = 1 << 30
-#: Events from which on reading all of them is worth a word.
-_LARGE = 10_000
 
 _SETTINGS = """
 SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY (ARRAY[
-    'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names', 'autovacuum', 'max_connections',
-    'superuser_reserved_connections', 'shared_buffers', 'max_wal_size', 'server_version', 'track_counts'])
+    'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names', 'autovacuum', 'shared_buffers',
+    'max_wal_size', 'server_version', 'track_counts'])
 """
 _STATE = """
 SELECT pg_catalog.pg_is_in_recovery() AS standby, clock_timestamp() AS now,
        (SELECT age(datfrozenxid) FROM pg_catalog.pg_database WHERE datname = current_database()) AS age,
        (SELECT stats_reset FROM pg_catalog.pg_stat_database WHERE datname = current_database()) AS stats_reset,
        (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend') AS connections
+"""
+_ALLOWED = """
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
 """
 _TRANSACTIONS = """
 SELECT pid, coalesce(usename, '') AS role, coalesce(application_name, '') AS application, state,
@@ -41,10 +43,6 @@ FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
       AND xact_start < clock_timestamp() - $1 * interval '1 second'
 ORDER BY xact_start LIMIT 3
-"""
-_SCANS = """
-SELECT s.seq_scan AS scans, s.n_live_tup AS events
-FROM pg_catalog.pg_stat_user_tables AS s WHERE s.relid = $1::text::regclass
 """
 
 
@@ -56,9 +54,13 @@ async def all_of(settings: Settings) -> AsyncIterator[Finding]:
     }
     database = await Database.connect(settings.model_copy(update=few))
     try:
-        for part in (_configuration, _state, _schema, _indexes):
+        for part in (_configuration, _state, _schema):
             async for finding in part(database, settings):
                 yield finding
+        if await _is_prepared(database, settings):
+            for part in (_connections, _indexes):
+                async for finding in part(database, settings):
+                    yield finding
     finally:
         await database.close()
 
@@ -73,17 +75,29 @@ async def _configuration(database: Database, settings: Settings) -> AsyncIterato
         yield finding
     if not problems:
         yield Finding("ok", "PostgreSQL's settings", "what was acknowledged survives a crash; autovacuum runs")
-    if not database.pooled:
-        servers = max(1, sum(node.kind == "server" for node in await Insight(database, settings.admin_schema).nodes()))
-        each = settings.pg_write_max_open_conns + settings.pg_read_max_open_conns + settings.pg_admin_max_open_conns
-        most = int(found["max_connections"]) - int(found["superuser_reserved_connections"])
-        if servers * each > most:
-            yield Finding(
-                "warning", "connections", f"{servers} servers may open {servers * each}, PostgreSQL allows {most}",
-                "raise max_connections, lower ORISUN_PG_*_MAX_OPEN_CONNS, or put PgBouncer between",
-            )  # fmt: skip
-        else:
-            yield Finding("ok", "connections", f"{servers} servers may open {servers * each} of {most}")
+
+
+async def _is_prepared(database: Database, settings: Settings) -> bool:
+    """Whether a server or `orisun migrate` has made the tables of administration."""
+    table = f"{quote(settings.admin_schema)}.orisun_index"
+    with database.guard():
+        return bool(await database.admin.fetchval("SELECT pg_catalog.to_regclass($1) IS NOT NULL", table))
+
+
+async def _connections(database: Database, settings: Settings) -> AsyncIterator[Finding]:
+    if database.pooled:
+        return
+    with database.guard():
+        allowed = await database.admin.fetchval(_ALLOWED)
+    servers = max(1, sum(node.kind == "server" for node in await Insight(database, settings.admin_schema).nodes()))
+    each = settings.pg_write_max_open_conns + settings.pg_read_max_open_conns + settings.pg_admin_max_open_conns
+    if servers * each > allowed:
+        yield Finding(
+            "warning", "connections", f"{servers} servers may open {servers * each}, PostgreSQL allows {allowed}",
+            "raise max_connections, lower ORISUN_PG_*_MAX_OPEN_CONNS, or put PgBouncer between",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "connections", f"{servers} servers may open {servers * each} of {allowed}")
 
 
 def _misconfigured(found: Mapping[str, str]) -> Iterator[Finding]:
@@ -202,17 +216,6 @@ async def _indexes(database: Database, settings: Settings) -> AsyncIterator[Find
                 "problem", f"index {record.definition.name} of {record.boundary}",
                 f"could not be built: {record.last_error}", "mend that; a server tries again",
             )  # fmt: skip
-    missing = 0
-    for scope in await Migrator(database, settings.admin_schema).scopes():
-        if scope.names is None or scope.names.boundary == settings.admin_boundary:
-            continue
-        with database.guard():
-            scans = await database.admin.fetchrow(_SCANS, scope.names.q_events)
-        if scans and scans["events"] >= _LARGE and scans["scans"] >= 10:
-            missing += 1
-            yield Finding(
-                "warning", f"boundary {scope.names.boundary}", f"was read as a whole {scans['scans']:,} times {since}",
-                "criteria without an index do so; the admin page's Queries name the keys: orisun index create",
-            )  # fmt: skip
-    if not unused and not missing:
-        yield Finding("ok", "indexes", f"all {len(records)} are used, and no boundary is read as a whole often")
+    if not unused:
+        # which are missing, the servers know: they count criteria that no index served
+        yield Finding("ok", "indexes", f"all {len(records)} are used")
