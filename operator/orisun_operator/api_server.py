@@ -85,6 +85,8 @@ class ApiServer:
         self._absent: dict[str, float] = {}
         #: Requests so far, by HTTP method.
         self.requests: Counter[str] = Counter()
+        #: Whether anything may be written just now.
+        self.may_write: Callable[[], bool] = lambda: True
 
     @classmethod
     async def connect(cls, kubeconfig: Path | str | None = None) -> ApiServer:
@@ -156,6 +158,8 @@ class ApiServer:
         body: Mapping[str, Any] | Sequence[Any] | None = None,
         content: str = "application/json",
     ) -> Object:
+        if method != "GET" and not self.may_write():
+            raise KubeError(0, "NotLeading", "this replica does not lead any more: nothing is written")
         self.requests[method] += 1
         data = None if body is None else json.dumps(body).encode()
         patience = aiohttp.ClientTimeout(total=_PATIENCE)

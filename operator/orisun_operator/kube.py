@@ -54,6 +54,10 @@ class Kube:
     async def close(self) -> None:
         await self._server.close()
 
+    def fence(self, may_write: Callable[[], bool]) -> None:
+        """From now on nothing is written while ``may_write`` says no: KubeError."""
+        self._server.may_write = may_write
+
     @property
     def requests(self) -> Counter[str]:
         """Requests so far, by HTTP method: for metrics, and for tests that nothing was written."""
@@ -211,17 +215,15 @@ class Kube:
         return True
 
     async def patch_status(self, obj: Mapping[str, Any], status: Mapping[str, Any]) -> None:
-        """Make ``status`` the whole status of the object, as it was read, where it differs. A deleted one is let go."""
+        """Make ``status`` the whole status of the object, as it was read, where it differs.
+
+        One that is gone is let go, also when another of its name has come: that must not get this status.
+        """
         before = obj.get("status") or {}
         changes = {key: value for key, value in status.items() if before.get(key) != value}
         changes |= {key: None for key in before if key not in status}
-        if not changes:
-            return
-        try:
-            await self.patch(Ref.of(obj), {"status": changes}, subresource="status")
-        except KubeError as error:
-            if error.status != 404:
-                raise
+        if changes:
+            await self._patch_current(obj, lambda _: {"status": changes}, subresource="status")
 
     async def event(
         self, obj: Mapping[str, Any], type: Literal["Normal", "Warning"], reason: str, message: str
@@ -238,17 +240,28 @@ class Kube:
         await self._change_finalizers(obj, lambda names: [other for other in names if other != name])
 
     async def _change_finalizers(self, obj: Mapping[str, Any], change: Callable[[_Names], _Names]) -> None:
-        ref, current = Ref.of(obj), dict(obj)
-        for attempt in range(_TRIES):
-            metadata = current["metadata"]
+        def patch(metadata: Mapping[str, Any]) -> Object | None:
             names: _Names = [*(metadata.get("finalizers") or ())]
             wanted = change(names)
-            if wanted == names:
+            return None if wanted == names else {"metadata": {"finalizers": wanted}}
+
+        await self._patch_current(obj, patch)
+
+    async def _patch_current(
+        self, obj: Mapping[str, Any], patch: Callable[[Mapping[str, Any]], Object | None], *, subresource: str = ""
+    ) -> None:
+        """Patch the object if it is still the one that was read; ``patch`` makes the patch from its metadata.
+
+        With its version, so that nothing of somebody else is lost; a newer version is read and patched instead.
+        """
+        ref, metadata = Ref.of(obj), obj["metadata"]
+        for attempt in range(_TRIES):
+            wanted = patch(metadata)
+            if wanted is None:
                 return
-            # with the version, so that a finalizer of somebody else is never lost
-            patch = {"metadata": {"finalizers": wanted, "resourceVersion": metadata["resourceVersion"]}}
+            version = {**wanted.get("metadata", {}), "resourceVersion": metadata["resourceVersion"]}
             try:
-                await self.patch(ref, patch)
+                await self.patch(ref, {**wanted, "metadata": version}, subresource=subresource)
                 return
             except KubeError as error:
                 if error.status == 404:
@@ -258,7 +271,7 @@ class Kube:
             fresh = await self.get(ref)
             if fresh is None or fresh["metadata"]["uid"] != metadata["uid"]:
                 return
-            current = fresh
+            metadata = fresh["metadata"]
 
     async def _apply(self, ref: Ref, desired: Object) -> Object:
         return await self._server.request(

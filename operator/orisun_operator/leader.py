@@ -38,16 +38,23 @@ class Leader:
         self.identity = identity or f"{os.environ.get('POD_NAME') or platform.node()}_{uuid.uuid4().hex[:8]}"
         self._seen = ""
         self._seen_at = 0.0
+        self._renewed = -math.inf
+
+    def holds(self) -> bool:
+        """Whether nobody else can hold it now: also true to a process that was stopped for a while and goes on."""
+        return _clock() - self._renewed < self._duration * _GIVE_UP
 
     async def acquire(self) -> None:
         """Wait for the Lease."""
         told = ""
         while True:
+            started = _clock()
             try:
                 holder = await self._try()
             except KubeError as error:
                 holder = f"nobody knows ({error})"
             if holder == self.identity:
+                self._renewed = started
                 log.info("this replica leads", lease=str(self._ref), identity=self.identity)
                 return
             if holder != told:
@@ -57,21 +64,20 @@ class Leader:
 
     async def hold(self) -> None:
         """Renew for as long as that goes well. Raises LeaseLost."""
-        renewed = time.monotonic()
         while True:
             await asyncio.sleep(self._duration * _PAUSE)
             try:
-                started = time.monotonic()
+                started = _clock()
                 # a try that hangs must not outlast the Lease, however late it began
-                async with asyncio.timeout(renewed + self._duration * _GIVE_UP - started):
+                async with asyncio.timeout(self._renewed + self._duration * _GIVE_UP - started):
                     holder = await self._try()
             except (KubeError, TimeoutError) as error:
                 log.warning("the Lease could not be renewed", error=str(error) or type(error).__name__)
             else:
                 if holder != self.identity:
                     raise LeaseLost(f"{holder} holds {self._ref} now")
-                renewed = started
-            if time.monotonic() - renewed >= self._duration * _GIVE_UP:
+                self._renewed = started
+            if not self.holds():
                 raise LeaseLost(f"{self._ref} could not be renewed for {self._duration * _GIVE_UP:.0f} s")
 
     async def release(self) -> None:
@@ -93,8 +99,8 @@ class Leader:
         holder = str(spec.get("holderIdentity") or "")
         version = lease["metadata"]["resourceVersion"]
         if version != self._seen:
-            self._seen, self._seen_at = version, time.monotonic()
-        over = time.monotonic() - self._seen_at > float(spec.get("leaseDurationSeconds") or self._duration)
+            self._seen, self._seen_at = version, _clock()
+        over = _clock() - self._seen_at > float(spec.get("leaseDurationSeconds") or self._duration)
         if holder not in ("", self.identity) and not over:
             return holder
         changes: Object = {
@@ -110,7 +116,7 @@ class Leader:
             if error.status == 409:
                 return "another replica"
             raise
-        self._seen, self._seen_at = written["metadata"]["resourceVersion"], time.monotonic()
+        self._seen, self._seen_at = written["metadata"]["resourceVersion"], _clock()
         return self.identity
 
     async def _write(self, lease: Object, changes: Object) -> Object:
@@ -131,6 +137,11 @@ class Leader:
                 "leaseTransitions": 0,
             },
         }
+
+
+def _clock() -> float:
+    """Seconds of a clock that also counts while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _now() -> str:

@@ -74,6 +74,8 @@ async def run(settings: OperatorSettings) -> None:
         if not await _unless_stopped(stop, leader.acquire()):
             return
         metrics.leads(True)
+        # one that was stopped for a while goes on where it was, before it finds out that another one leads
+        kube.fence(leader.holds)
         hold = asyncio.create_task(leader.hold(), name="lease")
 
         async def hand_over() -> None:
@@ -183,10 +185,10 @@ async def _notice_resources(
                       error=problem)  # fmt: skip
         told = problem
         if not problem:
+            ready = asyncio.Event()
+            again = asyncio.create_task(_take_signals_back(ready, stop))
+            noticed.begin(namespace)
             try:
-                ready = asyncio.Event()
-                again = asyncio.create_task(_take_signals_back(ready, stop))
-                noticed.begin(namespace)
                 await kopf.operator(
                     registry=_registry(noticed),
                     settings=_kopf_settings(settings),
@@ -196,11 +198,12 @@ async def _notice_resources(
                     stop_flag=stop,
                     ready_flag=ready,
                 )
-                again.cancel()
                 stop.set()
             except Exception as error:
                 log.warning("resources are not looked after any more", namespace=where, error=str(error))
                 _stop_on_signals(stop)
+            finally:
+                again.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_AGAIN):
                 await stop.wait()

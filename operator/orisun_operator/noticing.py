@@ -68,6 +68,9 @@ class Noticed:
             if told is None or told.marks != _marks(metadata):
                 self._owed.setdefault(uid, (now, key))
                 self._queue.there(key)
+            else:
+                # it may have told of a change that came while the list was on its way
+                self._owed.pop(uid, None)
         for uid in before - there.keys():
             # its end is not told when it falls between two watches
             if (told := self._told.pop(uid, None)) is not None:

@@ -38,13 +38,14 @@ async def kube(api_server: ApiServer) -> AsyncIterator[Kube]:
     """A connection to it, with the CRDs in place."""
     kube = await Kube.connect(api_server.kubeconfig)
     try:
-        await _install(kube)
+        await install(kube)
         yield kube
     finally:
         await kube.close()
 
 
-async def _install(kube: Kube) -> None:
+async def install(kube: Kube) -> None:
+    """Bring the CRDs to an API server."""
     refs = []
     for file in sorted(CRDS.glob("*.yaml")):
         crd = yaml.safe_load(file.read_text())

@@ -25,7 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from orisun_server.embedded import launch
 
 _ROOT = Path(__file__).parents[2]
-_TOKEN = "the-tests"
+#: Of an administrator, and of a user who has the rights that a test gives it.
+_TOKEN, _LIMITED = "the-tests", "the-limited"
+LIMITED_USER = "limited"
 _PATIENCE = 60.0
 
 
@@ -33,10 +35,14 @@ class ProgramsMissing(Exception):
     """There is no kube-apiserver or no etcd to start."""
 
 
+def cache() -> Path:
+    """Where programs of Kubernetes are unpacked to."""
+    return Path(os.environ.get("ORISUN_E2E_CACHE") or Path.home() / ".cache" / "orisun-e2e") / "bin"
+
+
 def programs() -> tuple[Path, Path]:
     """etcd and kube-apiserver. Raises ProgramsMissing saying where it looked."""
-    cache = Path(os.environ.get("ORISUN_E2E_CACHE") or Path.home() / ".cache" / "orisun-e2e") / "bin"
-    places = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(cache), os.environ.get("PATH", "")]
+    places = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(cache()), os.environ.get("PATH", "")]
     beside = _ROOT.parent / "shared" / "k8s" / "build.sh"
     for attempt in range(2):
         found = [shutil.which(name, path=os.pathsep.join(places)) for name in ("etcd", "kube-apiserver")]
@@ -44,10 +50,10 @@ def programs() -> tuple[Path, Path]:
             etcd, apiserver = (Path(str(path)) for path in found)
             return etcd, apiserver
         if attempt == 0 and beside.exists():
-            cache.mkdir(parents=True, exist_ok=True)
+            cache().mkdir(parents=True, exist_ok=True)
             subprocess.run([str(beside), "kube"], check=False, capture_output=True)
     raise ProgramsMissing(
-        f"no etcd and kube-apiserver in KUBEBUILDER_ASSETS, {cache} or PATH:"
+        f"no etcd and kube-apiserver in KUBEBUILDER_ASSETS, {cache()} or PATH:"
         " the operator is NOT TESTED against a real API server"
     )
 
@@ -59,13 +65,15 @@ class ApiServer:
         self._directory = directory
         self._processes: list[subprocess.Popen[bytes]] = []
         self.kubeconfig = directory / "kubeconfig"
+        #: Of LIMITED_USER.
+        self.limited_kubeconfig = directory / "limited-kubeconfig"
 
     def start(self) -> None:
         etcd, apiserver = programs()
         client, peer, port = _free_ports(3)
         keys, tokens = self._directory / "sa.key", self._directory / "tokens.csv"
         keys.write_bytes(_private_key())
-        tokens.write_text(f'{_TOKEN},tests,1,"system:masters"\n')
+        tokens.write_text(f'{_TOKEN},tests,1,"system:masters"\n{_LIMITED},{LIMITED_USER},2\n')
         self._run(
             etcd,
             {
@@ -97,6 +105,7 @@ class ApiServer:
             },
         )
         self.kubeconfig.write_text(_KUBECONFIG.format(port=port, token=_TOKEN))
+        self.limited_kubeconfig.write_text(_KUBECONFIG.format(port=port, token=_LIMITED))
         self._await_ready(port)
 
     def stop(self) -> None:

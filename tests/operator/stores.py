@@ -41,32 +41,35 @@ class Store:
     def _now(self) -> datetime.datetime:
         return datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self.late)
 
-    async def make(self, name: str = CLUSTER) -> None:
-        """The Secret and the OrisunCluster."""
-        await self.secret({"username": self.settings.pg_user, "password": "anything"})
+    async def make(self, name: str = CLUSTER, *, embedded: bool = False) -> None:
+        """The Secret and the OrisunCluster; ``embedded`` is as if its PostgreSQL were the cluster's own."""
+        settings = self.settings
+        postgres: Object = {
+            "external": {
+                "host": settings.pg_host,
+                "port": settings.pg_port,
+                "database": settings.pg_name,
+                "sslMode": "disable",
+                "credentialsSecretRef": {"name": "credentials"},
+            }
+        }
+        if embedded:
+            postgres = {"embedded": {}}
+            where = {"host": settings.pg_host, "port": str(settings.pg_port), "database": settings.pg_name}
+            await self.secret({"username": settings.pg_user, "password": "anything", **where}, f"{name}-postgres")
+        else:
+            await self.secret({"username": settings.pg_user, "password": "anything"})
         await self.kube.create(
             {
                 "apiVersion": API_VERSION,
                 "kind": "OrisunCluster",
                 "metadata": {"name": name, "namespace": self.namespace},
-                "spec": {
-                    "replicas": 1,
-                    "admin": {"boundary": self.settings.admin_boundary},
-                    "postgres": {
-                        "external": {
-                            "host": self.settings.pg_host,
-                            "port": self.settings.pg_port,
-                            "database": self.settings.pg_name,
-                            "sslMode": "disable",
-                            "credentialsSecretRef": {"name": "credentials"},
-                        }
-                    },
-                },
+                "spec": {"replicas": 1, "admin": {"boundary": settings.admin_boundary}, "postgres": postgres},
             }
         )
 
-    async def secret(self, data: Mapping[str, str]) -> None:
-        ref = Ref("v1", "Secret", self.namespace, "credentials")
+    async def secret(self, data: Mapping[str, str], name: str = "credentials") -> None:
+        ref = Ref("v1", "Secret", self.namespace, name)
         await self.kube.delete(ref)
         await self.kube.create(
             {

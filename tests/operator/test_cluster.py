@@ -244,15 +244,28 @@ async def test_one_to_three_rebuilds_the_streams_after_a_warning(stage: Stage) -
     assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is None
     first = (await _uids(stage))["store-0"]
     await stage.patch(replicas=3)
+    await stage.reconcile()
+    status, reason, message = await stage.condition("JetStreamHealthy")
+    assert (status, reason) == ("False", "Rebuilding")
+    assert "subscriptions read PostgreSQL" in message
+    assert (await stage.status())["jetstream"]["state"] == "Rebuilding"
     await stage.settle()
     assert (await stage.statefulset())["spec"]["replicas"] == 3
     assert (await _uids(stage))["store-0"] != first
-    assert any("begins anew" in text for text in await stage.events("StreamsRebuilt"))
+    assert await stage.events("StreamsRebuilt") == [
+        "with 3 servers JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+    ]
+    found = await stage.kube.list("events.k8s.io/v1", "Event", stage.namespace)
+    assert {event["type"] for event in found if event["reason"] == "StreamsRebuilt"} == {"Warning"}
+    assert (await stage.condition("JetStreamHealthy"))[:2] == ("True", "Healthy")
     assert (await stage.status())["jetstream"]["incarnation"] == "cluster-2"
     assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is not None
     await stage.patch(replicas=1)
+    await stage.reconcile()
+    assert (await stage.condition("JetStreamHealthy"))[1] == "Rebuilding"
     await stage.settle()
     assert list(await stage.pods()) == ["store-0"]
+    assert len(await stage.events("StreamsRebuilt")) == 2
     assert (await stage.status())["jetstream"]["incarnation"] == "single-3"
 
 
@@ -397,6 +410,44 @@ async def test_the_embedded_postgres_comes_first_and_keeps_its_image(stage: Stag
     assert again is not None
     assert again["spec"]["template"]["spec"]["containers"][0]["image"] == "orisun:1"
     assert again["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+
+
+async def test_a_lost_password_of_the_embedded_postgres_restarts_it_with_the_new_one(stage: Stage) -> None:
+    await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}})
+    await stage.reconcile()
+
+    async def pod() -> str:
+        """Made from the StatefulSet's template, unless it is there; its uid."""
+        statefulset = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+        assert statefulset is not None
+        template, name = statefulset["spec"]["template"], f"{NAME}-postgres-0"
+        metadata = {
+            "name": name,
+            "namespace": stage.namespace,
+            **{k: template["metadata"][k] for k in ("labels", "annotations")},
+        }
+        volumes = [*template["spec"]["volumes"], {"name": "data", "emptyDir": {}}]
+        spec = {**template["spec"], "volumes": volumes}
+        await stage.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        found = await stage.get("v1", "Pod", name)
+        assert found is not None
+        return str(found["metadata"]["uid"])
+
+    first = await pod()
+    await stage.reconcile()
+    assert await pod() == first
+    # what else is in the Secret is put back, and restarts nothing
+    secret = Ref("v1", "Secret", stage.namespace, f"{NAME}-postgres")
+    await stage.kube.patch(secret, {"stringData": {"host": "elsewhere"}})
+    await stage.reconcile()
+    assert await pod() == first
+    await stage.kube.delete(secret)
+    await stage.reconcile()
+    assert await pod() != first
+    assert await stage.events("PostgresRestarted")
+    second = await pod()
+    await stage.reconcile()
+    assert await pod() == second
 
 
 async def test_the_claim_of_the_embedded_postgres_goes_with_the_resource_alone(stage: Stage) -> None:

@@ -113,6 +113,31 @@ async def test_a_status_is_written_only_where_it_differs(kube: Kube, namespace: 
     assert "phase" not in found["status"]
 
 
+async def test_a_status_is_for_the_object_that_was_read_and_not_for_one_of_its_name(kube: Kube, namespace: str) -> None:
+    obj = {
+        "apiVersion": "orisun.io/v1alpha1",
+        "kind": "OrisunCluster",
+        "metadata": {"name": "store", "namespace": namespace},
+        "spec": {"replicas": 1, "postgres": {"embedded": {}}},
+    }
+    old = await kube.create(obj)
+    assert old is not None
+    # somebody's label meanwhile does not keep a status from being written
+    await kube.patch(Ref.of(obj), {"metadata": {"labels": {"team": "one"}}})
+    await kube.patch_status(old, {"observedGeneration": 1})
+    found = await kube.get(Ref.of(obj))
+    assert found is not None
+    assert found["status"] == {"observedGeneration": 1}
+    await kube.delete(Ref.of(obj))
+    assert await kube.create(obj) is not None
+    await kube.patch_status(old, {"observedGeneration": 2, "phase": "Of the old one"})
+    found = await kube.get(Ref.of(obj))
+    assert found is not None
+    assert found["status"] == {"observedGeneration": -1}
+    await kube.delete(Ref.of(obj))
+    await kube.patch_status(old, {"observedGeneration": 3})
+
+
 async def test_finalizers_come_and_go(kube: Kube, namespace: str) -> None:
     made = await kube.create(_config_map(namespace, a="1"))
     assert made is not None

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import signal
-import socket
-import sys
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,58 +15,7 @@ from orisun_server.settings import Settings
 from tests.harness import eventually
 from tests.operator.clusters import NAME, Stage
 from tests.operator.kubernetes import ApiServer
-
-_LEASE_SECONDS = 5
-
-
-class Operator:
-    """``orisun-operator run``, looking after one namespace."""
-
-    def __init__(self, kubeconfig: Path, namespace: str, log: Path) -> None:
-        self._kubeconfig, self._namespace, self._log = kubeconfig, namespace, log
-        self.metrics, self.health = _free_port(), _free_port()
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        told = {
-            "NAMESPACE": self._namespace,
-            "NAMESPACES": self._namespace,
-            "LEASE_DURATION": str(_LEASE_SECONDS),
-            "TIMER": "30",
-            "METRICS_PORT": str(self.metrics),
-            "HEALTH_PORT": str(self.health),
-        }
-        environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
-        environment |= {f"ORISUN_OPERATOR_{name}": value for name, value in told.items()}
-        with self._log.open("wb") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "orisun_operator.cli", "run"), env=environment, stdout=log, stderr=log
-            )
-
-    def leads(self) -> bool:
-        return "orisun_operator_leader 1.0" in self.scrape()
-
-    def reconciles(self) -> int:
-        """Of OrisunClusters."""
-        found = re.search(r'reconciles_total\{kind="orisunclusters"\} (\d+)', self.scrape())
-        return int(found.group(1)) if found else 0
-
-    def scrape(self) -> str:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=2) as response:
-                text: str = response.read().decode()
-                return text
-        except OSError:
-            return ""
-
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    async def end(self, number: int) -> int:
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 30)
+from tests.operator.processes import Operator
 
 
 @pytest.fixture
@@ -158,9 +102,3 @@ async def test_a_failed_callback_of_kopf_is_no_news(caplog: pytest.LogCaptureFix
         loop.set_exception_handler(None)
     (record,) = caplog.records
     assert "another" in record.getMessage()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -93,6 +93,20 @@ async def test_a_change_and_an_end_that_kopf_does_not_tell(kube: Kube, store: St
     assert await scene.worked() == []
 
 
+async def test_kopf_may_be_ahead_of_the_list(kube: Kube, store: Store) -> None:
+    scene = await _Scene.of(store)
+    orders = await store.boundary("orders", name="orders")
+    scene.noticed.tell("boundaries", _event(orders))
+    label = {"metadata": {"labels": {"team": "one"}}}
+    ahead = {**orders, "metadata": {**orders["metadata"], **label["metadata"]}}
+    scene.noticed.tell("boundaries", _event(ahead, "MODIFIED"))
+    await scene.noticed.compare(kube, store.namespace)
+    await kube.patch(store.ref("Boundary", "orders"), label)
+    scene.now += _PATIENCE + 1
+    await scene.noticed.compare(kube, store.namespace)
+    assert scene.noticed.problem() == ""
+
+
 async def test_other_namespaces_are_left_alone(kube: Kube, store: Store, namespace: str) -> None:
     scene = await _Scene.of(store)
     scene.noticed.tell("boundaries", _event(await store.boundary("orders", name="orders")))

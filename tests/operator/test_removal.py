@@ -227,6 +227,43 @@ async def test_archive_writes_the_events_checks_them_and_only_then_drops_them(st
     assert b'"number": 0.1000' in gzip.decompress(file.read_bytes()).split(b"\n")[0]
 
 
+@pytest.fixture
+async def embedded(store: Store) -> Store:
+    await store.kube.delete(store.ref("OrisunCluster", CLUSTER))
+    await store.make(embedded=True)
+    return store
+
+
+async def test_an_embedded_postgres_is_archived_from_and_dropped_in_like_any_other(
+    embedded: Store, volume: Path
+) -> None:
+    await deleting(embedded, "Archive")
+    await embedded.settled("orders", "Archiving")
+    environment = (await job_of(embedded))["spec"]["template"]["spec"]["containers"][0]["env"]
+    (host,) = (one for one in environment if one["name"] == "ORISUN_PG_HOST")
+    assert host["valueFrom"]["secretKeyRef"] == {"name": f"{CLUSTER}-postgres", "key": "host"}
+    await run_job(embedded, volume)
+    await embedded.gone("orders")
+    assert not await has_tables(embedded)
+    assert len(await embedded.events("Archived")) == 1
+    await embedded.boundary("bills", deletionPolicy="Delete")
+    await embedded.settled("bills")
+    await embedded.kube.delete(embedded.ref("Boundary", "bills"))
+    await embedded.gone("bills")
+    assert not await has_tables(embedded, "bills")
+
+
+async def test_an_embedded_postgres_that_hibernates_holds_a_deletion_in_words(embedded: Store) -> None:
+    await deleting(embedded, "Delete")
+    await embedded.patch("OrisunCluster", CLUSTER, {"hibernate": True})
+    message = condition(await embedded.settled("orders", "ClusterHibernates"), "Ready")["message"]
+    assert "set spec.hibernate to false" in message
+    assert "set spec.deletionPolicy: Retain" in message
+    await embedded.patch("OrisunCluster", CLUSTER, {"hibernate": False})
+    await embedded.gone("orders")
+    assert not await has_tables(embedded)
+
+
 async def test_an_archive_that_is_not_what_postgres_holds_drops_nothing(store: Store, volume: Path) -> None:
     await deleting(store, "Archive")
     await store.settled("orders", "Archiving")
@@ -254,6 +291,33 @@ async def test_a_job_that_fails_is_tried_again(store: Store, volume: Path) -> No
     await run_job(store, volume)
     await store.gone("orders")
     assert not await has_tables(store)
+
+
+async def test_a_pod_that_does_not_start_is_told(store: Store) -> None:
+    await deleting(store, "Archive")
+    await store.settled("orders", "Archiving")
+    job = await job_of(store)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{job['metadata']['name']}-x",
+            "namespace": store.namespace,
+            "labels": job["spec"]["template"]["metadata"]["labels"],
+        },
+        "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
+    }
+    await store.kube.create(pod)
+    why = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+    status = {"phase": "Pending", "conditions": [scheduled]}
+    await store.kube.patch(Ref.of(pod), {"status": status}, subresource="status")
+    message = condition(await store.settled("orders", "ArchiveWaits"), "Ready")["message"]
+    assert why in message
+    assert "nothing is dropped" in message
+    await store.kube.patch(Ref.of(pod), {"status": {"phase": "Running", "conditions": []}}, subresource="status")
+    await store.settled("orders", "Archiving")
 
 
 async def test_a_claim_that_is_named_has_to_exist(store: Store) -> None:

@@ -39,7 +39,7 @@ def _containers(cluster: Cluster) -> dict[str, Object]:
     return {container["name"]: container for container in _pod(cluster)["containers"]}
 
 
-@pytest.mark.parametrize("make", [_pod, lambda c: postgres.statefulset(c, "orisun:1")["spec"]["template"]["spec"]])
+@pytest.mark.parametrize("make", [_pod, lambda c: postgres.statefulset(c, "orisun:1", "")["spec"]["template"]["spec"]])
 def test_pods_pass_the_restricted_standard(make: Any) -> None:
     pod = make(_cluster(replicas=1, postgres={"embedded": {}}))
     assert pod["automountServiceAccountToken"] is False
@@ -206,13 +206,13 @@ def test_services_select_the_servers_alone() -> None:
 
 def test_the_embedded_postgres_keeps_its_claim_unless_told_otherwise() -> None:
     cluster = _cluster(replicas=1, postgres={"embedded": {"storage": {"size": "3Gi", "storageClassName": "fast"}}})
-    spec = postgres.statefulset(cluster, "orisun:1")["spec"]
+    spec = postgres.statefulset(cluster, "orisun:1", "")["spec"]
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
     claim = spec["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast"
     # somebody who deletes the StatefulSet has not asked for the events to go
     gone = _cluster(replicas=1, postgres={"embedded": {}}, deletionPolicy="Delete")
-    policy = postgres.statefulset(gone, "orisun:1")["spec"]["persistentVolumeClaimRetentionPolicy"]
+    policy = postgres.statefulset(gone, "orisun:1", "")["spec"]["persistentVolumeClaimRetentionPolicy"]
     assert policy["whenDeleted"] == "Retain"
 
 
@@ -248,6 +248,18 @@ def test_an_archive_reads_the_authority_alone_of_its_secret() -> None:
     assert volume["items"] == [{"key": "root.pem", "path": "ca.crt"}]
     variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
     assert variables["ORISUN_PG_SSLROOTCERT"] == "/etc/orisun/postgres/ca.crt"
+
+
+def test_archives_may_reach_the_embedded_postgres() -> None:
+    cluster = _cluster(replicas=1, postgres={"embedded": {}})
+    (policy,) = (one for one in services.network_policies(cluster) if one["metadata"]["name"] == cluster.postgres)
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 5432, "protocol": "TCP"}]
+    spec = BoundarySpec.model_validate({"clusterRef": {"name": "store"}, "name": "orders", "schema": "orders"})
+    obj = {"metadata": {"name": "orders", "namespace": "shop", "uid": "0" * 36}}
+    labels = archive.job(obj, spec, cluster)["spec"]["template"]["metadata"]["labels"]
+    selectors = [one["podSelector"]["matchLabels"] for one in rule["from"] if "podSelector" in one]
+    assert any(selector.items() <= labels.items() for selector in selectors)
 
 
 def test_everything_belongs_to_the_resource() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +19,17 @@ from orisun_operator.reconcile import Context
 from orisun_operator.reconcile.postgres import Postgres
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
-from tests.operator.kubernetes import ApiServer
+from tests.operator.kubernetes import ApiServer, cache
 from tests.operator.stores import Store
 from tests.operator.test_removal import deleting, has_tables
 
-_INSTALL = Path(__file__).parents[2] / "examples" / "kubernetes" / "kustomize" / "base" / "install.yaml"
+_ROOT = Path(__file__).parents[2]
+_INSTALL = _ROOT / "examples" / "kubernetes" / "kustomize" / "base" / "install.yaml"
 _ROLE = "orisun-system-orisun-operator"
-_RBAC = "rbac.authorization.k8s.io/v1"
+RBAC = "rbac.authorization.k8s.io/v1"
 
 
-def _role() -> Object:
+def chart_role() -> Object:
     # SafeLoader stumbles over a bare = of the CRDs
     (text,) = (
         one
@@ -39,15 +43,15 @@ def _role() -> Object:
 @pytest.fixture
 async def limited(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIterator[Kube]:
     """A connection with the rights of the role and no others."""
-    async with _limited(api_server, kube, f"operator-of-{namespace}", _role()["rules"]) as connection:
+    async with _limited(api_server, kube, f"operator-of-{namespace}", chart_role()["rules"]) as connection:
         yield connection
 
 
 @contextlib.asynccontextmanager
 async def _limited(api_server: ApiServer, kube: Kube, user: str, rules: list[Object]) -> AsyncIterator[Kube]:
-    role: Object = {"apiVersion": _RBAC, "kind": "ClusterRole", "metadata": {"name": user}, "rules": rules}
+    role: Object = {"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": user}, "rules": rules}
     binding = {
-        "apiVersion": _RBAC,
+        "apiVersion": RBAC,
         "kind": "ClusterRoleBinding",
         "metadata": {"name": user},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
@@ -116,6 +120,70 @@ async def test_a_namespace_that_has_lost_its_role_ends(store: Store, api_server:
         await store.reconcile("orders", context=_with(store.context, kube))
     assert await store.kube.get(store.ref("Boundary", "orders")) is None
     assert await has_tables(store)
+
+
+async def _rendered(*values: str) -> list[Object]:
+    """Roles and bindings of the chart."""
+    helm = shutil.which("helm", path=os.pathsep.join([str(cache()), os.environ.get("PATH", "")]))
+    if helm is None:
+        pytest.skip("no helm: the chart's Roles for single namespaces are NOT TESTED")
+    process = await asyncio.create_subprocess_exec(
+        *(helm, "template", "op", str(_ROOT / "helm" / "orisun-operator"), "--namespace", "orisun-system"),
+        *(part for value in values for part in ("--set", value)),
+        *("--show-only", "templates/rbac.yaml"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return [one for one in yaml.safe_load_all(output.decode()) if one]
+
+
+@pytest.fixture
+async def namespaced(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIterator[Kube]:
+    """The rights that the chart gives an operator of this namespace alone, but for its Lease."""
+    user, made = f"operator-in-{namespace}", []
+    for obj in await _rendered(f"watchNamespaces={{{namespace}}}", "rbac.finalizers=false"):
+        if obj["metadata"].get("namespace") != namespace:
+            continue
+        if obj["kind"] == "RoleBinding":
+            obj["subjects"] = [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]
+        assert obj["kind"] in ("Role", "RoleBinding")
+        await kube.create(obj)
+        made.append(obj)
+    assert len(made) == 2
+    limited = await Kube.connect(api_server.kubeconfig)
+    limited._server.headers["Impersonate-User"] = user
+    yield limited
+    await limited.close()
+
+
+async def test_the_roles_of_one_namespace_are_enough_for_it(
+    kube: Kube, namespaced: Kube, namespace: str, settings: Settings
+) -> None:
+    stage = Stage(kube, namespace, settings)
+    stage.context = _with(stage.context, namespaced)
+    try:
+        await stage.create()
+        await stage.settle()
+        assert (await stage.condition("Ready"))[0] == "True"
+    finally:
+        await stage.close()
+    with pytest.raises(KubeError, match="forbidden"):
+        await namespaced.list("v1", "Secret")
+    with pytest.raises(KubeError, match="forbidden"):
+        await namespaced.list("v1", "Secret", "default")
+
+
+async def test_boundaries_in_one_namespace_with_the_roles_of_that_one(store: Store, namespaced: Kube) -> None:
+    store.context = _with(store.context, namespaced)
+    await deleting(store, "Delete")
+    async with await store.session() as session:
+        record = await session.boundaries.find("orders")
+    # which Kubernetes cluster this is may not be known there
+    assert record is not None
+    assert record.managed_by == f"Boundary/{store.namespace}/orders"
+    await store.gone("orders")
+    assert await store.events("EventsDeleted") != []
 
 
 async def test_it_goes_no_further(limited: Kube, namespace: str) -> None:

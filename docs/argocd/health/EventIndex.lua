@@ -12,6 +12,9 @@ local ready, stalled, reconciling = found["Ready"], found["Stalled"], found["Rec
 if stalled ~= nil and stalled.status == "True" then
   return {status = "Degraded", message = stalled.reason .. ": " .. stalled.message}
 end
+if ready ~= nil and ready.reason == "ClusterPaused" then
+  return {status = "Suspended", message = ready.message}
+end
 if ready ~= nil and ready.status == "True" and (reconciling == nil or reconciling.status ~= "True") then
   return {status = "Healthy", message = ready.message}
 end

@@ -13,6 +13,7 @@ from ..kube import Object, Ref
 from ..resources import archive as resources
 from ..resources.cluster import Cluster
 from . import Blocked, Context
+from .cluster_pods import problem_of
 from .report import Report
 from .target import spec_of
 
@@ -71,6 +72,10 @@ async def archive(obj: Object, spec: BoundarySpec, cluster: Object, report: Repo
             " it is tried again",
             retry=15.0,
         )
+    if problem := await _what_keeps(context, namespace, ref.name):
+        raise Blocked(
+            "ArchiveWaits", f"Job {ref.name} does not run yet: {problem}: nothing is dropped", stalled=False, retry=5.0
+        )
     return None
 
 
@@ -87,6 +92,14 @@ async def _ensure_claim(obj: Object, spec: BoundarySpec, report: Report) -> None
         )
     await context.kube.create(resources.claim(obj, spec))
     await report.event("ClaimCreated", f"PersistentVolumeClaim {name} takes the archive, and stays when this is gone")
+
+
+async def _what_keeps(context: Context, namespace: str, job: str) -> str:
+    """What the kubelet or the scheduler says of a pod that does not run; "" for nothing."""
+    pods = await context.kube.list("v1", "Pod", namespace, {resources.LABEL: job})
+    told = [pod["status"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+    waiting = [one for one in told if not any("terminated" in c["state"] for c in one.get("containerStatuses") or ())]
+    return next(filter(None, map(problem_of, waiting)), "")
 
 
 async def _message(context: Context, namespace: str, job: str, *, exit_code: int | None = None) -> str:

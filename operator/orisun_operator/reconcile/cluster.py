@@ -241,18 +241,24 @@ class _Work:
         ready = [pod for pod in view.pods if pod.ready and not pod.terminating]
         status["replicas"], status["readyReplicas"] = len(view.pods), len(ready)
         status["updatedReplicas"] = sum(pod.template == view.template for pod in view.pods)
-        off = not view.pods
+        state, message = "Healthy", "every server's copies of the streams are current"
+        if not view.pods:
+            state, message = "Off", "no server runs"
+        elif any(pod.streams != view.streams for pod in view.pods):
+            state, message = "Rebuilding", "JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+        elif health.problem:
+            state, message = "Degraded", health.problem
         status["jetstream"] = {
-            "state": "Off" if off else "Degraded" if health.problem else "Healthy",
+            "state": state,
             "incarnation": status["jetstream"]["incarnation"],
             **({"leader": health.leader, "peers": len(health.peers)} if health.leader and health.peers else {}),
         }
         set_condition(
             status,
             "JetStreamHealthy",
-            not off and not health.problem,
-            "Off" if off else "Degraded" if health.problem else "Healthy",
-            health.problem or ("no server runs" if off else "every server's copies of the streams are current"),
+            state == "Healthy",
+            state,
+            message,
             generation,
             now=now,
         )

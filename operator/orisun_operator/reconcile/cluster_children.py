@@ -8,7 +8,7 @@ from typing import Any
 from ..drift import contains
 from ..kube import Applied, KindMissing, Kube, KubeError, Object, Ref
 from ..resources import nats, postgres, services
-from ..resources.cluster import TEMPLATE_ANNOTATION, Cluster
+from ..resources.cluster import PASSWORD_ANNOTATION, TEMPLATE_ANNOTATION, Cluster
 from ..resources.connection import connection
 from . import Blocked
 from .cluster_pods import claims_of
@@ -87,21 +87,25 @@ class Children:
         live = await self._kube.get(ref)
         self.postgres_starts = not (live or {}).get("status", {}).get("readyReplicas")
         containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
-        await self._apply(await secrets.postgres())
+        secret, password = await secrets.postgres()
+        await self._apply(secret)
         await self._apply(postgres.service(cluster))
         if cluster.spec.hibernate and cluster.pods:
             return  # servers first
         image = containers[0].get("image") or cluster.image
-        await self.statefulset(postgres.statefulset(cluster, image), live)
+        await self.statefulset(postgres.statefulset(cluster, image, password), live)
         await self._own_claim(cluster)
         pod = await self._kube.get(Ref("v1", "Pod", cluster.namespace, f"{cluster.postgres}-0"))
         if pod is None or "deletionTimestamp" in pod["metadata"]:
             return
-        if (pod["metadata"].get("annotations") or {}).get(TEMPLATE_ANNOTATION) != postgres.template_hash(
-            cluster, image
-        ):
+        made_from = pod["metadata"].get("annotations") or {}
+        # it sets its user's password at its start; an older operator's pod does not tell which
+        is_current = made_from.get(TEMPLATE_ANNOTATION) == postgres.template_hash(cluster, image)
+        if not is_current or made_from.get(PASSWORD_ANNOTATION, password) != password:
             await self._kube.delete(Ref.of(pod), precondition_uid=pod["metadata"]["uid"])
-            await self._report.event("PostgresRestarted", "the embedded PostgreSQL is made anew as the spec wants it")
+            await self._report.event(
+                "PostgresRestarted", "the embedded PostgreSQL is made anew as the spec and its Secret want it"
+            )
             self.postgres_starts = True
 
     async def _own_claim(self, cluster: Cluster) -> None:

@@ -68,14 +68,14 @@ def _pod(obj: Object, ordinal: int, now: datetime.datetime) -> Pod:
         streams=annotations.get(STREAMS_ANNOTATION, ""),
         ready=ready,
         terminating="deletionTimestamp" in metadata,
-        problem="" if ready else _problem(status),
+        problem="" if ready else problem_of(status),
         age=max(0.0, (now - born).total_seconds()),
         ip=status.get("podIP") or "",
         revision=(metadata.get("labels") or {}).get("controller-revision-hash", ""),
     )
 
 
-def _problem(status: Mapping[str, Any]) -> str:
+def problem_of(status: Mapping[str, Any]) -> str:
     """Why a pod is not ready, in the words of whoever knows."""
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         state = container.get("state") or {}

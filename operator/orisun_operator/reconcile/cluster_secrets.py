@@ -30,6 +30,7 @@ class Secrets:
 
     def __init__(self, kube: Kube, cluster: Cluster, now: datetime.datetime) -> None:
         self._kube, self._cluster, self._now = kube, cluster, now
+        self._key = b""
 
     async def read(self, name: str) -> dict[str, bytes] | None:
         """The contents of a Secret, None when there is none."""
@@ -54,15 +55,21 @@ class Secrets:
         return found
 
     async def nats(self) -> tuple[Object, dict[str, str]]:
-        """The Secret of the NATS servers, and its passwords; those that are there stay."""
+        """The Secret of the NATS servers, and its passwords; those that are there stay. To be called first."""
         there = await self.read(self._cluster.nats_secret) or {}
         passwords = {key: there.get(key, b"").decode(errors="replace") or _password() for key in nats.PASSWORDS}
+        self._key = passwords[nats.ROUTE_PASSWORD].encode()
         return nats.auth_secret(self._cluster, passwords), passwords
 
-    async def postgres(self) -> Object:
-        """The Secret of the embedded PostgreSQL."""
+    async def postgres(self) -> tuple[Object, str]:
+        """The Secret of the embedded PostgreSQL, and the fingerprint of its password."""
         there = await self.read(self._cluster.postgres) or {}
-        return postgres.secret(self._cluster, there.get("password", b"").decode(errors="replace") or _password())
+        password = there.get("password", b"").decode(errors="replace") or _password()
+        return postgres.secret(self._cluster, password), self._fingerprint(password.encode())
+
+    def _fingerprint(self, content: bytes) -> str:
+        """Keyed with a generated password, so that whoever reads a pod's annotation cannot guess at the content."""
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:16]
 
     async def admin(self) -> Object | None:
         """The administrator's Secret, None when a person makes it. Raises Blocked when that one is of no use."""
@@ -95,11 +102,8 @@ class Secrets:
             raise Blocked("BadUsername", f"{where}: the user name needs 3 characters at least and no colon", retry=10.0)
 
     async def digests(self, passwords: Mapping[str, str]) -> dict[str, str]:
-        """Fingerprints of what servers read from Secrets at their start.
-
-        Keyed with a generated password, so that whoever reads a pod's annotation cannot guess at them.
-        """
-        spec, key = self._cluster.spec, passwords[nats.ROUTE_PASSWORD].encode()
+        """Fingerprints of what servers read from Secrets at their start."""
+        spec = self._cluster.spec
         credentials = connection(self._cluster)
         wanted = {"postgres": (credentials.secret, sorted({key for _, key in credentials.from_secret.values()}))}
         reference = spec.admin.secret_ref
@@ -111,7 +115,7 @@ class Secrets:
         for what, (name, keys) in wanted.items():
             there = await self.read(name) or {}
             content = b"\0".join(there.get(one, b"") for one in keys)
-            digests[what] = hmac.new(key, content, hashlib.sha256).hexdigest()[:16]
+            digests[what] = self._fingerprint(content)
         return digests
 
     # -- TLS -------------------------------------------------------------------------------------------------------

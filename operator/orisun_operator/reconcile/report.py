@@ -108,7 +108,15 @@ class Report:
         """Write the status, and an Event when readiness or its reason changed."""
         if self.over:
             return
-        await self.context.kube.patch_status(self.obj, self.status)
+        try:
+            await self.context.kube.patch_status(self.obj, self.status)
+        except KubeError as error:
+            if error.status == 403:
+                text = f"the status cannot be written: {error}: give the operator the roles of its chart"
+                await self.event("Forbidden", text, warning=True)
+            raise
+        # what a later send compares with
+        self.obj = {**self.obj, "status": copy.deepcopy(self.status)}
         after, before = get_condition(self.status, READY), get_condition(self.before, READY)
         if after is None:
             return

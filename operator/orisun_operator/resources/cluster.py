@@ -19,6 +19,8 @@ USER_ID = 10001
 
 #: On pods: the state of the spec that they were made from. It alone decides whether a pod is replaced.
 TEMPLATE_ANNOTATION = f"{PREFIX}template"
+#: On the embedded PostgreSQL's pod: fingerprint of the password that it gives its user at its start.
+PASSWORD_ANNOTATION = f"{PREFIX}password"
 #: On pods: which JetStream cluster they were made for.
 STREAMS_ANNOTATION = f"{PREFIX}jetstream"
 #: On the StatefulSet: the images that the cluster was created with, and its JetStream cluster's incarnation.

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 
-from .cluster import POSTGRES_PORT, TEMPLATE_ANNOTATION, Cluster, Object
+from .cluster import PASSWORD_ANNOTATION, POSTGRES_PORT, TEMPLATE_ANNOTATION, Cluster, Object
 from .pods import claim
 from .security import container_security, pod_security
 
@@ -58,8 +58,11 @@ def template_hash(cluster: Cluster, image: str) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def statefulset(cluster: Cluster, image: str) -> Object:
-    """One pod of PostgreSQL. ``image`` is the one that it was created with: a rollout of servers leaves it alone."""
+def statefulset(cluster: Cluster, image: str, password: str) -> Object:
+    """One pod of PostgreSQL. ``image`` is the one that it was created with: a rollout of servers leaves it alone.
+
+    ``password`` is the fingerprint of the Secret's.
+    """
     embedded = cluster.spec.postgres.embedded
     if embedded is None:
         raise ValueError("the cluster has no embedded PostgreSQL")
@@ -130,7 +133,7 @@ def statefulset(cluster: Cluster, image: str) -> Object:
         "template": {
             "metadata": {
                 "labels": cluster.labels(_COMPONENT),
-                "annotations": {TEMPLATE_ANNOTATION: template_hash(cluster, image)},
+                "annotations": {TEMPLATE_ANNOTATION: template_hash(cluster, image), PASSWORD_ANNOTATION: password},
             },
             "spec": pod,
         },
