@@ -342,4 +342,6 @@ async def test_callers_that_fight_for_one_context_take_turns(
                     continue
 
     await asyncio.gather(*map(caller, range(40)))
+    counts = appender._watch.metrics.boundaries[boundary.name]
+    assert (counts.appends, counts.conflicts) == (3 * 40, attempts - 3 * 40)
     assert attempts < 5 * 3 * 40  # 22 each when all are told at once

@@ -33,6 +33,8 @@ class FlushedCall(Protocol):
     @property
     def answer(self) -> asyncio.Future[Position]: ...
     @property
+    def problem(self) -> Exception | None: ...
+    @property
     def span(self) -> Span | None: ...
 
 
@@ -131,19 +133,16 @@ class WatchedFlush:
         events = 0
         for call in self._calls:
             answer = call.answer
-            if not answer.done() or answer.cancelled():
-                continue
-            problem = answer.exception()
-            if problem is None:
+            if isinstance(call.problem, ContextChanged):
+                counts.conflicts += 1
+            elif call.problem is not None:
+                counts.failures += 1
+            elif answer.done() and not answer.cancelled():
                 counts.appends += 1
                 events += len(call.events)
-            elif isinstance(problem, ContextChanged):
-                counts.conflicts += 1
-            else:
-                counts.failures += 1
         # of a group that PostgreSQL refuses for one event's content, the others are flushed again
         if kind is not None and (len(self._calls) == 1 or isinstance(error, OrisunError)):
-            counts.failures += sum(not call.answer.done() for call in self._calls)
+            counts.failures += sum(call.problem is None and not call.answer.done() for call in self._calls)
         counts.events += events
         counts.flush_events.observe(events)
         if kind is None:
@@ -163,7 +162,7 @@ class WatchedFlush:
         tracing = self._watch.tracing
         for call in self._calls:
             answer = call.answer
-            if call.span is not None and answer.done() and not answer.cancelled() and answer.exception() is None:
+            if call.span is not None and call.problem is None and answer.done() and not answer.cancelled():
                 tracing.remember(self._boundary, answer.result().prepare, len(call.events), call.span)
         self._span.set_attribute("orisun.events", events)
         self._span.end()

@@ -80,7 +80,7 @@ class ReadyIndexes(Protocol):
 class Call:
     """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
 
-    __slots__ = ("answer", "command", "context", "events", "seen", "size", "span")
+    __slots__ = ("answer", "command", "context", "events", "problem", "seen", "size", "span")
 
     def __init__(
         self,
@@ -91,6 +91,8 @@ class Call:
     ) -> None:
         self.events, self.context, self.answer, self.command = events, context, answer, command
         self.span = current_span()
+        #: Why it failed, also while its caller is not told yet.
+        self.problem: Exception | None = None
         #: What was looked up of the context's criteria before.
         self.seen: Mapping[Criterion, Seen] = {}
         self.size = _CALL_OVERHEAD + sum([sum(map(len, event)) for event, _ in events])
@@ -102,7 +104,8 @@ class Call:
             self.answer.set_result(position)
 
     def fail(self, error: Exception, after: float = 0.0) -> None:
-        """``after``: in so many seconds."""
+        """``after``: its caller is told in so many seconds."""
+        self.problem = error
         if after:
             self.answer.get_loop().call_later(after, self.fail, error)
         elif not self.answer.done():
