@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
-from .channels import Endpoints
+from .endpoints import Endpoint, Endpoints
 from .errors import ClientClosed, OrisunError, of_rpc, refuse
 from .limits import Limit
 from .retries import RetryPolicy
@@ -77,6 +77,16 @@ class Session:
                 self._token, self._checked = ((_TOKEN, value),), now
 
 
+class Opened(NamedTuple):
+    """A call of a streaming rpc."""
+
+    call: Any
+    #: Who it was opened as.
+    metadata: Metadata
+    #: The connection that it is on.
+    endpoint: Endpoint
+
+
 class Calls:
     """Makes the calls of a client."""
 
@@ -131,11 +141,11 @@ class Calls:
             self.check_open()
             raise
 
-    def stream(self, rpc: str, request: Any) -> tuple[Any, Metadata]:
-        """A call of a streaming rpc of the event store, and the metadata it goes out with."""
+    def stream(self, rpc: str, request: Any) -> Opened:
+        """A call of a streaming rpc of the event store."""
         self.check_open()
-        metadata = self._session.metadata()
-        return getattr(self._endpoints.pick().events, rpc)(request, metadata=metadata), metadata
+        metadata, endpoint = self._session.metadata(), self._endpoints.pick()
+        return Opened(getattr(endpoint.events, rpc)(request, metadata=metadata), metadata, endpoint)
 
     async def learn(self, call: Any) -> None:
         """Takes the session token of a stream that was opened."""

@@ -13,8 +13,9 @@ from orisun_api import eventstore_pb2 as pb
 from .admin import Admin
 from .boundary import Boundary
 from .calls import Calls, Session
-from .channels import TLS, Endpoints
+from .channels import TLS
 from .codecs import EventTypes
+from .endpoints import Endpoints
 from .errors import refuse
 from .pubsub import Messages
 from .retries import RetryPolicy
@@ -118,6 +119,7 @@ def connect(
     timeout: float = 30.0,
     retry: RetryPolicy | None = None,
     keepalive: float = 30.0,
+    refresh: float = 30.0,
     max_calls: int | None = None,
 ) -> Client:
     """A client of the store at ``target``: ``"host:port"``, or several of them (a list, or joined by commas).
@@ -134,6 +136,8 @@ def connect(
         retry: How often calls that are safe to repeat are tried again when no server answers. Appends are safe, for
             their event ids make them so; changes of users, boundaries and passwords are not, nor are pub/sub messages.
         keepalive: Seconds after which a silent connection is probed, at least 5; 0 for never.
+        refresh: Seconds after which DNS names are resolved again and files of certificates read again, so that servers
+            that were added, and certificates that were renewed, are used without a restart; 0 for never.
         max_calls: Calls that may be under way at a time; one more raises TooManyCalls at once.
 
     Raises InvalidArgument for an address that is none, or a certificate that cannot be read.
@@ -143,6 +147,6 @@ def connect(
     if token is not None and username is not None:
         refuse("give a username and password, or a token, not both")
     with_tls = tls if isinstance(tls, TLS) else TLS() if tls else None
-    endpoints = Endpoints(target, with_tls, keepalive)
+    endpoints = Endpoints(target, with_tls, keepalive, refresh)
     session = Session(username, password, token)
     return Client(Calls(endpoints, session, retry or RetryPolicy(), timeout, max_calls), types or EventTypes())

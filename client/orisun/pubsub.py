@@ -8,7 +8,7 @@ from typing import Any
 
 from orisun_api import eventstore_pb2 as pb
 
-from .calls import Calls
+from .calls import Calls, Opened
 from .streaming import LiveStream
 
 
@@ -36,7 +36,7 @@ class Messages(LiveStream[Message]):
     def _what(self) -> str:
         return f'messages of "{self.subject}"'
 
-    def _open(self) -> tuple[Any, Any]:
+    def _open(self) -> Opened:
         request = pb.SubscribeRequest(subject=self.subject, consumer_name=self.consumer)
         return self._calls.stream("SubscribeToPubSub", request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from .calls import Calls
+from .calls import Calls, Opened
 from .errors import ClientClosed, OrisunError, refuse
 
 T = TypeVar("T")
@@ -44,8 +45,13 @@ class LiveStream(ABC, Generic[T]):
     told.
     """
 
+    #: Whether it loses nothing when it is opened again at another server.
+    _may_move = False
+
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        #: The call that was asked to end, because another server should take it.
+        self._left: Any = None
         self._items: deque[T] = deque()
         self._sizes: deque[int] = deque()
         self._bytes = 0
@@ -141,10 +147,14 @@ class LiveStream(ABC, Generic[T]):
         try:
             failures = 0
             while True:
-                thrived, error, metadata = await self._receive()
-                if thrived:
+                opened = self._open()
+                thrived, error = await self._receive(opened)
+                if thrived or error is None:
                     failures = 0
-                if error.code() is grpc.StatusCode.UNAUTHENTICATED and self._calls.may_login_again(metadata):
+                if error is None:
+                    self._moved()
+                    continue
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED and self._calls.may_login_again(opened.metadata):
                     continue
                 failures += 1
                 if not self._outlives(error, failures):
@@ -164,10 +174,14 @@ class LiveStream(ABC, Generic[T]):
         finally:
             self._changed.set()
 
-    async def _receive(self) -> tuple[bool, grpc.aio.AioRpcError, Any]:
-        """Opens the stream and receives until it fails: whether it brought anything or lasted, why it failed, and who
-        it was opened as."""
-        call, metadata = self._open()
+    async def _receive(self, opened: Opened) -> tuple[bool, grpc.aio.AioRpcError | None]:
+        """Receives until the stream fails: whether it brought anything or lasted, and why it failed; None where it is
+        to move."""
+        call = opened.call
+        leave = functools.partial(self._leave, call)
+        if self._may_move:
+            opened.endpoint.leaving.add(leave)
+        error: grpc.aio.AioRpcError | None
         began, brought = time.monotonic(), False
         try:
             await call.initial_metadata()
@@ -190,13 +204,24 @@ class LiveStream(ABC, Generic[T]):
             error = _end_of_stream()
         except grpc.aio.AioRpcError as failed:
             error = failed
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._left is not call or (task is not None and task.cancelling()):
+                raise
+            error = None
         except grpc.aio.UsageError:
             self._calls.check_open()
             raise
         finally:
+            opened.endpoint.leaving.discard(leave)
             call.cancel()
         # a server that takes calls and fails at once is not asked again at once
-        return brought or time.monotonic() - began > _LASTING, error, metadata
+        return brought or time.monotonic() - began > _LASTING, error
+
+    def _leave(self, call: Any) -> None:
+        """End a call, so that another server takes the stream; what it brought and nobody has read yet stays."""
+        self._left = call
+        call.cancel()
 
     def _outlives(self, error: grpc.aio.AioRpcError, failures: int) -> bool:
         """Whether the stream goes on after this failure: for ever once it was open, else as the policy says."""
@@ -210,6 +235,9 @@ class LiveStream(ABC, Generic[T]):
     def _opened(self) -> None:
         """A server has taken the call."""
 
+    def _moved(self) -> None:
+        """The stream has left its server, to be opened again."""
+
     def _handed_out(self, item: T) -> None:
         """The reader has got an item."""
 
@@ -218,8 +246,8 @@ class LiveStream(ABC, Generic[T]):
         """What the stream is, for names and messages."""
 
     @abstractmethod
-    def _open(self) -> tuple[Any, Any]:
-        """Makes the call, and the metadata it went out with."""
+    def _open(self) -> Opened:
+        """Makes the call."""
 
     @abstractmethod
     def _accept(self, message: Any) -> T | None:

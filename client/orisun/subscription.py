@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 
 from orisun_api import eventstore_pb2 as pb
 
-from .calls import Calls
+from .calls import Calls, Opened
 from .codecs import EventTypes
 from .errors import AlreadyExists, OrisunError, SubscriberInUse
 from .events import Event
@@ -31,6 +30,8 @@ class Subscription(LiveStream[Event]):
     it together with what you did, and a later subscription after it goes on exactly there.
     """
 
+    _may_move = True
+
     def __init__(
         self, calls: Calls, types: EventTypes, *, boundary: str, name: str, query: Query, after: Position | None
     ) -> None:
@@ -39,7 +40,7 @@ class Subscription(LiveStream[Event]):
         self.boundary, self.name, self.query = boundary, name, query
         #: The position of the last event handed out, at first the one that the subscription began after.
         self.position = after
-        #: How often the stream was opened again after it was lost.
+        #: How often the stream was opened again, after it was lost or moved to a server that was added.
         self.reconnects = 0
         self._received = after
         self._lost_at: float | None = None
@@ -48,7 +49,7 @@ class Subscription(LiveStream[Event]):
     def _what(self) -> str:
         return f'subscription "{self.name}" of boundary "{self.boundary}"'
 
-    def _open(self) -> tuple[Any, Any]:
+    def _open(self) -> Opened:
         self._counted = False
         request = pb.CatchUpSubscribeToEventStoreRequest(
             boundary=self.boundary,
@@ -70,6 +71,10 @@ class Subscription(LiveStream[Event]):
         event = event_of(message, self._types)
         self._received = position
         return event
+
+    def _moved(self) -> None:
+        # the server that it left may hold its name for a moment
+        self._lost_at = asyncio.get_running_loop().time()
 
     def _handed_out(self, item: Event) -> None:
         self.position = item.position

@@ -306,6 +306,7 @@ def connect(
     timeout: float = 30.0,
     retry: RetryPolicy | None = None,
     keepalive: float = 30.0,
+    refresh: float = 30.0,
     max_calls: int | None = None,
 ) -> Client:
     return Client(
@@ -319,6 +320,7 @@ def connect(
             timeout=timeout,
             retry=retry,
             keepalive=keepalive,
+            refresh=refresh,
             max_calls=max_calls,
         )
     )

@@ -1,0 +1,218 @@
+"""What changes while a client runs: the addresses behind a name, and the files of certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+import orisun
+from orisun import NewEvent, endpoints
+from orisun.channels import name_of
+from orisun.endpoints import Origin
+from orisun_server.app import App
+from orisun_server.settings import Settings
+from tests.client.test_reconnect import PATIENT
+from tests.harness import Connection, eventually, free_port
+from tests.integration.test_tls import AUTHORITY, Pair, issue, written
+
+Make = Callable[..., orisun.Client]
+
+#: A process with files of its own in the place of the machine's; for root, or where users may have namespaces.
+_OWN_FILES = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("orisun:5005", ("orisun", 5005)),
+        ("dns:///orisun.shop.svc:7", ("orisun.shop.svc", 7)),
+        ("localhost:5005", None),
+        ("127.0.0.1:5005", None),
+        ("[::1]:5005", None),
+        ("dns:///127.0.0.1:5005", None),
+        ("dns://10.0.0.10/orisun:5005", None),
+        ("ipv4:127.0.0.1:1,127.0.0.2:1", None),
+        ("unix:/run/orisun.sock", None),
+    ],
+)
+def test_names_that_are_watched(address: str, expected: tuple[str, int] | None) -> None:
+    assert name_of(address) == expected
+
+
+def test_what_makes_a_new_connection_worth_it() -> None:
+    pems = (b"ca", None, None)
+    two = Origin(pems, frozenset({"a", "b"}))
+    assert not two.outdates(Origin(pems)), "what the first one was made of is not known before the first look"
+    assert not two.outdates(two)
+    assert not Origin(pems, frozenset({"a"})).outdates(two), "gRPC notices that a server is gone"
+    assert not Origin(pems, frozenset()).outdates(two)
+    assert Origin(pems, frozenset({"a", "c"})).outdates(two)
+    assert Origin((b"other", None, None), two.addresses).outdates(two)
+    with pytest.raises(orisun.InvalidArgument, match="refresh -1 is negative"):
+        orisun.connect(refresh=-1)
+
+
+async def _may_have_own_files() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    process = await asyncio.create_subprocess_exec(
+        *_OWN_FILES, "true", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    return await process.wait() == 0
+
+
+async def test_servers_added_behind_a_name_are_found_and_subscriptions_spread(
+    make_server: Callable[..., Awaitable[Connection]], make_settings: Callable[..., Settings], make_client: Make,
+    tmp_path: Path, pg_dsn: str,
+) -> None:  # fmt: skip
+    """Nobody disconnects; the name has one more address, and that is all."""
+    if not await _may_have_own_files():
+        pytest.skip("the machine lets nobody have an /etc/hosts of their own (unshare -m)")
+    port, count = free_port(), 12
+    settings = make_settings(grpc_host="127.0.0.1", grpc_port=port)
+    boundary = settings.boundaries[0].name
+    first = await make_server(settings)
+    orders = make_client(first.address).boundary(boundary)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 orisun.test\n")
+    asked = json.dumps({"target": f"orisun.test:{port}", "boundary": boundary, "count": count})
+    process = await asyncio.create_subprocess_exec(
+        *_OWN_FILES, "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh",
+        sys.executable, "-m", "tests.client.names_client", asked, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    connection = await asyncpg.connect(pg_dsn)
+
+    async def held() -> list[int]:
+        """How many subscriptions each server has."""
+        rows = await connection.fetch(
+            f"SELECT count(*) AS n FROM {settings.admin_schema}.orisun_lease"
+            " WHERE boundary = $1 AND name LIKE 'spread-%' AND node_id IS NOT NULL GROUP BY node_id",
+            boundary,
+        )
+        return sorted(row["n"] for row in rows)
+
+    async def line() -> str:
+        assert process.stdout is not None
+        return (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+
+    number = 0
+
+    async def append() -> None:
+        nonlocal number
+        await orders.append([NewEvent("Counted", {"number": number})])
+        number += 1
+
+    try:
+        lines = sorted([await line() for _ in range(count + 1)])
+        assert lines[0].startswith("node ")
+        assert lines[1:] == ["subscribed"] * count
+        await append()
+        await make_server(settings.model_copy(update={"grpc_host": "127.0.0.2"}))
+        with hosts.open("a") as file:
+            file.write("127.0.0.2 orisun.test\n")
+        assert (await line()).startswith("node "), "another server answers"
+
+        async def spread() -> bool:
+            await append()
+            shares = await held()
+            return len(shares) == 2 and sum(shares) == count
+
+        await eventually(spread, 30, 0.05)
+        await append()
+        await orders.append([NewEvent("Last")])
+        assert json.loads(await line()) == [list(range(number))] * count, "each event once, in order"
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await connection.close()
+
+
+# -- certificates --------------------------------------------------------------------------------------------------
+
+
+def renew(directory: Path, authority: Pair, *names: str) -> None:
+    """Certificates of an authority for these names, each file replaced in one step; the authority is what to trust."""
+    contents = {"ca.crt": authority.certificate}
+    for name in names:
+        pair = issue("localhost" if name == "server" else name, authority)
+        contents |= {f"{name}.crt": pair.certificate, f"{name}.key": pair.key}
+    for name, content in contents.items():
+        (directory / f"{name}.new").write_bytes(content)
+        (directory / f"{name}.new").replace(directory / name)
+
+
+def tls_of(directory: Path) -> orisun.TLS:
+    return orisun.TLS(directory / "ca.crt", directory / "client.crt", directory / "client.key")
+
+
+async def test_renewed_certificates_are_used_when_a_connection_is_made_anew(
+    tmp_path: Path, make_settings: Callable[..., Settings], make_client: Make
+) -> None:
+    port = free_port()
+    files = written(tmp_path, issue("localhost", AUTHORITY))
+    renew(tmp_path, AUTHORITY, "server", "client")
+    settings = make_settings(**files, grpc_tls_client_auth_required=True, grpc_port=port)
+    first, second = App(settings), App(settings)
+    await first.start()
+    try:
+        # no look by the clock comes to its help
+        clients = [
+            make_client(f"localhost:{port}", tls=tls_of(tmp_path), refresh=refresh, retry=PATIENT, timeout=60)
+            for refresh in (3600, 0)
+        ]
+        orders = clients[0].boundary(settings.boundaries[0].name)
+        async with orders.subscribe("mailer") as subscription:
+            await orders.append([NewEvent("A")])
+            assert (await anext(subscription)).event_type == "A"
+            await clients[1].ping()
+            await first.stop()
+            renew(tmp_path, issue("another authority"), "server", "client")
+            await second.start()
+            await orders.append([NewEvent("B")])
+            assert (await asyncio.wait_for(anext(subscription), 30)).event_type == "B"
+            with pytest.raises((orisun.Unavailable, orisun.DeadlineExceeded)):
+                await clients[1].ping(timeout=3)
+    finally:
+        await first.stop()
+        await second.stop()
+
+
+async def test_a_renewed_certificate_is_taken_up_while_the_connection_lives(
+    tmp_path: Path, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]],
+    make_client: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(endpoints, "_PATIENCE", 0.5)
+    caplog.set_level("INFO", "orisun")
+    renew(tmp_path, AUTHORITY, "client")
+    settings = make_settings(**written(tmp_path, issue("localhost", AUTHORITY)), grpc_tls_client_auth_required=True)
+    port = int((await make_server(settings)).address.rpartition(":")[2])
+    client = make_client(f"localhost:{port}", tls=tls_of(tmp_path), refresh=0.1)
+    orders = client.boundary(settings.boundaries[0].name)
+    async with orders.subscribe("mailer") as subscription:
+        await client.ping()
+        # what is half renewed, or is not there for a moment, does not end what works
+        (tmp_path / "client.crt").write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+        await eventually(lambda: "the present one stays" in caplog.text)
+        await client.ping()
+        (tmp_path / "client.crt").unlink()
+        await eventually(lambda: "client.crt cannot be read" in caplog.text)
+        await client.ping()
+        renew(tmp_path, AUTHORITY, "client")
+        await eventually(lambda: "a new connection, for its TLS" in caplog.text)
+        await orders.append([NewEvent("A")])
+        assert (await asyncio.wait_for(anext(subscription), 10)).event_type == "A"
+        assert subscription.reconnects == 0, "what works on the old connection stays there"
+    # which is closed when its calls have ended
+    await eventually(lambda: not client.calls._endpoints._retired)
+    assert "PRIVATE" not in caplog.text
