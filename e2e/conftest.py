@@ -25,7 +25,7 @@ from e2e.release import ROOT, Release
 from e2e.stores import Database, Namespace
 
 #: Namespaces that are made beforehand where the operator is told which ones to look after.
-_POOL = 16
+_POOL = 40
 _numbers = itertools.count()
 #: Tells namespaces of runs apart, which may still be ending.
 _RUN = secrets.token_hex(2)
