@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import asyncpg
 import grpc
 import httpx
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
@@ -492,6 +493,29 @@ async def test_metrics_are_well_formed_and_true(app: App, connection: Connection
     assert value("orisun_pool_max_connections", pool="write") == app.settings.pg_write_max_open_conns
     assert value("orisun_serving") == 1
     assert value("process_resident_memory_bytes") > 0
+
+
+async def test_metrics_are_written_seldom_however_many_ask(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = 0
+    families = app.telemetry.families.collect
+
+    def counted() -> Iterator[Metric]:
+        nonlocal collected
+        collected += 1
+        return families()
+
+    monkeypatch.setattr("orisun_server.admin.web.exposition._GOOD", 60.0)
+    monkeypatch.setattr(app.telemetry.families, "collect", counted)
+    async with browsing(app, "") as stranger:
+        answers = await asyncio.gather(*(stranger.get("/metrics") for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert collected <= 1
+    monkeypatch.setattr("orisun_server.admin.web.exposition._GOOD", 0.0)
+    async with browsing(app, "") as stranger:
+        openmetrics = await stranger.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+    assert collected >= 1
 
 
 async def test_metrics_may_be_kept_to_operators(make_settings: Callable[..., Settings]) -> None:

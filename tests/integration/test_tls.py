@@ -36,9 +36,9 @@ class Pair(NamedTuple):
 
 
 def issue(name: str, authority: Pair | None = None, password: bytes | None = None) -> Pair:
-    """A certificate for localhost; without an authority, an authority itself."""
+    """A certificate for localhost, without a subject for the name ""; without an authority, an authority itself."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
     now = datetime.datetime.now(datetime.UTC)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (
@@ -192,13 +192,16 @@ async def test_a_client_certificate_stands_for_a_user(
     save = pb.SaveEventsRequest(boundary=boundary, events=[pb.EventToSave(event_id="c", event_type="A", data="{}")])
     read = pb.GetEventsRequest(boundary=boundary, count=1)
     async with connected(port, issue("someone", AUTHORITY)) as stranger:
-        for username, role in (("certified", "USER"), ("reports", "READER")):
+        for username, role in (("certified", "USER"), ("reports", "READER"), ("localhost", "READER")):
             user = admin_pb2.CreateUserRequest(name="N", username=username, password="secret1", roles=[role])
             await stranger.admin.CreateUser(user, metadata=ADMIN)
         assert await refusal(stranger.events.Ping(pb.PingRequest())) == (
             grpc.StatusCode.UNAUTHENTICATED,
             "missing authorization header",
         )
+    async with connected(port, issue("", AUTHORITY)) as nameless:
+        # users are called like common names, never like an alternative one
+        assert (await refusal(nameless.events.GetEvents(read)))[0] is grpc.StatusCode.UNAUTHENTICATED
     async with connected(port, issue("shop.internal", AUTHORITY)) as shop:
         call = shop.events.SaveEvents(save)
         await call

@@ -184,7 +184,8 @@ class Sessions:
         return _token_caller(token)
 
     def _certified(self, names: Iterable[str]) -> User | None:
-        """The user that a client certificate stands for: that of the first of its names which is mapped."""
+        """The user that a client certificate stands for: that of the first of its names which is mapped, or the one
+        that is called like its common name, the first, where ``*`` allows that."""
         listed = list(names)
         for name in listed:
             if name in self._certificates and name != "*":

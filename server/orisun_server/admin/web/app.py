@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import json
-from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -22,6 +16,7 @@ from ...core.proxies import Proxies
 from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from .context import STATIC, Context, Handler, Site
+from .exposition import Exposition
 from .pages import boundary, events, indexes, operations, overview, people
 from .parts import Parts, State
 from .security import BehindProxies, SecurityHeaders, check_origin, local_path, peer_of
@@ -88,6 +83,7 @@ class _Endpoints:
 
     def __init__(self, site: Site) -> None:
         self._site, self._state = site, site.state
+        self._exposition = Exposition()
 
     async def alive(self, _: Request) -> Response:
         """The process runs and its loop turns."""
@@ -113,18 +109,7 @@ class _Endpoints:
             return Response("the server is starting\n", 503, media_type="text/plain")
         if not parts.settings.admin_metrics_public and (refused := await self._refused(request, parts)) is not None:
             return refused
-        await parts.sampler.fresh()
-        registry = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
-        # collected here, in the loop that changes the numbers, family by family; written in a thread, since it is long
-        families = []
-        for family in parts.telemetry.families.collect():
-            families.append(family)
-            await asyncio.sleep(0)
-        registry.register(_Collected(families))
-        encoder, media_type = choose_encoder(request.headers.get("accept", ""))
-        body = await asyncio.to_thread(encoder, registry)
+        body, media_type = await self._exposition.body(parts, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
 
     async def show_sign_in(self, request: Request) -> Response:
@@ -239,13 +224,3 @@ async def _small_form(request: Request) -> dict[str, str]:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=10))
     except ValueError:
         raise Unauthenticated("invalid credentials") from None
-
-
-class _Collected(Collector):
-    """Families that were collected before."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
