@@ -39,6 +39,6 @@ def certificate_names(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
     """The names in the client's certificate, which the handshake has checked: the common name first, "" where it has
     none, then the alternative ones (DNS names, URIs such as SPIFFE's). Nothing without a certificate."""
     properties = context.auth_context() or {}
-    common, alternative = properties.get(_COMMON_NAME, ()), properties.get(_ALTERNATIVE_NAME, ())
-    values = [next(iter(common), ""), *alternative] if common or alternative else []
+    # gRPC gives an empty common name where there is none
+    values = [*properties.get(_COMMON_NAME, ()), *properties.get(_ALTERNATIVE_NAME, ())]
     return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
