@@ -108,8 +108,11 @@ class Plans:
         self._known: dict[tuple[object, ...], tuple[bool, str]] = {}
         for index in indexes:
             for field in index.fields:
-                decides = functools.partial(index.is_exact, field) if field.is_text else field.converts
-                self._checks.setdefault(field.key, []).append(decides)
+                if not field.is_text:
+                    self._checks.setdefault(field.key, []).append(field.converts)
+                elif (characters := index.characters(field)) is not None:
+                    # as is_exact
+                    self._checks.setdefault(field.key, []).append(functools.partial(_is_shorter, characters))
             for condition in index.conditions:
                 self._checks.setdefault(condition.key, []).append(condition.holds)
 
@@ -131,6 +134,10 @@ class Plans:
             self._known[shape] = found.indexed, found.key
             return found
         return Access(values, *known)
+
+
+def _is_shorter(characters: int, value: str) -> bool:
+    return len(value) < characters
 
 
 def latest_sql(
