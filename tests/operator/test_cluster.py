@@ -11,7 +11,7 @@ from cryptography import x509
 
 from orisun_operator.api import API_VERSION
 from orisun_operator.jetstream import Health, Peer
-from orisun_operator.kube import Kube, Object, Ref
+from orisun_operator.kube import Kube, KubeError, Object, Ref
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
 
@@ -567,3 +567,99 @@ async def test_what_nobody_has_foreseen_is_told_without_its_words(
     assert (status, reason) == ("False", "OperatorFailed")
     assert "RuntimeError" in message
     assert "password" not in message
+
+
+async def test_what_is_over_with_the_next_look_leaves_the_status_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.create()
+    await stage.settle()
+    answer: list[KubeError] = []
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise answer[0]
+
+    monkeypatch.setattr(stage.jetstream, "health", refuse)
+    answer[:] = [KubeError(409, "Conflict", "the object has been modified")]
+    with pytest.raises(KubeError, match="modified"):
+        await stage.reconcile()
+    assert (await stage.condition("Ready"))[:2] == ("True", "Ready")
+    answer[:] = [KubeError(500, "InternalError", "failed calling webhook")]
+    await stage.reconcile()
+    status, reason, message = await stage.condition("Ready")
+    assert (status, reason) == ("False", "KubernetesUnavailable")
+    assert "webhook" in message
+    monkeypatch.undo()
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+
+
+async def test_every_field_of_the_spec_reaches_what_it_is_about(stage: Stage) -> None:
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/instance": NAME}},
+    }
+    toleration = {"key": "events", "operator": "Exists", "effect": "NoSchedule"}
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
+    await stage.create(
+        imagePullPolicy="Always",
+        imagePullSecrets=[{"name": "registry"}],
+        grpc={"reflection": False, "service": {"type": "NodePort", "nodePort": 30055, "annotations": {"a": "b"}}},
+        nats={
+            "resources": {"limits": {"memory": "64Mi"}},
+            "jetstream": {"maxAge": "1h", "maxBytes": 1000000, "maxMsgs": 1000},
+            "storage": {"size": "3Gi", "storageClassName": "fast"},
+            "streamReplicas": 1,
+        },
+        resources={"requests": {"memory": "256Mi"}},
+        scheduling={
+            "affinity": affinity,
+            "topologySpreadConstraints": [spread],
+            "tolerations": [toleration],
+            "nodeSelector": {"disk": "fast"},
+            "priorityClassName": "important",
+        },
+        env=[{"name": "ORISUN_LOGGING_LEVEL", "value": "DEBUG"}],
+        podTemplate={"labels": {"team": "one"}, "annotations": {"note": "two"}},
+    )
+    await stage.reconcile()
+    statefulset = await stage.statefulset()
+    template, pod = statefulset["spec"]["template"], statefulset["spec"]["template"]["spec"]
+    containers = {one["name"]: one for one in pod["containers"]}
+    assert {one["imagePullPolicy"] for one in containers.values()} == {"Always"}
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert containers["nats"]["resources"] == {"limits": {"memory": "64Mi"}}
+    assert containers["server"]["resources"] == {"requests": {"memory": "256Mi"}}
+    assert pod["topologySpreadConstraints"] == [spread]
+    assert pod["tolerations"] == [toleration]
+    assert pod["nodeSelector"] == {"disk": "fast"}
+    assert pod["priorityClassName"] == "important"
+    assert "preferredDuringSchedulingIgnoredDuringExecution" not in pod["affinity"]["podAntiAffinity"]
+    assert template["metadata"]["labels"]["team"] == "one"
+    assert template["metadata"]["annotations"]["note"] == "two"
+    (claim,) = statefulset["spec"]["volumeClaimTemplates"]
+    assert (claim["spec"]["resources"]["requests"]["storage"], claim["spec"]["storageClassName"]) == ("3Gi", "fast")
+    variables = {one["name"]: one.get("value") for one in containers["server"]["env"]}
+    expected = {
+        "ORISUN_NATS_EVENT_STREAM_MAX_AGE": "1h",
+        "ORISUN_NATS_EVENT_STREAM_MAX_BYTES": "1000000",
+        "ORISUN_NATS_EVENT_STREAM_MAX_MSGS": "1000",
+        "ORISUN_NATS_EVENT_STREAM_REPLICAS": "1",
+        "ORISUN_GRPC_ENABLE_REFLECTION": "false",
+        "ORISUN_LOGGING_LEVEL": "DEBUG",
+    }
+    assert {name: variables.get(name) for name in expected} == expected
+    service = await stage.get("v1", "Service", NAME)
+    assert service is not None
+    assert service["metadata"]["annotations"]["a"] == "b"
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["nodePort"]) == ("NodePort", 30055)
+    # what is taken out of the spec again goes there too
+    await stage.patch(grpc={"service": {"annotations": None, "type": None, "nodePort": None}})
+    await stage.reconcile()
+    service = await stage.get("v1", "Service", NAME)
+    assert service is not None
+    assert "a" not in service["metadata"]["annotations"]
+    assert service["spec"]["type"] == "ClusterIP"
+    assert "nodePort" not in service["spec"]["ports"][0]

@@ -14,7 +14,7 @@ from ..api import API_VERSION, PREFIX
 from ..api.cluster import KIND, ClusterSpec, read_spec
 from ..api.conditions import set_condition
 from ..jetstream import Health, JetStreamError
-from ..kube import KubeError, NotOurs, Object, Ref
+from ..kube import Object, Ref
 from ..resources import nats, pods
 from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
 from ..rollout import Action, Pod, Step, View, next_step, servers, stale_peers
@@ -23,7 +23,7 @@ from .cluster_children import Children
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
-from .report import Report
+from .report import Report, concluded
 
 log = structlog.get_logger(__name__)
 
@@ -44,28 +44,7 @@ async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
         return Outcome(gone=obj is None)
     report = Report(context, obj)
     report.planned |= _PLANNED
-    try:
-        outcome = await _Work(context, obj, report).run()
-    except Blocked as problem:
-        report.blocked(problem)
-        outcome = Outcome(problem.retry)
-    except NotOurs as problem:
-        # often what a resource of the same name left, on its way out
-        report.stalled("NameTaken", str(problem))
-        outcome = Outcome(SOON)
-    except KubeError as problem:
-        if problem.is_passing or (problem.status == 403 and "being terminated" in str(problem)):
-            report.waiting("KubernetesUnavailable", f"the API server refused for now: {problem}")
-        elif problem.status == 403:
-            report.stalled("Forbidden", f"the operator lacks a right: {problem}. Install the chart's roles again")
-        else:
-            report.stalled("Refused", f"the API server refused what follows from the spec: {problem}")
-        outcome = Outcome(30.0)
-    except Exception as error:
-        await report.failed(error)
-        raise
-    await report.send()
-    return outcome
+    return await concluded(report, _Work(context, obj, report).run())
 
 
 class _Work:

@@ -1,4 +1,4 @@
-"""What a reconcile of a Boundary or an EventIndex leaves for others to see: its status, and an Event a transition."""
+"""What a reconcile leaves for others to see: its status, and an Event a transition."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from orisun_server.core.position import Position
 
 from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
-from ..kube import KubeError, Object
-from . import LATER, Blocked, Context, Outcome, Paused
+from ..kube import KubeError, NotOurs, Object
+from . import LATER, SOON, Blocked, Context, Outcome, Paused
 
 T = TypeVar("T")
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 PAUSED = "ClusterPaused"
 #: Seconds between two writes of figures that move all the time.
 FIGURES_EVERY = 60.0
-#: Bad Request, Unprocessable Entity.
-_INVALID = (400, 422)
+#: No answer, somebody else wrote meanwhile, too many requests.
+_AT_ONCE = (0, 409, 429)
 
 
 class Report:
@@ -70,15 +70,21 @@ class Report:
             self.waiting(problem.reason, str(problem))
 
     def refused(self, error: KubeError) -> Outcome:
-        """The API server forbids what has to be done, or finds it invalid. Raises every other error again."""
-        if error.status == 403 and "being terminated" in str(error):
+        """The API server does not let be done what has to be. Raises again what is over with the next look."""
+        if isinstance(error, NotOurs):
+            # often what a resource of the same name left, on its way out
+            self.stalled("NameTaken", str(error))
+            return Outcome(SOON)
+        if error.status in _AT_ONCE:
+            raise error
+        if error.status >= 500:
+            self.waiting("KubernetesUnavailable", f"the API server fails for now: {error}")
+        elif error.status == 403 and "being terminated" in str(error):
             self.waiting("NamespaceEnding", f"nothing can be made in a namespace that is being deleted: {error}")
         elif error.status == 403:
             self.stalled("Forbidden", f"the API server refuses the operator: {error}: give it the roles of its chart")
-        elif error.status in _INVALID:
-            self.stalled("Refused", f"the API server refused what follows from the spec: {error}: correct the spec")
         else:
-            raise error
+            self.stalled("Refused", f"the API server refused what follows from the spec: {error}: correct the spec")
         return Outcome(LATER)
 
     async def failed(self, error: Exception) -> None:
@@ -144,7 +150,7 @@ class Report:
 async def concluded(
     report: Report, work: Awaitable[Outcome], on_blocked: Callable[[Blocked], None] | None = None
 ) -> Outcome:
-    """The outcome of a look at a Boundary or an EventIndex, its status sent, whatever went wrong in it.
+    """The outcome of a look at a resource, its status sent, whatever went wrong in it.
 
     Raises KubeError for what passes by itself, and what nobody has foreseen.
     """
