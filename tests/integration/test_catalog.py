@@ -153,6 +153,27 @@ async def test_a_new_boundary_is_active_on_every_server_within_two_seconds(start
     )
 
 
+async def test_a_boundary_that_waits_for_somebody_s_transaction_hides_no_other(
+    start: Start, settings: Settings, database: Database
+) -> None:
+    """One server waits for it; the boundaries that others make become active there too."""
+    a = await start(settings, "a")
+    schema = settings.boundaries[0].schema
+    async with database.read.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(f"CREATE SCHEMA {schema}_held")
+        stuck = await a.create("stuck", "", "postgres", f"{schema}_held", False)
+        assert stuck.status is BoundaryStatus.PROVISIONING
+        b = await start(settings, "b")
+        created = await b.create("payments", "", "postgres", schema, False)
+        assert created.status is BoundaryStatus.ACTIVE
+        await eventually(lambda: any(boundary.name == "payments" for boundary in a.active()), 2)
+        await transaction.rollback()
+    await eventually(lambda: any(boundary.name == "stuck" for boundary in a.active()))
+    await eventually(lambda: any(boundary.name == "stuck" for boundary in b.active()))
+
+
 @pytest.mark.parametrize(
     ("name", "backend", "namespace", "message"),
     [

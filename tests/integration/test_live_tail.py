@@ -12,6 +12,7 @@ from orisun_server.delivery import live_tail as module
 from orisun_server.delivery.inbox import Inbox
 from orisun_server.delivery.live_tail import LiveTail
 from orisun_server.settings import Settings
+from orisun_server.storage.catalog import Boundary
 from tests.harness import eventually
 from tests.integration.nodes import Node
 
@@ -127,3 +128,12 @@ async def test_flow_control_lets_a_burst_through(node: Node, tail: LiveTail, inb
         await node.append(*range(1000), padding=500)
     await asyncio.wait_for(taking, 20)
     assert inbox.intact
+
+
+async def test_a_boundary_made_anew_elsewhere_has_a_tail_of_its_own(node: Node, tail: LiveTail) -> None:
+    elsewhere = Boundary.at(node.boundary.name, "elsewhere")
+    other = node.tails.attach(elsewhere, Inbox())
+    assert other is not tail
+    assert other.boundary == elsewhere
+    await eventually(lambda: tail not in node.lookout._watchers)
+    assert node.tails.of(node.boundary.name) == [other]

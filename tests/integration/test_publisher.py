@@ -24,6 +24,7 @@ from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.store import level
 from orisun_server.delivery.stream import POSITION, PREVIOUS, parse_position
 from orisun_server.settings import Settings
+from orisun_server.storage.catalog import Boundary
 from tests.harness import eventually, free_port
 from tests.integration.nodes import NatsServer, Node, Subscriber, nats_server
 
@@ -121,6 +122,14 @@ async def test_the_checkpoint_counts_events_over_restarts_and_gaps(settings: Set
         await node.append(5)
         await assert_streamed_once_and_in_order(node)
         assert (await node.checkpoint())[1] == 6
+
+
+async def test_a_boundary_made_anew_elsewhere_is_published_from_there(node: Node) -> None:
+    name = node.boundary.name
+    await eventually(lambda: name in node.publishers.published_here())
+    elsewhere = Boundary.at(name, "elsewhere")
+    node.catalog._active[name] = elsewhere
+    await eventually(lambda: [one.boundary for one, _ in node.publishers._running.values()].count(elsewhere) == 1)
 
 
 async def test_a_backlog_in_many_batches(make_settings: MakeSettings) -> None:

@@ -185,6 +185,9 @@ class LiveTails:
         if lingering := self._lingering.pop(boundary.name, None):
             lingering.cancel()
         tail = self._tails.get(boundary.name)
+        if tail is not None and tail.boundary != boundary:  # it was removed and made anew elsewhere
+            self._end(boundary.name)
+            tail = None
         if tail is None:
             tail = self._tails[boundary.name] = LiveTail(boundary, self._nats, self._lookout)
         tail.inboxes.add(inbox)

@@ -105,11 +105,14 @@ class Lookout:
         self._prepared = {text: statement for text, statement in self._prepared.items() if text in used}
 
     async def _look_at_each(self, lot: Sequence[Watcher]) -> None:
+        silent = 0
         for watcher in lot:
             try:
                 await self._look_at([watcher], _PATIENCE_FOR_ONE)
             except TimeoutError:
-                self._drop_connection()
+                silent += 1
+                if silent == len(lot):  # it is not their tables
+                    raise
             except asyncpg.PostgresError:
                 if watcher in self._watchers:
                     watcher.failed()
@@ -122,9 +125,10 @@ class Lookout:
         )
         positions = [watcher.position for watcher in watchers]
         commits, prepares = [position.commit for position in positions], [position.prepare for position in positions]
+        connection = await self._connected()
         async with asyncio.timeout(patience):
             with self._database.guard():
-                rows = await self._fetch(text, commits, prepares)
+                rows = await self._fetch(connection, text, commits, prepares)
         for number, event_id, commit, prepare in rows:
             watcher = watchers[number - 1]
             if watcher in self._watchers:
@@ -132,16 +136,19 @@ class Lookout:
                 watcher.saw(positions[number - 1], event_id, head)
         return text
 
-    async def _fetch(self, text: str, *arguments: object) -> list[asyncpg.Record]:
+    async def _fetch(self, connection: asyncpg.Connection, text: str, *arguments: object) -> list[asyncpg.Record]:
+        if not self._database.cached:
+            return await connection.fetch(text, *arguments)  # type: ignore[no-any-return]
+        statement = self._prepared.get(text)
+        if statement is None:
+            statement = self._prepared[text] = await connection.prepare(text)
+        return await statement.fetch(*arguments)  # type: ignore[no-any-return]
+
+    async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._drop_connection()
             self._connection = await self._database.dedicated_connection()
-        if not self._database.cached:
-            return await self._connection.fetch(text, *arguments)  # type: ignore[no-any-return]
-        statement = self._prepared.get(text)
-        if statement is None:
-            statement = self._prepared[text] = await self._connection.prepare(text)
-        return await statement.fetch(*arguments)  # type: ignore[no-any-return]
+        return self._connection
 
     def _drop_connection(self) -> None:
         self._prepared.clear()

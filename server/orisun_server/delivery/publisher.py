@@ -32,8 +32,9 @@ from .stream import EventStream, NotTheNextMessage, message_id
 
 log = structlog.get_logger(__name__)
 
-#: Bytes of a batch; NATS holds it in memory until it is stored.
-BATCH_BYTES = 8 * 1024 * 1024
+#: Bytes of a batch. While one is sent the next is read, for each boundary that is behind: after an hour without NATS
+#: that is all of them.
+BATCH_BYTES = 1024 * 1024
 
 #: Seconds between two stores of the checkpoint while events flow.
 CHECKPOINT_INTERVAL = 0.1

@@ -146,7 +146,8 @@ class Publishers:
             await self._give_up(list(self._running))
             return
         await self._appetite.listen()
-        await self._give_up([name for name in self._running if name not in boundaries], forever=True)
+        gone = [name for name, (publisher, _) in self._running.items() if boundaries.get(name) != publisher.boundary]
+        await self._give_up(gone, forever=True)
         if self._appetite.others_want:
             await self._give_up(list(self._running)[share:])
         self._refused &= boundaries.keys()

@@ -28,9 +28,10 @@ from .live_tail import LiveTail, LiveTails
 
 T = TypeVar("T")
 
-#: A page of events, and the bytes that it may hold; one is sent while the next is read.
+#: A page of events, and the bytes that it may hold; one is sent while the next is read, so a client that does not read
+#: costs two of them.
 PAGE_EVENTS = 1_000
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = 1024 * 1024
 #: Events that are handed on at once; between two such lots it is seen whether the subscription may go on.
 _FEW = 50
 

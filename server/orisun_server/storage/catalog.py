@@ -25,7 +25,7 @@ from .boundaries import (
     record_of,
 )
 from .database import Database
-from .leases import Leases
+from .leases import Lease, Leases
 from .migrate import Migrator
 from .migrations import ScopeStatus, boundary_scope
 from .provision import PROVISION, existing_tables, provision
@@ -66,6 +66,7 @@ class Catalog:
         self._changed = asyncio.Condition()
         self._refreshing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._provisioning: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
     # -- what others ask -------------------------------------------------------------------------------------------
@@ -179,9 +180,10 @@ class Catalog:
 
     async def stop(self) -> None:
         """Stop following; a boundary in the making is left to another server, or to the next start."""
-        if self._task is not None:
-            await end([self._task])
-            self._task = None
+        for task in (self._task, self._provisioning):
+            if task is not None:
+                await end([task])
+        self._task = self._provisioning = None
 
     async def _seed(self) -> None:
         names, descriptions, schemas = ([seed[field] for seed in self._seeds] for field in range(3))
@@ -272,18 +274,22 @@ class Catalog:
         return {name.partition(":")[2]: str(error) for name, error in failures.items()}
 
     async def _provision_pending(self) -> None:
+        """Begin to make what is missing; what it waits for in PostgreSQL must not keep the catalog from being read."""
         pending = {r.name: r for r in self._records.values() if r.status is BoundaryStatus.PROVISIONING}
-        if not pending:
+        if not pending or (self._provisioning is not None and not self._provisioning.done()):
             return
-        leases = await self._leases.acquire_many(PROVISION, pending, len(pending))
-        if not leases:
-            return
-        try:
+        if leases := await self._leases.acquire_many(PROVISION, pending, len(pending)):
             work = [(pending[lease.boundary], lease) for lease in leases]
+            self._provisioning = asyncio.create_task(self._provision(work), name="catalog-provision")
+
+    async def _provision(self, work: Sequence[tuple[BoundaryRecord, Lease]]) -> None:
+        try:
             await provision(self._database, self._migrator, self._sql, work)
+        except Exception as error:  # the next poll tries again
+            log.warning("boundaries could not be made", reason=str(error) or type(error).__name__)
         finally:
-            await asyncio.gather(*(lease.release() for lease in leases))
-        await self._refresh()
+            await asyncio.gather(*(lease.release() for _, lease in work))
+        self._wake.set()
 
     async def _settled(self, names: Sequence[str], version: int = 0) -> None:
         """Wait until none of the boundaries is PROVISIONING, in the cache at that version or a later one."""
