@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 import orisun
-from orisun.projections import Administration, PostgresCheckpoints, ProcessorConfig, Tables
+from orisun.projections import Administration, PostgresCheckpoints, Processor, ProcessorConfig, Tables
 from orisun_server.settings import Settings
 from tests.client.projection_worker import Deposits
-from tests.harness import Connection, eventually
+from tests.harness import Connection, ServerProcess, eventually
 
 ACCOUNTS = [f"a{n}" for n in range(9)]
 
@@ -216,3 +216,34 @@ async def test_the_command_line(
         refused = await command("orisun", "projections", "--app", "no_such:app", "status", code=1)
         assert "Traceback" not in refused
         await pool.execute(f'DROP SCHEMA "{view}" CASCADE')
+
+
+@pytest.mark.fault
+async def test_a_worker_that_stands_by_outlives_the_servers(
+    settings: Settings, server_process: ServerProcess, schema: str, pg_dsn: str
+) -> None:
+    """It makes a subscription again and again; that no server takes one for a while is no reason to end."""
+    impatient = orisun.RetryPolicy(attempts=1)
+    deposits = Deposits(schema)
+    async with (
+        orisun.connect(server_process.address, username="admin", password="changeit", retry=impatient) as client,
+        asyncpg.create_pool(pg_dsn, min_size=1, max_size=6) as pool,
+    ):
+        boundary, checkpoints = client.boundary(settings.boundaries[0].name), PostgresCheckpoints(pool, Tables(schema))
+        processors = [Processor(checkpoints, boundary) for _ in range(2)]
+        working = [asyncio.create_task(processor.run(deposits)) for processor in processors]
+        await eventually(lambda: any(processor.stats.standby for processor in processors))
+        (standby,) = [processor for processor in processors if processor.stats.standby]
+        await server_process.kill()
+        with pytest.raises(AssertionError):  # it has asked several times meanwhile
+            await eventually(lambda: any(task.done() for task in working), 3)
+        await server_process.start()
+        for processor in processors:
+            if processor is not standby:
+                processor.stop()
+        async with orisun.connect(server_process.address, username="admin", password="changeit") as patient:
+            event = orisun.NewEvent("Deposited", {"account": "a", "amount": 1})
+            await patient.boundary(boundary.name).append([event])
+        await eventually(lambda: sum(processor.stats.handled for processor in processors) == 1, 30)
+        standby.stop()
+        await asyncio.wait_for(asyncio.gather(*working), 20)

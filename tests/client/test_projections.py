@@ -520,3 +520,16 @@ async def test_payloads_of_any_format(shop: Shop) -> None:
 
 async def _caught_up(processor: Processor, projection: Projection) -> bool:
     return (await processor.lag(projection)).events == 0
+
+
+# -- without a server ----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_is_closed_ends_its_processors(shop: Shop, server: Connection) -> None:
+    async with orisun.connect(server.address, username="admin", password="changeit") as client:
+        processor = Processor(shop.checkpoints, client.boundary(shop.boundary.name))
+        work = asyncio.create_task(processor.run(Deposits(shop.schema)))
+        await shop.append(1)
+        await eventually(lambda: processor.stats.handled == 1)
+    with pytest.raises(orisun.ClientClosed, match='projection "deposits"'):
+        await asyncio.wait_for(work, 10)

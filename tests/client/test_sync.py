@@ -17,6 +17,7 @@ import pytest
 
 import orisun
 from orisun import NewEvent, Projector, sync, where
+from orisun.sync.background import LOOP
 from orisun_server.settings import Settings
 from tests.harness import ServerProcess
 
@@ -259,3 +260,40 @@ def test_a_fork_is_refused_where_grpc_was_used_before(address: tuple[str, str]) 
         [sys.executable, "-c", script, *address], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "done\nTrue\nTrue\nend\n"), ended.stderr
+
+
+def test_threads_share_one_subscription(client: sync.Client, orders: sync.Boundary) -> None:
+    """Each event goes to one of them, and none is told that it ends while it goes on."""
+    count = 2_000
+    last = [event.position for event in orders.read(page_size=10_000)][-1:]
+    for first in range(0, count, 500):
+        orders.append([NewEvent("Shared", {"number": number}) for number in range(first, first + 500)])
+    seen: list[int] = []
+    with orders.subscribe("shared", where("Shared"), after=last[0] if last else None) as subscription:
+
+        def take() -> None:
+            for event in subscription:
+                seen.append(event.data["number"])
+                if len(seen) == count:
+                    subscription.close()
+
+        with ThreadPoolExecutor(4) as threads:
+            for work in [threads.submit(take) for _ in range(4)]:
+                work.result(30)
+    assert sorted(seen) == list(range(count))
+
+
+def test_who_is_interrupted_while_waiting_loses_no_item(orders: sync.Boundary, monkeypatch: pytest.MonkeyPatch) -> None:
+    with orders.subscribe("interrupted", where("Interrupted")) as subscription:
+        orders.append([NewEvent("Interrupted", {"number": 0}), NewEvent("Interrupted", {"number": 1})])
+        run = LOOP.run
+
+        def interrupted(coroutine: Any) -> None:
+            run(coroutine)
+            raise KeyboardInterrupt  # the loop was done, and its answer came too late
+
+        monkeypatch.setattr(LOOP, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(subscription)
+        monkeypatch.setattr(LOOP, "run", run)
+        assert [next(subscription).data["number"] for _ in range(2)] == [0, 1]

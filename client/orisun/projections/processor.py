@@ -16,7 +16,7 @@ from typing import Any
 
 from ..boundary import Boundary
 from ..codecs import EventTypes
-from ..errors import SubscriberInUse, refuse
+from ..errors import ClientClosed, SubscriberInUse, Unavailable, refuse
 from ..events import Event
 from ..position import NOTHING, Position
 from ..subscription import Subscription
@@ -63,10 +63,11 @@ class Processor:
         self.stats = Stats()
         self._stop = asyncio.Event()
         self._moved = asyncio.Event()
-        self._ended = False
+        self._ended = self._began = False
 
     def stop(self) -> None:
-        """Finish the batch in hand, keep its checkpoint, and return from ``run``."""
+        """Finish the batch in hand, keep its checkpoint, and return from ``run``. For good: to go on, make another
+        processor."""
         self._stop.set()
 
     async def run(self, projection: Projection) -> None:
@@ -75,6 +76,7 @@ class Processor:
         Raises:
             ProjectionStopped: an event cannot be handled (see ``PoisonPolicy``).
             PartitionMismatch, VersionMismatch: the checkpoints are another layout's or version's.
+            ClientClosed: the client was closed meanwhile.
             OutOfRange: the checkpoint lies beyond the boundary's last event; the events come from another history.
             Unavailable, Unauthenticated, ...: no server was reached at the start, or it refuses.
         """
@@ -89,7 +91,8 @@ class Processor:
 
     async def caught_up(self, projection: Projection, position: Position | None = None) -> None:
         """Wait until the read model holds every event up to ``position``, such as that of an append that was just made
-        (None: up to now), so that one reads one's own writes. Raises ProjectionError when ``run`` ends before."""
+        (None: up to now), so that one reads one's own writes: those of this worker's partition, once it has it (one
+        that stands by does not know how far the other is). Raises ProjectionError when ``run`` ends before."""
         if position is not None and position <= self.stats.position:
             return
         target = await last_wanted(self.boundary, projection, position)
@@ -102,6 +105,7 @@ class Processor:
     async def _run(self, projection: Projection) -> None:
         log, pause = self.config.logger, _STANDBY
         names = {"projection": projection.name, "partition": self.config.partition_key}
+        self._began = False
         while not self._stop.is_set():
             try:
                 assignment = await self._assigned(projection)
@@ -112,7 +116,16 @@ class Processor:
                 if log:
                     log.info("checkpoint moved", **names, reason=str(reason))
                 await self._pause(_STANDBY * random.random())  # noqa: S311 - no secret
+            except Unavailable as error:
+                # as a subscription outlives its servers, so does who has to make another one
+                if not self._began:
+                    raise
+                if log:
+                    log.error("no server", **names, reason=str(error))  # noqa: TRY400 - one line says it
+                await self._pause(pause * random.random())  # noqa: S311
+                pause = min(pause * 2, _LONGEST_STANDBY)
             except SubscriberInUse:
+                self._began = True
                 if log and not self.stats.standby:
                     log.info("standing by: another worker has the partition", **names)
                 self.stats.standby = True
@@ -154,6 +167,7 @@ class Processor:
         batch: asyncio.Task[list[Event]] | None = None
         try:
             async with self._subscription(assignment) as subscription:
+                self._began = True
                 if log := self.config.logger:
                     log.info(
                         "projection started",
@@ -167,10 +181,11 @@ class Processor:
                     if not batch.done():
                         break
                     events, batch = batch.result(), None
+                    if not events:
+                        raise ClientClosed(f'the client of projection "{assignment.projection.name}" was closed')
                     self.stats.standby = False
-                    if events:
-                        await worker.process(events)
-                        self._moved.set()
+                    await worker.process(events)
+                    self._moved.set()
                 await worker.save()
         finally:
             for task in (stopping, batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -68,12 +69,13 @@ class Admin(Face[aio_admin.Admin]):
 class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
     """An endless stream of items; iterate over it, inside ``with`` so that it ends when you leave.
 
-    ``close`` may be called from another thread: iteration stops.
+    ``close`` may be called from another thread: iteration stops. Threads that iterate over one stream share its items.
     """
 
     def __init__(self, aio: streaming.LiveStream[T]) -> None:
         super().__init__(aio)
         self._items: deque[T] = deque()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         LOOP.run(self.aio.__aenter__())
@@ -89,22 +91,35 @@ class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
 
     def __next__(self) -> T:
         """The next item, as soon as there is one."""
-        if not self._items:
-            self._items.extend(LOOP.run(self.aio.batch(streaming.BUFFER)))
+        with self._lock:
+            self._receive(streaming.BUFFER, None)
             if not self._items:
                 raise StopIteration
-        return self._items.popleft()
+            return self._taken()
 
     @like(streaming.LiveStream.batch)
     def batch(self, most: int, *, timeout: float | None = None) -> list[T]:
-        if not self._items:
-            self._items.extend(LOOP.run(self.aio.batch(most, timeout=timeout)))
-        return [self._items.popleft() for _ in range(min(most, len(self._items)))]
+        with self._lock:
+            self._receive(most, timeout)
+            return [self._taken() for _ in range(min(most, len(self._items)))]
 
     def close(self) -> None:
         """Ends the stream; items that were received already are dropped."""
         LOOP.run(self.aio.aclose())
         self._items.clear()
+
+    def _receive(self, most: int, timeout: float | None) -> None:
+        """Wait for items where there are none."""
+
+        async def receive() -> None:
+            # in the loop: who is interrupted while waiting finds them here the next time
+            self._items.extend(await self.aio.batch(most, timeout=timeout))
+
+        if not self._items:
+            LOOP.run(receive())
+
+    def _taken(self) -> T:
+        return self._items.popleft()
 
 
 class Subscription(LiveStream[Event]):
@@ -122,16 +137,10 @@ class Subscription(LiveStream[Event]):
         """How often the stream was opened again after it was lost."""
         return self._reconnects()
 
-    def __next__(self) -> Event:
-        event = super().__next__()
+    def _taken(self) -> Event:
+        event = super()._taken()
         self.position = event.position
         return event
-
-    @like(streaming.LiveStream.batch)
-    def batch(self, most: int, *, timeout: float | None = None) -> list[Event]:
-        events = super().batch(most, timeout=timeout)
-        self.position = events[-1].position if events else self.position
-        return events
 
 
 class Messages(LiveStream[Message]):
