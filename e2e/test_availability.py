@@ -53,14 +53,22 @@ async def test_what_a_cluster_is_made_of(kubernetes: Kubernetes, store: Servers,
         assert "serviceAccountToken" not in json.dumps(pod["spec"]["volumes"])
     headless = await kubernetes.must("svc", "store-headless", space)
     assert headless["spec"]["publishNotReadyAddresses"]
-    budget = await kubernetes.must("pdb", "store", space)
-    assert budget["status"]["disruptionsAllowed"] == 1
-    async with access.pod(space, "store-0", 8222) as address:
-        streams = f"http://{address}/jsz?accounts=true&streams=true&config=true"
-        told = json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(streams, timeout=10).read()))
-    found = [one for account in told["account_details"] for one in account.get("stream_detail", ())]
-    assert found
-    assert {one["config"]["num_replicas"] for one in found} == {3}
+
+    async def may_lose_one() -> bool:
+        return bool((await kubernetes.must("pdb", "store", space))["status"].get("disruptionsAllowed") == 1)
+
+    await until(may_lose_one, 30, "the PodDisruptionBudget lets one of three go")
+
+    async def copied() -> bool:
+        """Streams of the boundary and of the admin boundary are there, each in three copies."""
+        async with access.pod(space, "store-0", 8222) as address:
+            streams = f"http://{address}/jsz?accounts=true&streams=true&config=true"
+            told = json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(streams, timeout=10).read()))
+        found = [one["config"] for account in told["account_details"] for one in account.get("stream_detail") or ()]
+        assert [stream["num_replicas"] for stream in found] == [3, 3], found
+        return True
+
+    await until(copied, 60, "streams in three copies")
 
 
 @pytest.mark.smoke
