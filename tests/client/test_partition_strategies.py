@@ -1,0 +1,79 @@
+"""Partition strategies of one's own: each event once, also over a change from one strategy to another."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import orisun
+from orisun.projections import (
+    Administration,
+    PartitionMismatch,
+    PartitionStrategy,
+    ProcessorConfig,
+    run_projection_partitions,
+)
+from tests.client.shop import Deposits, Shop, has, running
+from tests.harness import eventually
+
+ACCOUNTS = [f"a{number}" for number in range(8)]
+
+
+class ByLastDigit:
+    name = "last digit"
+
+    def partition(self, key: str | None, total: int) -> int:
+        return int(key[-1]) % total if key else 0
+
+
+class Reversed:
+    name = "reversed"
+
+    def partition(self, key: str | None, total: int) -> int:
+        return total - 1 - ByLastDigit().partition(key, total)
+
+
+async def deposit(shop: Shop, first: int, count: int) -> None:
+    for amount in range(first, first + count):
+        events = [orisun.NewEvent("Deposited", {"account": name, "amount": amount}) for name in ACCOUNTS]
+        await shop.boundary.append(events)
+
+
+async def test_a_strategy_decides_and_may_be_changed(shop: Shop) -> None:
+    deposits, admin = Deposits(shop.schema), Administration(shop.checkpoints, shop.boundary)
+
+    def config(strategy: PartitionStrategy, *former: PartitionStrategy, partition: int = 0) -> ProcessorConfig:
+        return ProcessorConfig(
+            partition_key=partition, total_partitions=2, strategy=strategy, former_strategies=former, batch_size=3
+        )
+
+    await deposit(shop, 0, 3)
+    settings = config(ByLastDigit())
+    async with running(shop.processor(**_fields(settings)), deposits) as processor:
+        await processor.caught_up(deposits)
+    assert {account for account, _ in await shop.rows()} == {"a0", "a2", "a4", "a6"}, "what the strategy gives it"
+    with pytest.raises(PartitionMismatch, match=r"\(last digit\), and this worker is one of 2 \(reversed\)"):
+        await shop.processor(**_fields(config(Reversed()))).run(deposits)
+    await admin.repartition(deposits, config(Reversed()))
+    # what was done under the old one is told by the old one
+    with pytest.raises(PartitionMismatch, match="former_strategies"):
+        await shop.processor(**_fields(config(Reversed()))).run(deposits)
+    stop = asyncio.Event()
+    work = asyncio.create_task(
+        run_projection_partitions(
+            shop.checkpoints, shop.boundary, deposits, 2, config(Reversed(), ByLastDigit()), stop=stop
+        )
+    )
+    await deposit(shop, 3, 2)
+    await eventually(has(shop, 5 * len(ACCOUNTS)), 20)
+    stop.set()
+    processors = await work
+    rows = await shop.rows()
+    for account in ACCOUNTS:
+        assert [amount for name, amount in rows if name == account] == list(range(5))
+    assert all(processor.stats.handled for processor in processors)
+
+
+def _fields(config: ProcessorConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in ProcessorConfig.__dataclass_fields__}
