@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kubernetes=$(cd "${ORISUN_E2E_K8S:-../shared/k8s}" 2>/dev/null && pwd || true)
-run() { .venv/bin/python -m pytest e2e --timeout 900 "$@"; }
+# -s: figures and failures are shown while the rest still runs
+run() { .venv/bin/python -m pytest e2e --timeout 900 -s "$@"; }
 
 if [ -n "${KUBECONFIG:-}" ]; then
   run --k8s-provider external --k8s-kubeconfig "$KUBECONFIG" "$@"
