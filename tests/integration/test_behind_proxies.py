@@ -11,6 +11,7 @@ import grpc
 import httpx
 import pytest
 
+from orisun_api import admin_pb2 as ad
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.admin.logins import FREE
 from orisun_server.app import App
@@ -19,6 +20,12 @@ from tests.harness import ADMIN, Connection, basic, eventually
 from tests.integration.web import running
 
 RIGHT = {"username": "admin", "password": "changeit"}
+
+
+@pytest.fixture(autouse=True)
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine must not sit the first pause out."""
+    monkeypatch.setattr("orisun_server.admin.logins.FIRST_PAUSE", 60.0)
 
 
 @pytest.fixture(scope="module", params=["grpcio", "native"])
@@ -119,3 +126,51 @@ async def test_without_the_setting_nobody_is_believed(make_settings: Callable[..
             data = {"username": "admin", "password": f"{header}{number}"}
             codes.append((await client.post("/sign-in", data=data, headers=headers)).status_code)
         assert codes == [401] * FREE + [429]
+
+
+async def test_guesses_from_the_same_address_do_not_lock_out_who_has_signed_in_before(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """Of a proxy that hides addresses and says nothing of them."""
+    async with running(make_settings()) as app, httpx.AsyncClient(base_url=app.page_address, timeout=20) as known:
+        assert (await known.post("/sign-in", data=RIGHT)).status_code == 303
+        device = known.cookies["orisun_device"]
+        assert device.startswith("device1.")
+        connection = Connection(app.address)
+        call = connection.events.Ping(pb.PingRequest(), metadata=ADMIN)
+        token = next(str(value) for key, value in await call.initial_metadata() if key == "x-auth-token")
+
+        async def sign_in(password: str, **cookies: str) -> int:
+            async with httpx.AsyncClient(base_url=app.page_address, cookies=cookies, timeout=20) as client:
+                data = {"username": "admin", "password": password}
+                return (await client.post("/sign-in", data=data)).status_code
+
+        codes = [await sign_in(f"wrong-{number}") for number in range(FREE + 1)]
+        assert codes == [401] * FREE + [429]
+        # of a browser that has nothing else any more
+        assert await sign_in("wrong", orisun_device=device) == 401
+        assert await sign_in("changeit", orisun_device=device) == 303
+        # it lets nobody in, and no other will do
+        assert (await known.get("/", headers={"cookie": f"orisun_session={device}"})).status_code == 303
+        assert await sign_in("wrong-x", orisun_device=device[:-3] + "abc") == 429
+        assert await sign_in("wrong-x", orisun_device=token) == 401
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await connection.events.Ping(pb.PingRequest(), metadata=(("x-auth-token", device),))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        # of a program whose password was changed elsewhere, say, and which still has its token
+        change = ad.ChangePasswordRequest(user_id="admin", current_password="changeit", new_password="changed-it")
+        await connection.admin.ChangePassword(change, metadata=ADMIN)
+
+        async def status(*metadata: tuple[str, str]) -> grpc.StatusCode:
+            try:
+                await connection.events.Ping(pb.PingRequest(), metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        (basic_header,) = basic("admin", "changed-it")
+        (wrong_header,) = basic("admin", "wrong-y")
+        assert await status(wrong_header) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await status(wrong_header, ("x-auth-token", token)) is grpc.StatusCode.UNAUTHENTICATED
+        assert await status(basic_header, ("x-auth-token", token)) is grpc.StatusCode.OK
+        await connection.close()

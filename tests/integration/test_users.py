@@ -184,7 +184,7 @@ async def test_the_first_administrator_is_the_one_of_the_settings(
 
 
 ADMIN_DENIAL = (Code.PERMISSION_DENIED, "user does not have a role required for this admin operation")
-OPERATIONS = {"ListIndexes", "GetIndex", "ListBoundaries", "GetBoundary", "GetEventCount"}
+OPERATIONS = {"GetIndexBuild", "ListIndexes", "GetIndex", "ListBoundaries", "GetBoundary", "GetEventCount"}
 
 
 @pytest.mark.parametrize("role", ["OPERATIONS", "USER", "READER"])

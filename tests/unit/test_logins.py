@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -36,8 +37,10 @@ class Door:
             users, on_failure=lambda username, peer: self.told.append((username, peer)), clock=lambda: self.now
         )
 
-    async def opens(self, password: str = "wrong", username: str = "ann", peer: str = "10.0.0.1") -> bool:
-        return await self.logins.verify(username, password, peer) is not None
+    async def opens(
+        self, password: str = "wrong", username: str = "ann", peer: str = "10.0.0.1", place: str = ""
+    ) -> bool:
+        return await self.logins.verify(username, password, peer, place) is not None
 
     async def pause(self, **where: str) -> int:
         """Seconds that the door says to wait."""
@@ -71,6 +74,21 @@ async def test_the_user_is_not_locked_out_elsewhere() -> None:
     assert await door.opens("right", peer="10.0.0.2")
     assert await door.opens("right", peer="")
     assert not await door.opens(username="bob")
+
+
+async def test_where_the_user_has_been_before_is_not_locked_by_the_same_address() -> None:
+    door = await exhausted()
+    assert await door.opens("right", place="browser")
+    for number in range(int(PEER_BURST)):
+        with contextlib.suppress(TooManyFailures):
+            await door.opens(username=f"user{number}")
+    await door.pause(username="another")
+    assert await door.opens("right", place="browser")
+    # it has its own bound
+    for _ in range(FREE):
+        assert not await door.opens(place="browser")
+    await door.pause(password="right", place="browser")
+    assert await door.opens("right", place="another browser")
 
 
 async def test_a_right_password_forgives() -> None:

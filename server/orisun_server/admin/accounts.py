@@ -140,7 +140,8 @@ class Accounts:
             raise InvalidArgument("new_password is required")
         check_password("new_password", new)
         user = self._existing(user_id)
-        if await self._logins.verify(user.username, current, by.peer) is None:
+        # counted by itself: who is signed in is not held up by others who guess from the same address
+        if await self._logins.verify(user.username, current, by.peer, f"session of {user_id}") is None:
             raise Unauthenticated("invalid current password")
         version = user.auth_version + 1
 

@@ -1,8 +1,10 @@
 """Passwords at the door: checked, and wrong ones slowed down for whoever sends them.
 
 A wrong password counts against the user name together with the address that it came from, and against the address
-alone. It never counts against the user name alone, so nobody can lock a user out who signs in from elsewhere. What is
-refused here was not checked, and a caller that sends what was found good before is not asked again (sessions.py).
+alone. It never counts against the user name alone, so nobody can lock a user out who signs in from elsewhere; nor from
+the same address, as behind a proxy that hides addresses, where the user has signed in before and can show it: such a
+place counts by itself (the "device cookies" of OWASP). What is refused here was not checked, and a caller that sends
+what was found good before is not asked again (sessions.py).
 """
 
 from __future__ import annotations
@@ -63,13 +65,13 @@ class Logins:
         # address -> tokens left, time of that number
         self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    async def verify(self, username: str, password: str, peer: str) -> User | None:
+    async def verify(self, username: str, password: str, peer: str, place: str = "") -> User | None:
         """The user with that name and password, else None. ``peer`` is an IP address, "" for callers without one.
 
+        ``place`` names whoever shows that this user has signed in there before; it counts in the address's stead.
         Raises TooManyFailures without having checked, or ResourceExhausted when the server is busy with passwords.
         """
-        network = _network(peer)
-        key = (username[:255], network)
+        key = (username[:255], f"place {place}" if place else _network(peer))
         self._check(key)
         # counted before it is checked: of many at once no more than the free ones are
         self._count(key)

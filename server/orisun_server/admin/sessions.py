@@ -11,7 +11,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -27,6 +26,7 @@ from ..storage.database import Database
 from ..storage.names import quote
 from .accounts import TOKEN_PREFIX
 from .logins import Logins
+from .signing import Signed, Signer
 from .users import Users
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +37,9 @@ _KEY_NAME = "session"
 _KEY_BYTES = 32
 #: The first part of a token: of rpcs, and of the admin page, whose tokens are good nowhere else.
 _VERSION, _PAGE = "1", "page1"
+#: The first part of what a browser keeps to show that a user has signed in there, and seconds that this is good for.
+_DEVICE = "device1"
+DEVICE_LIFETIME = 180 * 24 * 3600
 _CACHE_SIZE = 10_000
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -76,7 +79,7 @@ class Sessions:
         self._logins = logins or Logins(users)
         self._certificates = certificates or {}
         self._clock = clock
-        self._key = b""
+        self._signer = Signer(b"")
         # cached headers are kept by a keyed hash: no password stays in memory, and no table of hashes fits
         self._cache_key = secrets.token_bytes(_KEY_BYTES)
         self._basic: OrderedDict[bytes, Caller] = OrderedDict()
@@ -92,9 +95,8 @@ class Sessions:
                 f"INSERT INTO {self._table} (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
                 *(_KEY_NAME, secrets.token_bytes(_KEY_BYTES)),
             )
-            self._key = await self._database.admin.fetchval(
-                f"SELECT value FROM {self._table} WHERE name = $1", _KEY_NAME
-            )
+            key = await self._database.admin.fetchval(f"SELECT value FROM {self._table} WHERE name = $1", _KEY_NAME)
+        self._signer = Signer(key)
 
     async def authenticate(
         self,
@@ -102,12 +104,14 @@ class Sessions:
         token: str | None,
         peer: Callable[[], str] = str,
         certificate: Callable[[], Iterable[str]] = tuple,
+        *,
+        device: str = "",
     ) -> Session:
         """The session of a call with these headers (``authorization``, ``x-auth-token``).
 
         ``peer()`` is the IP address that it came from, ``certificate()`` the names in a client certificate that was
-        checked. Raises Unauthenticated with the messages of contract.md, or ResourceExhausted when too many passwords
-        are being checked or were wrong.
+        checked, ``device`` what ``device_token`` gave. Raises Unauthenticated with the messages of contract.md, or
+        ResourceExhausted when too many passwords are being checked or were wrong.
         """
         if token is not None and (found := self._check(token)) is not None:
             caller, issued = found
@@ -122,26 +126,26 @@ class Sessions:
         fingerprint = hashlib.blake2b(authorization.encode(errors="surrogatepass"), key=self._cache_key).digest()
         known = self._basic.get(fingerprint)
         if known is None:
-            known = await self._verified(fingerprint, authorization, peer())
+            known = await self._verified(fingerprint, authorization, peer(), device or token or "")
             if known is None or not self.is_valid(known):
                 raise Unauthenticated("invalid credentials")
         return Session(known, self._token(known))
 
+    def device_token(self, caller: Caller) -> str:
+        """What a browser keeps, beyond its session, to show that the caller has signed in there. It lets nobody in."""
+        return self._signer.token(_DEVICE, caller, self._clock(), secrets.token_urlsafe(12))
+
     def page_token(self, caller: Caller, nonce: str) -> str:
         """What the cookie of a sign-in holds: a session token that only the admin page takes, bound to its nonce."""
-        body = f"{_PAGE}.{_encode(caller.user_id.encode())}.{caller.auth_version}.{int(self._clock())}.{nonce}"
-        return f"{body}.{self._signature(body)}"
+        return self._signer.token(_PAGE, caller, self._clock(), nonce)
 
     def page_session(self, token: str) -> PageSession | None:
         """The sign-in of a cookie; None when it has expired or was ended, here or on another server."""
-        parts = self._parts(token, _PAGE)
-        if parts is None:
+        signed = self._signer.read(token, _PAGE)
+        caller = None if signed is None else self._named(signed)
+        if signed is None or caller is None:
             return None
-        user_id, auth_version, issued, nonce = parts
-        caller = self._named(user_id, auth_version)
-        if caller is None:
-            return None
-        session = PageSession(caller, nonce, float(issued))
+        session = PageSession(caller, signed.nonce, signed.issued)
         return session if self.goes_on(session) else None
 
     def goes_on(self, session: PageSession) -> bool:
@@ -192,23 +196,34 @@ class Sessions:
                 return self._users.named(self._certificates[name])
         return self._users.named(listed[0]) if listed and "*" in self._certificates else None
 
-    async def _verified(self, fingerprint: bytes, authorization: str, peer: str) -> Caller | None:
+    async def _verified(self, fingerprint: bytes, authorization: str, peer: str, proof: str) -> Caller | None:
         """Whom the header belongs to; many calls that bring the same new header share one check of the password."""
         check = self._checks.get(fingerprint)
         if check is None:
             username, password = _credentials(authorization)
-            check = asyncio.ensure_future(self._verify(fingerprint, username, password, peer))
+            place = self.place(proof, username)
+            check = asyncio.ensure_future(self._verify(fingerprint, username, password, peer, place))
             self._checks[fingerprint] = check
             check.add_done_callback(lambda done: self._checked(fingerprint, done))
         return await asyncio.shield(check)
 
-    async def _verify(self, fingerprint: bytes, username: str, password: str, peer: str) -> Caller | None:
-        user = await self._logins.verify(username, password, peer)
+    async def _verify(self, fingerprint: bytes, username: str, password: str, peer: str, place: str) -> Caller | None:
+        user = await self._logins.verify(username, password, peer, place)
         if user is None:
             return None
         caller = _caller(user)
         _keep(self._basic, fingerprint, caller)
         return caller
+
+    def place(self, proof: str, username: str) -> str:
+        """A name for where the user has signed in before, as a token of ours shows, be it of a browser or of an rpc and
+        expired; "" where nothing does."""
+        for kind in (_DEVICE, _VERSION):
+            signed = self._signer.read(proof, kind)
+            if signed is not None and self._clock() - signed.issued < DEVICE_LIFETIME:
+                user = self._users.get(signed.user_id)
+                return _hash(proof) if user is not None and user.username == username else ""
+        return ""
 
     def _checked(self, fingerprint: bytes, check: asyncio.Future[Caller | None]) -> None:
         del self._checks[fingerprint]
@@ -221,8 +236,7 @@ class Sessions:
         known = self._issued.get(caller.user_id)
         if known is not None and 0 <= now - known[1] < LIFETIME / 4:
             return known[0]
-        body = f"{_VERSION}.{_encode(caller.user_id.encode())}.{caller.auth_version}.{int(now)}"
-        token = f"{body}.{self._signature(body)}"
+        token = self._signer.token(_VERSION, caller, now)
         _keep(self._issued, caller.user_id, (token, now))
         return token
 
@@ -237,27 +251,13 @@ class Sessions:
         return known if self._clock() - known[1] < LIFETIME else None
 
     def _read(self, token: str) -> tuple[Caller, float] | None:
-        parts = self._parts(token, _VERSION)
-        if parts is None:
-            return None
-        user_id, auth_version, issued = parts
-        caller = self._named(user_id, auth_version)
-        return None if caller is None else (caller, float(issued))
+        signed = self._signer.read(token, _VERSION)
+        caller = None if signed is None else self._named(signed)
+        return None if signed is None or caller is None else (caller, signed.issued)
 
-    def _parts(self, token: str, version: str) -> list[str] | None:
-        """What a token says after its version; None when it is not signed, or of another kind or version."""
-        body, _, signature = token.rpartition(".")
-        if not token.isascii() or not hmac.compare_digest(signature, self._signature(body)):
-            return None
-        found, *rest = body.split(".")
-        return rest if found == version else None
-
-    def _named(self, user_id: str, auth_version: str) -> Caller | None:
-        user = self._users.get(_decode(user_id).decode())
-        return _caller(user) if user is not None and user.auth_version == int(auth_version) else None
-
-    def _signature(self, body: str) -> str:
-        return _encode(hmac.digest(self._key, body.encode(), "sha256"))
+    def _named(self, signed: Signed) -> Caller | None:
+        user = self._users.get(signed.user_id)
+        return _caller(user) if user is not None and user.auth_version == signed.auth_version else None
 
     def _forget(self) -> None:
         self._tokens.clear()
@@ -298,11 +298,3 @@ def _keep(cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:
 
 def _hash(nonce: str) -> str:
     return hashlib.sha256(f"orisun sign-in {nonce}".encode()).hexdigest()
-
-
-def _encode(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -128,8 +128,8 @@ class _Endpoints:
         try:
             check_origin(request)
             form = await _small_form(request)
-            cookie = await self._site.sign_ins.begin(
-                parts.sessions, form.get("username", ""), form.get("password", ""), peer_of(request)
+            signed_in = await self._site.sign_ins.begin(
+                parts.sessions, form.get("username", ""), form.get("password", ""), request
             )
         except Unauthenticated:
             return self._sign_in(
@@ -142,11 +142,11 @@ class _Endpoints:
         except OrisunError:
             return self._sign_in(request, form, problem="The server cannot check passwords now. Try again.", status=503)
         target = local_path(form.get("next", "/"))
-        session = parts.sessions.page_session(cookie)
-        if target == "/" and session is not None and not _sees_overview(session.caller):
+        if target == "/" and not _sees_overview(signed_in.caller):
             target = "/account"
         response = RedirectResponse(target, 303)
-        self._site.sign_ins.set(request, response, cookie)
+        self._site.sign_ins.set(request, response, signed_in.cookie)
+        self._site.sign_ins.remember(parts.sessions, request, response, signed_in.caller)
         return response
 
     async def sign_out(self, context: Context) -> Response:

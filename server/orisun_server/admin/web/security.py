@@ -24,9 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...core.proxies import Proxies
 from ...core.users import Caller
 from ...errors import InvalidArgument, PermissionDenied, Unauthenticated
-from ..sessions import LIFETIME, PageSession, Sessions
+from ..sessions import DEVICE_LIFETIME, LIFETIME, PageSession, Sessions
 
 _COOKIE = "orisun_session"
+#: Shows that its user has signed in with this browser before; lets nobody in (admin/logins.py).
+_DEVICE_COOKIE = "orisun_device"
 
 #: Everything comes from this server, nothing runs inline, no frame shows the page.
 HEADERS = {
@@ -57,13 +59,24 @@ class SignedIn(NamedTuple):
 class SignIns:
     """Begins, recognises and ends sign-ins."""
 
-    async def begin(self, sessions: Sessions, username: str, password: str, peer: str) -> str:
-        """The cookie's value. Raises Unauthenticated, or ResourceExhausted after too many wrong passwords."""
+    async def begin(self, sessions: Sessions, username: str, password: str, request: Request) -> SignedIn:
+        """Signs somebody in. Raises Unauthenticated, or ResourceExhausted after too many wrong passwords."""
         if not username or not password or "\0" in username or ":" in username:
             raise Unauthenticated("invalid credentials")
         basic = "Basic " + base64.b64encode(f"{username}:{password}".encode(errors="surrogatepass")).decode()
-        session = await sessions.authenticate(basic, None, lambda: peer)
-        return sessions.page_token(session.caller, secrets.token_urlsafe(18))
+        device = request.cookies.get(_cookie_name(request, _DEVICE_COOKIE), "")
+        found = await sessions.authenticate(basic, None, lambda: peer_of(request), device=device)
+        cookie = sessions.page_token(found.caller, secrets.token_urlsafe(18))
+        session = sessions.page_session(cookie)
+        if session is None:
+            raise Unauthenticated("invalid credentials")
+        return SignedIn(found.caller, _csrf(session.nonce), cookie, session)
+
+    def remember(self, sessions: Sessions, request: Request, response: Response, caller: Caller) -> None:
+        """The browser keeps that the caller has signed in with it."""
+        name = _cookie_name(request, _DEVICE_COOKIE)
+        if not sessions.place(request.cookies.get(name, ""), caller.username):
+            _set(request, response, name, sessions.device_token(caller), DEVICE_LIFETIME)
 
     def find(self, sessions: Sessions, request: Request) -> SignedIn | None:
         """Who sent the request; None for nobody."""
@@ -74,10 +87,7 @@ class SignIns:
         return SignedIn(session.caller._replace(peer=peer_of(request)), _csrf(session.nonce), fresh, session)
 
     def set(self, request: Request, response: Response, cookie: str) -> None:
-        response.set_cookie(
-            _cookie_name(request), cookie, max_age=LIFETIME, path="/", secure=is_secure(request), httponly=True,
-            samesite="strict",
-        )  # fmt: skip
+        _set(request, response, _cookie_name(request), cookie, LIFETIME)
 
     async def end(self, sessions: Sessions, session: PageSession, request: Request, response: Response) -> None:
         await sessions.sign_out(session)
@@ -107,8 +117,14 @@ def is_secure(request: Request) -> bool:
     return request.url.scheme == "https"
 
 
-def _cookie_name(request: Request) -> str:
-    return f"__Host-{_COOKIE}" if is_secure(request) else _COOKIE
+def _cookie_name(request: Request, name: str = _COOKIE) -> str:
+    return f"__Host-{name}" if is_secure(request) else name
+
+
+def _set(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
+    response.set_cookie(
+        name, value, max_age=seconds, path="/", secure=is_secure(request), httponly=True, samesite="strict"
+    )
 
 
 def peer_of(request: Request) -> str:
