@@ -21,6 +21,7 @@ from orisun_server.storage.database import Database
 from orisun_server.storage.kept import KeptConnections
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.migrate import Migrator
+from orisun_server.tasks import end
 from tests.harness import eventually, free_port
 from tests.proxy import PostgresProxy
 
@@ -103,6 +104,23 @@ async def test_listen_hears(database: Database) -> None:
         assert await asyncio.wait_for(heard.get(), 5) == "hello"
     finally:
         await connection.close()
+
+
+async def test_a_connection_for_listen_that_is_given_up_is_closed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: asyncio.Queue[asyncpg.Connection] = asyncio.Queue()
+
+    async def hang(connection: asyncpg.Connection, *_: object) -> None:
+        opened.put_nowait(connection)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncpg.Connection, "fetchval", hang)
+    monkeypatch.setattr(database, "_direct", database._options)
+    opening = asyncio.create_task(database.listen_connection())
+    connection = await opened.get()
+    await end([opening])
+    assert connection.is_closed()
 
 
 async def test_pools_go_on_after_every_connection_was_cut(pg_settings: Settings) -> None:

@@ -118,11 +118,7 @@ async def test_a_signal_that_could_not_be_sent_is_sent_later(
         await eventually(node.published)
 
 
-async def test_a_locked_or_missing_table_blinds_nobody_else(
-    make_settings: MakeSettings, pg_dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orisun_server.delivery.lookout._PATIENCE", 0.5)
-    monkeypatch.setattr("orisun_server.delivery.lookout._PATIENCE_FOR_ONE", 0.3)
+async def test_a_locked_or_missing_table_blinds_nobody_else(make_settings: MakeSettings, pg_dsn: str) -> None:
     async with publishing_and_silent(make_settings("a", "locked", "missing", "z")) as (node, other):
         first, locked, missing, last, _ = boundaries(node)
         await at_rest(node)
@@ -138,6 +134,27 @@ async def test_a_locked_or_missing_table_blinds_nobody_else(
             await eventually(lambda: node.published(locked))
         finally:
             await connection.close()
+
+
+async def test_it_gives_way_to_who_locks_several_tables(make_settings: MakeSettings, pg_dsn: str) -> None:
+    """One statement holds locks of many tables: a deadlock must never end the other's transaction."""
+    async with publishing_and_silent(make_settings("a", "z")) as (node, _):
+        first, last, _ = boundaries(node)
+        await at_rest(node)
+        await eventually(lambda: node.lookout._connection is not None)
+        pid = node.lookout._connection.get_server_pid()  # type: ignore[union-attr]
+        connection, beside = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute(f"LOCK TABLE {last.names.q_events}")
+                waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)"
+                await eventually(lambda: beside.fetchval(waits, pid), interval=0.005)
+                # PostgreSQL looks for a deadlock when somebody has waited for a second, and ends that one's transaction
+                await asyncio.sleep(1.2)
+                await connection.execute(f"LOCK TABLE {first.names.q_events}")
+        finally:
+            await connection.close()
+            await beside.close()
 
 
 async def test_it_goes_on_after_its_connection_was_cut(make_settings: MakeSettings, pg_dsn: str) -> None:

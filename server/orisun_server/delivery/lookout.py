@@ -33,8 +33,11 @@ log = structlog.get_logger(__name__)
 
 #: Boundaries of one statement. Its plan holds a lock on each of their tables and about 50 kB of PostgreSQL's memory.
 _AT_ONCE = 25
-#: Seconds that an answer may take, and one about a single boundary whose table may be locked.
+#: Seconds that an answer may take, and one about a single boundary.
 _PATIENCE, _PATIENCE_FOR_ONE = 3.0, 1.0
+#: Milliseconds that a look waits for the lock of a table while it holds those of others: fewer than PostgreSQL's
+#: deadlock_timeout, so that it is the look that gives way to a DROP SCHEMA or a restore, and never the other way.
+_LOCK_TIMEOUT = 300
 
 
 class Watcher(Protocol):
@@ -113,6 +116,8 @@ class Lookout:
                 silent += 1
                 if silent == len(lot):  # it is not their tables
                     raise
+            except asyncpg.LockNotAvailableError:
+                pass  # whoever has locked the table is not done
             except asyncpg.PostgresError:
                 if watcher in self._watchers:
                     watcher.failed()
@@ -137,8 +142,10 @@ class Lookout:
         return text
 
     async def _fetch(self, connection: asyncpg.Connection, text: str, *arguments: object) -> list[asyncpg.Record]:
-        if not self._database.cached:
-            return await connection.fetch(text, *arguments)  # type: ignore[no-any-return]
+        if self._database.pooled:  # a session's settings are not ours
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT}")
+                return await connection.fetch(text, *arguments)  # type: ignore[no-any-return]
         statement = self._prepared.get(text)
         if statement is None:
             statement = self._prepared[text] = await connection.prepare(text)
@@ -147,7 +154,10 @@ class Lookout:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._drop_connection()
-            self._connection = await self._database.dedicated_connection()
+            connection = self._connection = await self._database.dedicated_connection()
+            if not self._database.pooled:
+                with self._database.guard():
+                    await connection.execute(f"SET lock_timeout = {_LOCK_TIMEOUT}")
         return self._connection
 
     def _drop_connection(self) -> None:

@@ -153,9 +153,12 @@ class Database:
             return await self.dedicated_connection()
         with self.guard():
             connection = await _connect(**self._direct)
-            if await connection.fetchval("SELECT pg_catalog.pg_backend_pid()") != connection.get_server_pid():
+            try:
+                if await connection.fetchval("SELECT pg_catalog.pg_backend_pid()") != connection.get_server_pid():
+                    raise FailedPrecondition("ORISUN_PG_DIRECT_HOST and _PORT lead to a pooler; name PostgreSQL itself")
+            except BaseException:
                 connection.terminate()
-                raise FailedPrecondition("ORISUN_PG_DIRECT_HOST and _PORT lead to a pooler; name PostgreSQL itself")
+                raise
             return connection
 
     def pools(self) -> list[tuple[str, asyncpg.Pool]]:
