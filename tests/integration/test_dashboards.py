@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from orisun_server.settings import Settings
 from tests.integration.web import browsing, running
@@ -44,6 +45,25 @@ async def test_they_ask_for_metrics_that_there_are(make_settings: Callable[..., 
         (where, name) for where, text in expressions().items() for name in _METRIC.findall(text) if name not in known
     }
     assert unknown == set()
+
+
+async def test_names_and_units_follow_the_conventions(make_settings: Callable[..., Settings]) -> None:
+    """Prometheus's "Metric and label naming": base units, spelt out and last; ``_total`` for counters, and help."""
+    async with running(make_settings()) as app, browsing(app, "") as stranger:
+        families = list(text_string_to_metric_families((await stranger.get("/metrics")).text))
+    ours = [family for family in families if family.name.startswith(("orisun_", "grpc_server_"))]
+    assert len(ours) > 25
+    for family in ours:
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+        assert family.documentation.endswith("."), family.name
+        # the parser takes _total off the names of counters, and refuses those without
+        assert family.type in ("counter", "gauge", "histogram"), family.name
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket")), family.name
+        words = family.name.split("_")
+        assert not {"ms", "milliseconds", "minutes", "kb", "mb", "mib", "percent"} & set(words), family.name
+        assert not {"seconds", "bytes"} & set(words[:-1]), f"{family.name}: the unit comes last"
+        if family.type == "counter":
+            assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}, family.name
 
 
 def test_every_alert_has_its_page() -> None:

@@ -21,7 +21,7 @@ from ...errors import InvalidArgument, OrisunError, PermissionDenied, Status, Un
 from ...storage.boundaries import Boundary
 from . import show
 from .parts import Parts, State
-from .security import SignedIn, SignIns, check_csrf, check_origin
+from .security import SignedIn, SignIns, check_csrf, check_origin, is_secure
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class Context:
         }
         response = self.site.render(template, http_status, **shared, **values)
         if _DONE in self.request.cookies and not self.is_fragment:
-            response.delete_cookie(_DONE, path="/", httponly=True, samesite="strict")
+            response.delete_cookie(_DONE, path="/", secure=is_secure(self.request), httponly=True, samesite="strict")
         return response
 
     def go(self, path: str, done: str = "") -> Response:
@@ -227,7 +227,10 @@ class Context:
         response = RedirectResponse(path, status_code=303)
         if done:
             # a cookie, not the address: no link can make the page say what we did not
-            response.set_cookie(_DONE, quote(done), max_age=30, path="/", httponly=True, samesite="strict")
+            response.set_cookie(
+                _DONE, quote(done), max_age=30, path="/", secure=is_secure(self.request), httponly=True,
+                samesite="strict",
+            )  # fmt: skip
         return response
 
     def failed(self, error: OrisunError) -> Response:
