@@ -143,7 +143,7 @@ class Endpoints:
         return ", ".join(self._addresses)
 
     def pick(self) -> Endpoint:
-        """The one whose turn it is; one that could not be reached lately is passed over while there is another.
+        """The one whose turn it is, of those that are connected; while none is, of those that are not known to be down.
 
         Raises OrisunError in another event loop than that of the first call, and after a fork.
         """
@@ -152,15 +152,20 @@ class Endpoints:
             self._endpoints = [self._made(address, self._origin) for address in self._addresses]
             if self._changing or any(map(name_of, self._addresses)):
                 self._look()
-        for _ in self._endpoints:
-            endpoint = self._endpoints[self._next % len(self._endpoints)]
-            self._next += 1
+        maybe: int | None = None
+        for turn in range(self._next, self._next + len(self._endpoints)):
             # asking connects it again, so that it gets its turn when it is back
-            if endpoint.channel.get_state(try_to_connect=True) is not _DOWN:
-                return endpoint
-            if self._changing and time.monotonic() - self._looked > _SOON:
+            state = self._endpoints[turn % len(self._endpoints)].channel.get_state(try_to_connect=True)
+            if state is _READY:
+                maybe = turn
+                break
+            if state is not _DOWN:
+                maybe = turn if maybe is None else maybe
+            elif self._changing and time.monotonic() - self._looked > _SOON:
                 self._look()  # it may be down because it knows an authority or has a certificate that is good no more
-        return endpoint
+        turn = self._next if maybe is None else maybe
+        self._next = turn + 1
+        return self._endpoints[turn % len(self._endpoints)]
 
     async def close(self) -> None:
         """Closes the connections; calls on them end."""

@@ -232,6 +232,29 @@ async def test_calls_go_round_several_addresses_and_past_one_that_is_down(
         await client.publish("news", "x")
 
 
+async def test_calls_go_past_an_address_that_takes_connections_and_is_silent(
+    server: Connection, make_client: Make
+) -> None:
+    """A host that hangs is neither connected nor down, for as long as gRPC waits for it."""
+    taken: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: taken.append(writer), "127.0.0.1", 0)
+    client = make_client([f"127.0.0.1:{silent.sockets[0].getsockname()[1]}", server.address], retry=orisun.NEVER)
+
+    async def answered() -> bool:
+        try:
+            await client.ping(timeout=1)
+        except orisun.DeadlineExceeded:
+            return False
+        return True
+
+    await eventually(answered)
+    for _ in range(6):
+        await client.ping(timeout=2)
+    silent.close()
+    for writer in taken:
+        writer.transport.abort()
+
+
 async def test_a_name_that_stands_for_several_addresses(
     make_server: Callable[..., Awaitable[Connection]], make_client: Make, settings: Settings
 ) -> None:
