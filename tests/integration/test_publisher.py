@@ -14,6 +14,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.js import api
+from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 
 from orisun_api import eventstore_pb2
@@ -130,6 +131,25 @@ async def test_a_boundary_made_anew_elsewhere_is_published_from_there(node: Node
     elsewhere = Boundary.at(name, "elsewhere")
     node.catalog._active[name] = elsewhere
     await eventually(lambda: [one.boundary for one, _ in node.publishers._running.values()].count(elsewhere) == 1)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_the_stream_of_a_boundary_that_is_gone_goes_too(node: Node, refused: bool) -> None:
+    """Not that of a boundary whose schema has only become too new for this server."""
+    await node.append(1)
+    await eventually(node.published)
+    boundary = node.boundary
+    del node.catalog._active[boundary.name]
+    if refused:
+        node.catalog._refused = {boundary.name: "it needs a newer server"}
+    await eventually(lambda: boundary.name not in node.publishers.published_here())
+
+    async def is_free() -> bool:
+        return await node.leases.free("publisher", [boundary.name]) == [boundary.name]
+
+    await eventually(is_free)
+    with contextlib.nullcontext() if refused else pytest.raises(NotFoundError):
+        await node.nats.connection.jetstream.stream_info(node.stream_of(boundary.name))
 
 
 async def test_a_backlog_in_many_batches(make_settings: MakeSettings) -> None:

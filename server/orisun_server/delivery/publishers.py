@@ -147,7 +147,10 @@ class Publishers:
             return
         await self._appetite.listen()
         gone = [name for name, (publisher, _) in self._running.items() if boundaries.get(name) != publisher.boundary]
-        await self._give_up(gone, forever=True)
+        # what only this server cannot run on goes on elsewhere, and so does its stream
+        refused = self._catalog.refused.keys() & gone
+        await self._give_up(list(refused))
+        await self._give_up([name for name in gone if name not in refused], forever=True)
         if self._appetite.others_want:
             await self._give_up(list(self._running)[share:])
         self._refused &= boundaries.keys()
