@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+
 from e2e.access import Access
 from e2e.kubernetes import API, CommandError, Kubernetes, Object, until
 from tests.faults.clients import Client
@@ -282,8 +284,19 @@ class Servers:
             addresses = [
                 await stack.enter_async_context(self.access.service(self.namespace.name, self.name)) for _ in range(2)
             ]
-            client = Client(boundary, *addresses, metadata=basic("admin", password))
-            yield await stack.enter_async_context(client)
+            client = await stack.enter_async_context(Client(boundary, *addresses, metadata=basic("admin", password)))
+
+            async def known() -> bool:
+                """A server takes up what a resource made within a second."""
+                try:
+                    for number in range(len(addresses)):
+                        await client.page(1, first=number)
+                except grpc.aio.AioRpcError as error:
+                    raise AssertionError(f"{error.code().name}: {error.details()}") from None
+                return True
+
+            await until(known, 10, f"the servers know {boundary}", interval=0.1)
+            yield client
 
 
 def show(what: str, value: Any) -> None:
