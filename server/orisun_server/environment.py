@@ -197,7 +197,7 @@ def _written(field: str, value: object) -> str:
         return format_duration(value)
     if isinstance(value, tuple):
         return _USERINFO.sub("//***@", ",".join(map(str, value)))
-    return "" if value is None else str(value)
+    return "" if value is None else _USERINFO.sub("//***@", str(value))
 
 
 def _origin(variable: str, field: str | None, given: Mapping[str, str], settings: Settings) -> str:

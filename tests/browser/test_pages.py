@@ -174,6 +174,30 @@ async def test_the_keyboard_is_enough(app: App, make_page: MakePage) -> None:
     await expect(page.locator("#events details").first.locator("pre").first).to_be_visible()
 
 
+_FOCUSABLE = """() => [
+        ...document.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex='0']")
+    ].filter(one => one.type !== "hidden" && !one.disabled && one.checkVisibility({visibilityProperty: true}))"""
+
+
+async def test_the_keyboard_reaches_everything_and_shows_where_it_is(app: App, make_page: MakePage) -> None:
+    # without scripts, for what refreshes itself would forget what was reached
+    page = await make_page(script=False)
+    await sign_in(page)
+    for name in ("overview", "events", "index-new", "indexes", "users", "user-new", "queries", "account"):
+        await page.goto(paths(app)[name])
+        await page.evaluate("document.activeElement.blur()")
+        missed = await page.evaluate(f"({_FOCUSABLE})().length")
+        assert missed > 5, name
+        for _ in range(missed + 5):
+            await page.keyboard.press("Tab")
+            await page.evaluate("""() => {
+                const one = document.activeElement, style = getComputedStyle(one);
+                one.dataset.reached = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+            }""")
+        unreached = f"({_FOCUSABLE})().filter(one => one.dataset.reached !== 'true').map(one => one.outerHTML)"
+        assert await page.evaluate(unreached) == [], name
+
+
 async def test_the_overview_refreshes_and_says_when_it_cannot(app: App, make_page: MakePage) -> None:
     page = await make_page()
     await sign_in(page)

@@ -319,3 +319,14 @@ def test_the_reference_lists_every_variable() -> None:
     names = re.findall(r"^\| `(ORISUN_\w+)`", reference(), re.MULTILINE)
     assert names == list(variables())
     json.loads(as_json(Settings(), dict.fromkeys(variables(), "default")))
+
+
+def test_users_and_passwords_in_urls_are_not_shown() -> None:
+    shown = effective(Settings(otel_endpoint="https://user:hush-hush@collector:4317"))
+    assert shown["ORISUN_OTEL_ENDPOINT"] == "https://***@collector:4317"
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    assert load({"ORISUN_TRUSTED_PROXIES": "10.0.0.7, fd00::/8"}).settings.trusted_proxies == ("10.0.0.7", "fd00::/8")
+    with pytest.raises(SettingsError, match="is no address or network"):
+        load({"ORISUN_TRUSTED_PROXIES": "10.0.0.7,proxy.internal"})

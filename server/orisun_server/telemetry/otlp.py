@@ -47,6 +47,8 @@ class Otlp:
     ) -> None:
         """``attributes`` are those of the resource (``service.name`` ...); ``interval`` is that of metrics."""
         self._url = endpoint if "://" in endpoint else f"http://{endpoint}"
+        #: As the log may name it: without user and password, should somebody write them there.
+        self._shown = urlsplit(self._url).netloc.rpartition("@")[2]
         self._tracing, self._collect, self._refresh = tracing, collect, refresh
         self._attributes, self._interval = attributes, interval
         self._started_at = time.time_ns()
@@ -84,7 +86,7 @@ class Otlp:
                     export_at = time.monotonic() + self._interval
                     await self._export()
             except Exception as problem:  # telemetry never ends a server, and the next look follows
-                _log.warning("OpenTelemetry failed", reason=type(problem).__name__, endpoint=self._url)
+                _log.warning("OpenTelemetry failed", reason=type(problem).__name__, endpoint=self._shown)
             await asyncio.sleep(min(LOOK, self._interval))
 
     async def _listens(self) -> bool:
@@ -115,7 +117,7 @@ class Otlp:
         self._exporter = OTLPMetricExporter(endpoint=self._url, timeout=5)
         self._provider = provider
         self._tracing.tracer = provider.get_tracer("orisun")
-        _log.info("OpenTelemetry is on", endpoint=self._url)
+        _log.info("OpenTelemetry is on", endpoint=self._shown)
 
     async def _off(self) -> None:
         self._tracing.tracer = None
@@ -123,7 +125,7 @@ class Otlp:
         self._provider = self._exporter = None
         if provider is None or exporter is None:
             return
-        _log.info("OpenTelemetry is off", endpoint=self._url)
+        _log.info("OpenTelemetry is off", endpoint=self._shown)
 
         def shut_down() -> None:
             provider.force_flush(2_000)
