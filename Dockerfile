@@ -14,7 +14,8 @@ ARG TARGET_ARCH=${TARGETARCH}
 FROM --platform=${TARGET_OS}/${TARGET_ARCH} python:${PYTHON_VERSION}-slim AS build
 WORKDIR /src
 # for strip; where Debian's packages cannot be reached the image is built without, and 30 MB larger
-RUN { apt-get update && apt-get install --yes --no-install-recommends binutils; } >/dev/null 2>&1 \
+RUN { apt-get -o Acquire::http::Timeout=10 update && apt-get install --yes --no-install-recommends binutils; } \
+    >/dev/null 2>&1 \
  || echo "no binutils: debugging symbols stay in the image" >&2
 RUN python3 -m venv --without-pip /opt/orisun
 COPY requirements-image.lock ./

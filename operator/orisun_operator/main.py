@@ -181,8 +181,7 @@ async def _notice_resources(
     while not stop.is_set():
         problem = await _unreadable(kube, namespace)
         if problem and problem != told:
-            log.error("resources are not looked after: give the operator the roles of its chart", namespace=where,
-                      error=problem)  # fmt: skip
+            log.error("resources are not looked after", namespace=where, error=problem)
         told = problem
         if not problem:
             ready = asyncio.Event()
@@ -218,7 +217,7 @@ async def _unreadable(kube: Kube, namespace: str | None) -> str:
         # looking at all namespaces, Kopf waits for a CRD by itself
         return "" if namespace is None else str(missing)
     except KubeError as error:
-        return str(error)
+        return f"{error}: give the operator the roles of its chart" if error.status == 403 else str(error)
     return ""
 
 
