@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -73,6 +74,33 @@ async def test_a_strategy_decides_and_may_be_changed(shop: Shop) -> None:
     for account in ACCOUNTS:
         assert [amount for name, amount in rows if name == account] == list(range(5))
     assert all(processor.stats.handled for processor in processors)
+
+
+async def test_the_lag_that_others_see_of_a_quiet_partition_does_not_grow(shop: Shop) -> None:
+    """Its worker passes over what is not its own, and says so without having handled anything."""
+    deposits, admin = Deposits(shop.schema), Administration(shop.checkpoints, shop.boundary)
+    await shop.append(1, 2, 3, account="a0")
+    quiet = ProcessorConfig(partition_key=1, total_partitions=2, strategy=ByLastDigit())
+    async with running(shop.processor(**_fields(quiet)), deposits) as processor:
+        await processor.caught_up(deposits)
+
+        async def lags() -> list[int]:
+            return [one.lag.events for one in await admin.status(deposits)]
+
+        assert (await lags())[0] == 3, "nobody works on the other"
+        await eventually(lambda: _is(lags, [3, 0]))
+        # while it is never idle too
+        for amount in range(100):
+            await shop.append(amount, account="a0")
+            if (await lags())[1] < amount:
+                break
+            await asyncio.sleep(0.03)
+        else:
+            raise AssertionError("the checkpoint stood still")
+
+
+async def _is(asked: Callable[[], Awaitable[object]], expected: object) -> bool:
+    return await asked() == expected
 
 
 def _fields(config: ProcessorConfig) -> dict[str, object]:

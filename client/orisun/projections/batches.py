@@ -18,8 +18,9 @@ from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionStopped, is_passing, reason_of
 from .partitions import HashPartitions, PartitionStrategy
 
-#: Events passed over after which the checkpoint is moved although nothing was handled.
-_SKIPPED = 1_000
+#: Events passed over, and seconds, after which the checkpoint is moved although nothing was handled: the lag that
+#: others see of a partition whose keys are quiet is not to grow.
+_SKIPPED, SAVE_AFTER = 1_000, 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 
 
@@ -82,7 +83,7 @@ class Worker:
         }
         #: Where the checkpoint is kept; ``stats.position`` may have moved past it over events of others.
         self._saved = assignment.position
-        self._unsaved = 0
+        self._unsaved, self._saved_at = 0, time.monotonic()
         self._names: dict[str, Any] = {"projection": assignment.projection.name, "partition": assignment.partition}
         stats.position = assignment.position
 
@@ -96,7 +97,7 @@ class Worker:
             # others' events move the checkpoint now and then
             self._stats.position = last
             self._unsaved += skipped
-            if self._unsaved >= _SKIPPED:
+            if self._unsaved >= _SKIPPED or time.monotonic() - self._saved_at >= SAVE_AFTER:
                 await self.save()
             return
         try:
@@ -105,6 +106,11 @@ class Worker:
             # one of them cannot be handled: each by itself, so that the others are
             for number, item in enumerate(items):
                 await self._alone(item, last if number == len(items) - 1 else item.event.position)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether it has come past events of others that the checkpoint does not know of."""
+        return bool(self._unsaved)
 
     async def save(self) -> None:
         """Keep how far the worker has come past events of others."""
@@ -199,7 +205,7 @@ class Worker:
         self._stats.parked += len(items) - handled
         self._stats.batches += 1
         self._stats.position = self._saved = last
-        self._unsaved = 0
+        self._unsaved, self._saved_at = 0, time.monotonic()
         self._report(handled, skipped, len(items) - handled, time.monotonic() - began)
 
     async def _handle(self, batch: Batch, item: _Item) -> None:

@@ -20,7 +20,7 @@ from ..errors import ClientClosed, SubscriberInUse, Unavailable, refuse
 from ..events import Event
 from ..position import NOTHING, Position
 from ..subscription import Subscription
-from .batches import Stats, Stopped, Worker
+from .batches import SAVE_AFTER, Stats, Stopped, Worker
 from .checkpoints import Assignment, Checkpoints
 from .config import ProcessorConfig
 from .errors import Fenced, ProjectionError, is_passing, reason_of
@@ -176,8 +176,14 @@ class Processor:
                         position=str(assignment.position),
                     )
                 while not self._stop.is_set():
-                    batch = asyncio.create_task(subscription.batch(self.config.batch_size))
-                    await asyncio.wait((batch, stopping), return_when=asyncio.FIRST_COMPLETED)
+                    batch = batch or asyncio.create_task(subscription.batch(self.config.batch_size))
+                    patience = SAVE_AFTER if worker.has_unsaved else None
+                    done, _ = await asyncio.wait(
+                        (batch, stopping), timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not done:
+                        await worker.save()
+                        continue
                     if not batch.done():
                         break
                     events, batch = batch.result(), None
