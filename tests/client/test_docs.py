@@ -11,6 +11,7 @@ import pytest
 from orisun_server.settings import Settings
 from tests import snippets
 from tests.harness import Connection
+from tests.integration.test_tls import AUTHORITY, issue
 
 DOCS = Path(__file__).parents[2] / "docs" / "client"
 PAGES = (
@@ -21,10 +22,18 @@ PAGES = (
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_snippets(
-    page: str, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]]
+    page: str, make_settings: Callable[..., Settings], make_server: Callable[..., Awaitable[Connection]], tmp_path: Path
 ) -> None:
+    pair = issue("client", AUTHORITY)
+    for name, content in (
+        ("ca.crt", AUTHORITY.certificate),
+        ("client.crt", pair.certificate),
+        ("client.key", pair.key),
+    ):
+        (tmp_path / name).write_bytes(content)
     server = await make_server(make_settings("accounts", "snapshots", exact=True))
-    running = snippets.run(DOCS / f"{page}.md", {"localhost:5005": server.address})
+    replaced = {"localhost:5005": server.address, "/etc/orisun/": f"{tmp_path}/"}
+    running = snippets.run(DOCS / f"{page}.md", replaced)
     # a loop of its own, for there is a page whose calls block
     await asyncio.to_thread(asyncio.run, running)
 
