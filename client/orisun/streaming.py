@@ -119,7 +119,8 @@ class LiveStream(ABC, Generic[T]):
         self._sizes.clear()
         self._bytes = 0
         self._changed.set()
-        if self._pump is not None:
+        # a loop that is closed runs nothing any more, and cannot be waited for
+        if self._pump is not None and not self._pump.done() and not self._pump.get_loop().is_closed():
             self._pump.cancel()
             # not by awaiting it: its cancellation and that of the caller would be one
             await asyncio.wait((self._pump,))

@@ -187,6 +187,24 @@ def test_a_client_belongs_to_one_loop(server_of_process: str) -> None:
     asyncio.run(again())
 
 
+def test_a_client_is_closed_after_its_loop(server_of_process: str, settings: Settings) -> None:
+    """What was left open there is gone with the loop, and hinders nobody."""
+    client = orisun.connect(server_of_process, username="admin", password="changeit")
+    subscription: list[orisun.Subscription] = []
+
+    async def leave_open() -> None:
+        subscription.append(client.boundary(settings.boundaries[0].name).subscribe("a"))
+        await subscription[0].__aenter__()
+
+    asyncio.run(leave_open())
+    asyncio.run(client.close())
+
+    async def read() -> None:
+        assert await anext(subscription[0], None) is None
+
+    asyncio.run(read())
+
+
 async def test_cancelling_a_call_is_no_error_of_the_client(client: orisun.Client, orders: orisun.Boundary) -> None:
     call = asyncio.ensure_future(orders.append([NewEvent("A")]))
     await asyncio.sleep(0)
