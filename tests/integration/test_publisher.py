@@ -24,6 +24,7 @@ from orisun_server.delivery.nats import NATS_ERRORS
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.store import level
 from orisun_server.delivery.stream import POSITION, PREVIOUS, parse_position
+from orisun_server.errors import OutOfRange
 from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Boundary
 from tests.harness import eventually, free_port
@@ -357,6 +358,39 @@ async def test_postgresql_restored_beside_a_surviving_stream(settings: Settings,
             async with Subscriber(node) as subscriber:
                 await subscriber.has(7)
                 assert subscriber.events == await node.stored()
+
+
+async def test_a_copy_that_lacked_the_latest_events_takes_postgresql_s_place(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a replica does that was promoted too early; others append past the lost events before anybody looks."""
+    for module in ("publisher", "subscription"):
+        monkeypatch.setattr(f"orisun_server.delivery.{module}.CONFIRMED", 0.0)
+    settings = make_settings(publisher_poll_interval=3600)
+    silent = settings.model_copy(update={"pg_listen_enabled": False})
+    async with Node(settings) as node, Node(silent, publishing=False) as other:
+        for number in range(8):
+            await node.append(number)
+        await eventually(node.published)
+        async with Subscriber(node) as subscriber:
+            await subscriber.has(8)
+            await subscriber.is_live()
+            common = subscriber.events[4][0]
+            await node.database.admin.execute(
+                f"DELETE FROM {node.boundary.names.q_events} WHERE global_id > {common.prepare};"
+                f"SELECT setval('{node.boundary.names.qualified(node.boundary.names.sequence)}', {common.prepare})"
+            )
+            for number in range(10):
+                await other.append(number)
+            await node.append(0)
+            # it has seen what is not there any more, and must not miss what came instead
+            failure = await eventually(lambda: subscriber.failure)
+            assert isinstance(failure, OutOfRange)
+        async with Subscriber(node, after=common) as again:
+            await again.has(11)
+            await node.append(1)
+            await again.has(12)
+            assert again.events == (await node.stored())[5:]
 
 
 async def test_a_checkpoint_beyond_the_head(settings: Settings) -> None:

@@ -33,12 +33,6 @@ class Checkpoints:
             UPDATE {table} AS p
             SET transaction_id = $3, global_id = $4, event_count = $5, updated_at = clock_timestamp()
             FROM quick WHERE p.boundary = $1 AND p.epoch = $2"""
-        self._look = f"""
-            SELECT (SELECT event_id FROM {events} WHERE global_id = $1 AND transaction_id = $2),
-                   head.transaction_id, head.global_id
-            FROM (SELECT) AS always
-            LEFT JOIN (SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1) AS head
-            ON true"""
         self._count = f"SELECT count(*) FROM {events} WHERE global_id > $1 AND global_id <= $2"
 
     async def claim(self) -> Checkpoint | None:
@@ -55,13 +49,6 @@ class Checkpoints:
                 self._store, self._boundary.name, self._epoch, position.commit, position.prepare, events
             )
         return status.endswith(" 1")
-
-    async def look(self, position: Position) -> tuple[str | None, Position]:
-        """The id of the event that PostgreSQL holds at a position, and the position of the last event of all."""
-        with self._database.guard():
-            row = await self._database.read.fetchrow(self._look, position.prepare, position.commit)
-        event_id, commit, prepare = row
-        return event_id, NOTHING if prepare is None else Position(commit, prepare)
 
     async def _count_between(self, after: Position, until: Position) -> int:
         """Events after a position until another, inclusive."""

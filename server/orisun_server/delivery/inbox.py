@@ -16,12 +16,15 @@ MAX_BYTES = 4 * 1024 * 1024
 
 
 class Message:
-    """A live event, shared by all subscriptions of a tail; ``body`` is None when it has to be read from PostgreSQL."""
+    """A live event, shared by all subscriptions of a tail; ``body`` is None when it has to be read from PostgreSQL.
 
-    __slots__ = ("_content", "body", "position", "previous")
+    ``key`` is the message's id in the stream (``stream.message_id``).
+    """
 
-    def __init__(self, position: Position, previous: Position, body: bytes | None) -> None:
-        self.position, self.previous, self.body = position, previous, body
+    __slots__ = ("_content", "body", "key", "position", "previous")
+
+    def __init__(self, position: Position, previous: Position, body: bytes | None, key: str = "") -> None:
+        self.position, self.previous, self.body, self.key = position, previous, body, key
         self._content: tuple[str, Values] | None = None
 
     def content(self) -> tuple[str, Values]:

@@ -149,7 +149,8 @@ class LiveTail:
                 position, previous = parse_position(headers[POSITION]), parse_position(headers[PREVIOUS])
             except (KeyError, ValueError):
                 return  # not of ours; the publisher mends the stream
-            event = Message(position, previous, None if POINTER in headers else message.data)
+            body = None if POINTER in headers else message.data
+            event = Message(position, previous, body, headers.get(api.Header.MSG_ID, ""))
             self.position = position
             for inbox in self.inboxes:
                 inbox.put(event)

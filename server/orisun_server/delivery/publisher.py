@@ -43,6 +43,9 @@ CHECKPOINT_INTERVAL = 0.1
 _FIRST_POLL = 0.05
 #: Seconds of rest between two questions whether the stream has all its copies.
 _REST_CHECK = 5.0
+#: Seconds for which PostgreSQL is believed to hold what it held: it may be replaced by a copy that lacks the latest
+#: events, and give their positions to others.
+CONFIRMED = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 #: Times in a row that a stream may refuse to go on before it is made anew.
@@ -86,6 +89,7 @@ class Publisher:
         self._stored_at = 0.0
         self._last_event_id: str | None = None
         self._history_changed = False
+        self._confirmed_at = 0.0
         self._refusals = 0
         self._rest_until = 0.0
         self._wake = asyncio.Event()
@@ -156,12 +160,12 @@ class Publisher:
         stream = EventStream(connection, self.boundary.name, self._settings)
         last = await stream.open()
         rebuild = self._refusals >= _REFUSALS
-        _, head = await self._checkpoints.look(at.position)
+        _, head = await self._reader.look(self.boundary, at.position)
         if at.position > head:
             at = await self._checkpoints.at(head, Checkpoint(NOTHING, 0))
             rebuild = True
         if last is not None and not rebuild:
-            event_id = last.position and (await self._checkpoints.look(last.position))[0]
+            event_id = last.position and (await self._reader.look(self.boundary, last.position))[0]
             if not (last.position and event_id and last.message_id == message_id(last.position.prepare, event_id)):
                 rebuild = True
             elif last.position > at.position:
@@ -173,8 +177,8 @@ class Publisher:
             await stream.delete()
             await stream.open()
             self._refusals = 0
-        self._at, self._last_event_id = at, (await self._checkpoints.look(at.position))[0]
-        self._history_changed = False
+        self._at, self._last_event_id = at, (await self._reader.look(self.boundary, at.position))[0]
+        self._history_changed, self._confirmed_at = False, time.monotonic()
         return stream
 
     async def _follow(self, stream: EventStream) -> None:
@@ -186,6 +190,7 @@ class Publisher:
                     await self._rest()
                     self._wake.clear()
                 began = time.monotonic()
+                await self._confirm(began)
                 found = await (ahead or self._scan(self._at.position))
                 # the next batch is read while this one is published
                 ahead = None if found.at_head else asyncio.create_task(self._scan(found.covered))
@@ -200,6 +205,13 @@ class Publisher:
             self._lookout.remove(self)
             if ahead is not None:
                 await end([ahead])
+
+    async def _confirm(self, now: float) -> None:
+        if now > self._confirmed_at + CONFIRMED:
+            event_id, _ = await self._reader.look(self.boundary, self._at.position)
+            if event_id != self._last_event_id:
+                raise HistoryChanged
+        self._confirmed_at = now
 
     async def _rest(self) -> None:
         await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
@@ -237,7 +249,7 @@ class Publisher:
             elif poll < self._settings.publisher_poll_interval and not self._signals.heard:
                 if not await happens(self._wake, poll):
                     at = self._at.position
-                    self.saw(at, *await self._checkpoints.look(at))
+                    self.saw(at, *await self._reader.look(self.boundary, at))
                 poll *= 2
             else:
                 await stream.complete()

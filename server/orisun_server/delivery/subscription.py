@@ -25,6 +25,8 @@ from ..storage.reads import Reader, Scan
 from .codec import encode_event
 from .inbox import Inbox
 from .live_tail import LiveTail, LiveTails
+from .publisher import CONFIRMED
+from .stream import message_id
 
 T = TypeVar("T")
 
@@ -161,6 +163,9 @@ class _Subscription:
         self._tail, self._inbox = tail, inbox
         self._matcher = Matcher(query)
         self._covered = NOTHING if after is None or is_beginning(after) else after
+        #: Position and message id of the last event that was seen, and when PostgreSQL was last asked for it.
+        self._seen: tuple[Position, str] | None = None
+        self._confirmed_at = 0.0
         self._ahead: asyncio.Task[Scan] | None = None
 
     def connected(self, name: str, since: float) -> Connected:
@@ -209,20 +214,30 @@ class _Subscription:
                 self._ahead.cancel()
 
     async def _check_history(self) -> None:
-        head = await self._unless_ended(self._patiently(lambda: self._reader.head(self._boundary)))
-        if self._covered > head:
+        """PostgreSQL may have been replaced by an earlier state, or by a copy that lacked the latest events."""
+        self._confirmed_at = time.monotonic()
+        covered = self._covered
+        position, key = self._seen or (self._covered, "")
+        event_id, head = await self._unless_ended(self._patiently(lambda: self._reader.look(self._boundary, position)))
+        known = message_id(position.prepare, event_id) if event_id is not None else None
+        if covered > head or (key and known != key):
             raise OutOfRange(
-                f"position ({self._covered.commit}, {self._covered.prepare}) lies beyond the head "
-                f'({head.commit}, {head.prepare}) of boundary "{self._boundary.name}"; it is of another history'
+                f"position ({covered.commit}, {covered.prepare}) lies beyond the head ({head.commit}, {head.prepare})"
+                f' of boundary "{self._boundary.name}", or did when it was read; it is of another history'
             )
 
     async def _stored(self) -> tuple[list[bytes], bool]:
         """The next page that PostgreSQL holds, and whether it reaches the head; the one after it is read meanwhile."""
+        if time.monotonic() > self._confirmed_at + CONFIRMED:
+            await self._check_history()
         ahead, self._ahead = self._ahead, None
         scan = await self._unless_ended(ahead or self._scan(self._covered))
         if not scan.at_head:
             self._ahead = asyncio.create_task(self._scan(scan.covered), name="subscription-read-ahead")
         self._covered = max(self._covered, scan.covered)
+        if scan.events:
+            last = scan.events[-1]
+            self._seen = last.position, message_id(last.prepare, last.event_id)
         return [encode_event(event) for event in scan.events], scan.at_head
 
     def _received(self) -> tuple[list[bytes], bool]:
@@ -235,6 +250,7 @@ class _Subscription:
             if message.previous > self._covered or message.body is None:
                 return page, False
             self._covered = message.position
+            self._seen = message.position, message.key
             if matcher.whole_boundary or matcher.matches_values(*message.content()):
                 page.append(message.body)
         return page, True

@@ -142,6 +142,15 @@ def head(table: str) -> str:
     return latest_sql(table, _ALL, [])
 
 
+def look(statement: Statement, position: Position) -> str:
+    """One row: the id of the event at a position, and the last position of the boundary; NULL for what there is not."""
+    commit, prepare = statement.add(position.commit, "bigint"), statement.add(position.prepare, "bigint")
+    return (
+        f"SELECT (SELECT event_id FROM {statement.table} WHERE global_id = {prepare} AND transaction_id = {commit}),"
+        f" h.transaction_id, h.global_id FROM (SELECT) AS always LEFT JOIN ({head(statement.table)}) AS h ON true"
+    )
+
+
 def block(statement: Statement, after: Position, size: int) -> str:
     """One row: the global_id that follows ``after``, and the position of the last of the ``size`` events from there;
     of the head, and ``at_head`` true, where there are fewer. The position is NULL in an empty boundary."""

@@ -138,6 +138,12 @@ class Reader:
         rows = await self._fetch(read_sql.head(statement.table), statement)
         return Position._make(rows[0]) if rows else NOTHING
 
+    async def look(self, boundary: Boundary, position: Position) -> tuple[str | None, Position]:
+        """The id of the event at a position, None where there is none, and the position of the last event of all."""
+        statement = Statement(boundary.names.q_events)
+        ((event_id, commit, prepare),) = await self._fetch(read_sql.look(statement, position), statement)
+        return event_id, NOTHING if prepare is None else Position(commit, prepare)
+
     async def scan(self, boundary: Boundary, query: Query, after: Position, limit: int, max_bytes: int) -> Scan:
         """Events after a position, in order: at most ``limit``, and no more once they have ``max_bytes`` bytes.
 
