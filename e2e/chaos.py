@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from e2e.kubernetes import CommandError, Kubernetes, Object, restarts, run, statuses, until
 
@@ -76,6 +76,27 @@ async def remove(kubernetes: Kubernetes, namespace: str, *pods: str) -> None:
     """Delete pods without a grace period: SIGTERM, SIGKILL a moment later, and nothing waits for either."""
     arguments = ("delete", "pod", "-n", namespace, "--grace-period=0", "--force", "--wait=false", *pods)
     await kubernetes.kubectl(*arguments)
+
+
+@contextlib.asynccontextmanager
+async def fenced(kubernetes: Kubernetes) -> AsyncIterator[None]:
+    """On a cluster of cluster.sh: the address of a Service that no pod answers for leads nowhere.
+
+    While kube-proxy changes its rules such packets may leave for the machine's gateway, and there are gateways that
+    answer for every address: HTTP 404 is what a gRPC client hears then, in place of a refused connection.
+    """
+    if kubernetes.scripts is None:
+        yield
+        return
+    first = (await kubernetes.must("svc", "kubernetes", "default"))["spec"]["clusterIP"]
+    rules = [(chain, "-d", f"{first}/16", "-j", "REJECT") for chain in ("OUTPUT", "FORWARD")]
+    for rule in rules:
+        await run("iptables", "-w", "-I", *rule)
+    try:
+        yield
+    finally:
+        for rule in rules:
+            await run("iptables", "-w", "-D", *rule)
 
 
 async def cut(kubernetes: Kubernetes, one: Object, other: Object) -> None:

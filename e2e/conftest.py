@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from e2e.access import Access
-from e2e.chaos import heal
+from e2e.chaos import fenced, heal
 from e2e.kubernetes import Kubernetes, load, run
 from e2e.release import ROOT, Release
 from e2e.stores import Database, Namespace
@@ -67,7 +67,8 @@ async def kubernetes(request: pytest.FixtureRequest, provider: Any) -> AsyncIter
     found = await Kubernetes.connect(Path(provider.kubeconfig))
     if request.config.getoption("e2e_load"):
         load(images_of(request.config), provider, found.scripts)
-    yield found
+    async with fenced(found):
+        yield found
     await found.api.close()
 
 

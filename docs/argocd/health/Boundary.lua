@@ -12,7 +12,7 @@ local ready, stalled, reconciling = found["Ready"], found["Stalled"], found["Rec
 if stalled ~= nil and stalled.status == "True" then
   return {status = "Degraded", message = stalled.reason .. ": " .. stalled.message}
 end
-if ready ~= nil and ready.reason == "ClusterPaused" then
+if ready ~= nil and (ready.reason == "ClusterPaused" or ready.reason == "ClusterHibernates") then
   return {status = "Suspended", message = ready.message}
 end
 if ready ~= nil and ready.status == "True" and (reconciling == nil or reconciling.status ~= "True") then
