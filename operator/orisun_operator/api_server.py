@@ -14,7 +14,7 @@ from urllib.parse import quote
 import aiohttp
 
 from .api import FIELD_MANAGER
-from .login import ConnectionInfo, LoginError, login
+from .login import Login, LoginError, login
 
 Object = dict[str, Any]
 #: Seconds that one request may take.
@@ -68,16 +68,16 @@ class KindMissing(KubeError):
 class ApiServer:
     """Make it with ``connect``."""
 
-    def __init__(self, log_in: Callable[[], ConnectionInfo]) -> None:
-        self._log_in, self._info = log_in, log_in()
+    def __init__(self, log_in: Callable[[], Login]) -> None:
+        self._log_in, self._login = log_in, log_in()
         self._logged_in_at = time.monotonic()
         #: Sent with each request.
         self.headers: dict[str, str] = {"Accept": "application/json"}
         # unlimited: watches of many namespaces hold a connection each, and the Lease must never wait for one
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._info.as_ssl_context()),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._login.ssl_context()),
             headers={"User-Agent": FIELD_MANAGER},
-            proxy=self._info.proxy_url,
+            proxy=self._login.proxy,
             trust_env=True,
             read_bufsize=_BUFFER,
         )
@@ -185,9 +185,9 @@ class ApiServer:
             self._logged_in_at = now
             # while it cannot be read the old one serves
             with contextlib.suppress(LoginError, OSError):
-                self._info = self._log_in()
-        sent = {**self.headers, **self._info.as_http_headers(), **(headers or {})}
-        return self._session.request(method, self._info.server.rstrip("/") + path, headers=sent, **more)
+                self._login = self._log_in()
+        sent = {**self.headers, **self._login.headers(), **(headers or {})}
+        return self._session.request(method, self._login.server.rstrip("/") + path, headers=sent, **more)
 
 
 def _parsed(text: bytes) -> Object:

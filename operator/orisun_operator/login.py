@@ -2,64 +2,94 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
-import kopf
-import yaml
-from kopf import ConnectionInfo
-
-__all__ = ["ConnectionInfo", "LoginError", "login"]
+#: Where the kubelet puts what a pod signs in with (Kubernetes' documentation, "Accessing the API from a Pod").
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class LoginError(Exception):
     """There is neither a service account nor a kubeconfig that can be used."""
 
 
-def login(kubeconfig: Path | str | None = None) -> ConnectionInfo:
+@dataclass(frozen=True)
+class Login:
+    """The API server, and what it is shown; paths are of PEM files, ``authorization`` is the header's value."""
+
+    server: str
+    authorization: str = ""
+    ca_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    insecure: bool = False
+    proxy: str | None = None
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Raises OSError or ValueError: a file is not there, or not what it should be."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": self.authorization} if self.authorization else {}
+
+
+def login(kubeconfig: Path | str | None = None) -> Login:
     """In a pod its service account; else ``kubeconfig``, KUBECONFIG or ~/.kube/config. Raises LoginError.
 
-    The token of a service account is replaced about every hour, so ask again now and then. A kubeconfig may have a
-    token, a password or a certificate; programs that fetch one (``exec``) are not run.
+    Tokens of service accounts are replaced about every hour, those of kubeconfigs may be: ask again now and then.
     """
-    settings = kopf.OperatorSettings()
-    if kubeconfig is None and (found := kopf.login_with_service_account(settings=settings)) is not None:
-        # by its address, as Kubernetes' own clients do it: that works while DNS does not
-        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
-        return replace(found, server=f"https://{_bracketed(host)}:{port}") if host and port else found
-    with _variable("KUBECONFIG", None if kubeconfig is None else str(kubeconfig)):
-        where = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        try:
-            found = kopf.login_with_kubeconfig(settings=settings)
-        except (kopf.LoginError, yaml.YAMLError, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
-            why = f"there is no {error} in it" if isinstance(error, KeyError) else str(error)
-            raise LoginError(f"the kubeconfig {where} cannot be used: {why}") from None
-    if found is not None and not found.server:
-        raise LoginError(f"the kubeconfig {where} cannot be used: its cluster has no server")
-    if found is None:
-        raise LoginError("no service account of a pod, no KUBECONFIG and no ~/.kube/config: how to get to Kubernetes?")
-    return found
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
+    if kubeconfig is None and host and port:
+        return _of_service_account(host, port)
+    where = str(kubeconfig) if kubeconfig is not None else os.environ.get("KUBECONFIG") or "~/.kube/config"
+    return _of_kubeconfig(where)
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for a moment: Kopf looks nowhere else. None leaves it as it is."""
-    if value is None:
-        yield
-        return
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _of_service_account(host: str, port: str) -> Login:
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        token = (_SERVICE_ACCOUNT / "token").read_text().strip()
+    except OSError as error:
+        raise LoginError(f"this pod has no token of a service account: {error}") from None
+    # by its address, as Kubernetes' own clients do it: that works while DNS does not
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return Login(server, f"Bearer {token}", str(_SERVICE_ACCOUNT / "ca.crt"))
+
+
+def _of_kubeconfig(where: str) -> Login:
+    """By Kubernetes' own client, which knows all ways to sign in, programs that fetch a token among them.
+
+    It is large and of no use in a pod, so images do without it.
+    """
+    try:
+        from kubernetes.client import Configuration
+        from kubernetes.config import load_kube_config
+    except ImportError:
+        raise LoginError("kubeconfigs need Kubernetes' own client: pip install 'orisun[kubeconfig]'") from None
+    found = Configuration()
+    found.host = ""
+    try:
+        load_kube_config(config_file=where, client_configuration=found)
+    except Exception as error:  # a file may hold anything, and the client checks little of it
+        raise LoginError(f"the kubeconfig {where} cannot be used: {error}") from None
+    if not found.host:
+        raise LoginError(f"the kubeconfig {where} cannot be used: its cluster has no server")
+    authorization = found.get_api_key_with_prefix("BearerToken") or found.get_api_key_with_prefix("authorization")
+    if not authorization and found.username:
+        authorization = found.get_basic_auth_token()
+    return Login(
+        server=found.host,
+        authorization=authorization or "",
+        ca_file=found.ssl_ca_cert,
+        certificate=found.cert_file,
+        key=found.key_file,
+        insecure=not found.verify_ssl,
+        proxy=found.proxy,
+    )

@@ -21,7 +21,7 @@ from .api import GROUP, VERSION
 from .endpoints import HealthServer, Liveness, serve_metrics
 from .kube import KindMissing, Kube, KubeError
 from .leader import Leader
-from .login import ConnectionInfo, login
+from .login import login
 from .metrics import Metrics
 from .noticing import KINDS, Noticed
 from .reconcile import Context, boundary, cluster, index
@@ -243,8 +243,20 @@ def _registry(noticed: Noticed) -> kopf.OperatorRegistry:
     return registry
 
 
-def _login(**_: object) -> ConnectionInfo:
-    return login()
+def _login(**_: object) -> kopf.ConnectionInfo:
+    found = login()
+    scheme, _blank, token = found.authorization.partition(" ")
+    return kopf.ConnectionInfo(
+        server=found.server,
+        scheme=scheme or None,
+        token=token or None,
+        ca_path=found.ca_file,
+        certificate_path=found.certificate,
+        private_key_path=found.key,
+        insecure=found.insecure,
+        proxy_url=found.proxy,
+        trust_env=True,
+    )
 
 
 def _kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:

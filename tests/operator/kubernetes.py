@@ -67,6 +67,8 @@ class ApiServer:
         self.kubeconfig = directory / "kubeconfig"
         #: Of LIMITED_USER.
         self.limited_kubeconfig = directory / "limited-kubeconfig"
+        #: Its own, with that of who signed it.
+        self.certificate = directory / "certs" / "apiserver.crt"
 
     def start(self) -> None:
         etcd, apiserver = programs()

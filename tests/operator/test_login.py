@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from orisun_operator import api_server as under_test
+from orisun_operator import login as login_module
 from orisun_operator.kube import Kube, KubeError, Ref
 from orisun_operator.login import login
 from tests.operator.kubernetes import ApiServer
@@ -48,23 +51,67 @@ def test_the_variable_says_where_unless_a_file_is_named(
     named = tmp_path / "named"
     named.write_text(_with_token(api_server, "mine"))
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
-    assert login(named).token == "mine"
+    assert login(named).authorization == "Bearer mine"
     found = login()
-    assert found.token not in (None, "mine")
+    assert found.authorization.startswith("Bearer ")
+    assert found.authorization != "Bearer mine"
     assert found.server.startswith("https://127.0.0.1:")
+
+
+async def test_a_program_of_the_kubeconfig_fetches_the_token(api_server: ApiServer, tmp_path: Path) -> None:
+    config = yaml.safe_load(api_server.kubeconfig.read_text())
+    user = config["users"][0]["user"]
+    answer = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": user.pop("token")},
+    }
+    user["exec"] = {
+        "apiVersion": answer["apiVersion"],
+        "command": "echo",
+        "args": [json.dumps(answer)],
+        "interactiveMode": "Never",
+    }
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config))
+    mine = await Kube.connect(kubeconfig)
+    try:
+        assert await mine.get(_DEFAULT)
+    finally:
+        await mine.close()
+
+
+async def test_a_pod_shows_the_token_of_its_service_account(
+    api_server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load(api_server.kubeconfig.read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    host, port = cluster["server"].removeprefix("https://").split(":")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    monkeypatch.setattr(login_module, "_SERVICE_ACCOUNT", tmp_path)
+    with pytest.raises(KubeError, match="no token of a service account"):
+        await Kube.connect()
+    (tmp_path / "token").write_text(user["token"] + "\n")
+    shutil.copy(api_server.certificate, tmp_path / "ca.crt")
+    mine = await Kube.connect()
+    try:
+        assert await mine.get(_DEFAULT)
+    finally:
+        await mine.close()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "No such file"),
+        (None, "No configuration found"),
         ("{", "cannot be used"),
         ("just text", "cannot be used"),
-        ("current-context: gone", "there is no 'gone' in it"),
-        ("kind: Config", "Current context is not set"),
+        ("current-context: gone", "cannot be used"),
+        ("kind: Config", "Expected key current-context"),
         (
             "{current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}],"
-            " clusters: [{name: a}], users: [{name: a}]}",
+            " clusters: [{name: a, cluster: {}}], users: [{name: a, user: {}}]}",
             "its cluster has no server",
         ),
     ],
@@ -80,12 +127,13 @@ async def test_a_kubeconfig_of_no_use_is_told(text: str | None, message: str, tm
 
 async def test_a_certificate_of_no_use_is_told(tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
-    cluster = {"server": "https://127.0.0.1:1", "certificate-authority": str(tmp_path / "none")}
+    (tmp_path / "ca.crt").write_text("no certificate")
+    cluster = {"server": "https://127.0.0.1:1", "certificate-authority": str(tmp_path / "ca.crt")}
     config = {
         "current-context": "a",
         "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
         "clusters": [{"name": "a", "cluster": cluster}],
-        "users": [{"name": "a"}],
+        "users": [{"name": "a", "user": {}}],
     }
     kubeconfig.write_text(yaml.safe_dump(config))
     with pytest.raises(KubeError, match="a certificate for the API server cannot be used"):
