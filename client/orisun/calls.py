@@ -126,7 +126,9 @@ class Calls:
 
     async def _attempt(self, service: str, rpc: str, request: Any, metadata: Metadata, deadline: float) -> Any:
         self.check_open()
-        method = getattr(getattr(self._endpoints.pick(), service), rpc)
+        endpoint = self._endpoints.pick()
+        method = getattr(getattr(endpoint, service), rpc)
+        endpoint.began()
         try:
             call = method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
             response = await call
@@ -140,6 +142,8 @@ class Calls:
         except grpc.aio.UsageError:
             self.check_open()
             raise
+        finally:
+            endpoint.ended()
 
     def stream(self, rpc: str, request: Any) -> Opened:
         """A call of a streaming rpc of the event store."""

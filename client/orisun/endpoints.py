@@ -29,8 +29,6 @@ _SPREAD = 10.0
 _SOON = 1.0
 #: How much longer looks wait for each other, at most, where each finds something new (answers that are never alike).
 _LONGEST = 16
-#: "Until its calls have ended", for gRPC, in seconds.
-_LONG = 10.0 * 365 * 24 * 3600
 
 _LOG = logging.getLogger("orisun")
 
@@ -91,8 +89,17 @@ class Endpoint:
         self.admin: Any = admin_pb2_grpc.AdminStub(self.channel)  # type: ignore[no-untyped-call]
         #: What makes streams on this connection leave it for the one that took its place.
         self.leaving: set[Callable[[], None]] = set()
+        self._calls, self._idle = 0, asyncio.Event()
         _Process.used = True
         _Process.endpoints.add(self)
+
+    def began(self) -> None:
+        """One more call is under way on it, until ``ended``."""
+        self._calls += 1
+
+    def ended(self) -> None:
+        self._calls -= 1
+        self._idle.set()
 
     async def connected(self) -> bool:
         """Whether it reaches a server, within ``_PATIENCE``."""
@@ -109,7 +116,11 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         for leave in tuple(self.leaving) if move else ():
             loop.call_later(random.uniform(0, _SPREAD), leave)  # noqa: S311 - no secret
-        await self.channel.close(grace=_LONG)
+        # not gRPC's own grace: where that is cancelled, the connection is never closed
+        while self._calls:
+            self._idle.clear()
+            await self._idle.wait()
+        await self.channel.close(None)
 
 
 class Endpoints:
@@ -174,11 +185,12 @@ class Endpoints:
             self._timer.cancel()
         if _Process.forked or (self._loop is not None and self._loop.is_closed()):
             self._endpoints, self._retired, self._looking = [], {}, None
-        for task in (self._looking, *self._retired):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
-        for endpoint in (*self._endpoints, *self._retired.values()):
+        if self._looking is not None:
+            await _cancelled(self._looking)
+        endpoints = [*self._endpoints, *self._retired.values()]
+        for task in tuple(self._retired):
+            await _cancelled(task)
+        for endpoint in endpoints:
             await endpoint.channel.close(None)
 
     def _made(self, address: str, origin: Origin) -> Endpoint:
@@ -261,6 +273,11 @@ class Endpoints:
                 "this client was used in another event loop before, and belongs to it (each asyncio.run makes one): "
                 "connect inside of the coroutine that asyncio.run is given, once for each loop"
             )
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _look_again(endpoints: weakref.ref[Endpoints]) -> None:

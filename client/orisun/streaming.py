@@ -182,6 +182,7 @@ class LiveStream(ABC, Generic[T]):
         leave = functools.partial(self._leave, call)
         if self._may_move:
             opened.endpoint.leaving.add(leave)
+        opened.endpoint.began()
         error: grpc.aio.AioRpcError | None
         began, brought = time.monotonic(), False
         try:
@@ -216,6 +217,7 @@ class LiveStream(ABC, Generic[T]):
         finally:
             opened.endpoint.leaving.discard(leave)
             call.cancel()
+            opened.endpoint.ended()
         # a server that takes calls and fails at once is not asked again at once
         return brought or time.monotonic() - began > _LASTING, error
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
 
 import orisun
@@ -216,3 +217,40 @@ async def test_a_renewed_certificate_is_taken_up_while_the_connection_lives(
     # which is closed when its calls have ended
     await eventually(lambda: not client.calls._endpoints._retired)
     assert "PRIVATE" not in caplog.text
+
+
+async def test_a_client_that_closes_closes_the_connections_that_were_replaced(
+    server: Connection, make_client: Make, settings: Settings
+) -> None:
+    """Also those whose calls had not ended, which end with them."""
+    client = make_client(server.address)
+    orders = client.boundary(settings.boundaries[0].name)
+    connections = client.calls._endpoints
+    async with orders.subscribe("mailer"), orders.subscribe("printer"):
+        (old,) = connections._endpoints
+        assert await connections._replace(0, old.origin)
+        assert list(connections._retired.values()) == [old]
+        append = asyncio.create_task(orders.append([NewEvent("A")]))
+        await asyncio.sleep(0)
+        assert await connections._replace(0, old.origin)
+        await client.close()
+    for endpoint in (old, *connections._endpoints):
+        assert endpoint.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+    assert isinstance((await asyncio.gather(append, return_exceptions=True))[0], orisun.Position | orisun.ClientClosed)
+
+
+async def test_a_connection_that_was_replaced_is_closed_when_its_last_call_ends(
+    server: Connection, make_client: Make, settings: Settings
+) -> None:
+    client = make_client(server.address)
+    orders = client.boundary(settings.boundaries[0].name)
+    connections = client.calls._endpoints
+    async with orders.subscribe("mailer") as subscription:
+        (old,) = connections._endpoints
+        assert await connections._replace(0, old.origin)
+        await orders.append([NewEvent("A")])
+        assert (await anext(subscription)).event_type == "A"
+        assert old.channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    await eventually(lambda: old.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN)
+    assert not connections._retired
+    await client.ping()
