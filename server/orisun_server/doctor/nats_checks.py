@@ -67,7 +67,9 @@ async def _jetstream(client: Client, known: int) -> AsyncIterator[Finding]:
     manager = client.jsm(timeout=_PATIENCE)
     try:
         await manager.account_info()
-        streams: list[StreamInfo] = list(await manager.streams_info())
+        streams: list[StreamInfo] = []
+        while page := await manager.streams_info(offset=len(streams)):  # 256 at a time
+            streams += page
     except APIError as problem:
         yield Finding("problem", "JetStream", str(problem.description), "enable JetStream for the account")
         return
