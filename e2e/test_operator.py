@@ -192,7 +192,7 @@ async def test_status_tells_what_is_wrong_and_heals(
 async def test_what_clients_make_is_left_alone(kubernetes: Kubernetes, store: Servers) -> None:
     """A boundary and an index by rpc work and are listed; what a resource manages is changed there alone."""
     pods = {pod["metadata"]["uid"] for pod in await store.pods()}
-    async with store.client("by_rpc") as client:
+    async with store.client("orders") as client:
         channel = client.endpoints[0].channel
         admin, events = admin_pb2_grpc.AdminStub(channel), client.endpoints[0].events
         placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace="by_rpc")
@@ -200,11 +200,12 @@ async def test_what_clients_make_is_left_alone(kubernetes: Kubernetes, store: Se
         await admin.CreateBoundary(request, metadata=client.metadata)  # type: ignore[misc] # synchronous stubs
         mine = pb.CreateIndexRequest(boundary="by_rpc", name="mine", fields=[pb.IndexField(json_key="account")])
         await events.CreateIndex(mine, metadata=client.metadata)
-        await client.save({"account": "a"})
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await events.DropIndex(pb.DropIndexRequest(boundary="orders", name="account"), metadata=client.metadata)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert f"EventIndex/{store.namespace.name}/orders-account" in str(refused.value.details())
+    async with store.client("by_rpc") as client:
+        await client.save({"account": "a"})
 
     async def listed() -> bool:
         told = (await store.cluster())["status"].get("unmanaged")
