@@ -18,7 +18,7 @@ from orisun_api import eventstore_pb2 as es
 from orisun_server.admin.logins import FREE
 from orisun_server.app import App
 from orisun_server.settings import Settings
-from tests.harness import ADMIN, Connection, basic, eventually
+from tests.harness import ADMIN, Connection, basic, eventually, is_quick
 from tests.integration.test_auth import code_of, new_user, refusal, token_of, with_token
 
 Code = grpc.StatusCode
@@ -127,7 +127,7 @@ async def test_new_roles_hold_at_once_and_end_open_streams(server: Connection, s
             return error.code() is Code.UNAUTHENTICATED
         return False
 
-    await eventually(ended, timeout=2)
+    await eventually(ended)
     (told,) = [
         about for about, _ in await audit(server, settings, "UserRolesChanged") if about["user_id"] == user.user_id
     ]
@@ -169,7 +169,7 @@ async def test_the_last_administrator_stays(
     # of two administrators who are deleted at once, on two servers, one stays
     other, _ = await new_user(one, "ADMIN")
     for round_ in range(3):
-        await eventually(lambda: works(two, token), timeout=2)
+        await eventually(lambda: works(two, token))
         answers = await asyncio.gather(
             code_of(one.admin.DeleteUser(delete, metadata=token)),
             code_of(two.admin.DeleteUser(pb.DeleteUserRequest(user_id=other.user_id), metadata=token)),
@@ -196,6 +196,15 @@ async def test_a_token_works_everywhere_until_it_is_revoked(
 ) -> None:
     other = await make_server(settings)
     orders, payments = settings.boundaries[0].name, settings.boundaries[1].name
+
+    async def revoked() -> float:
+        return await _revoked_everywhere(server, other, orders, payments)
+
+    await is_quick(revoked, 1.0)
+
+
+async def _revoked_everywhere(server: Connection, other: Connection, orders: str, payments: str) -> float:
+    """Seconds from a token's revocation until no server takes it any more."""
     made = await issue(server, f"user:{orders}", name="shop-" + secrets.token_hex(4))
     assert made.token.startswith("orisun_")
     assert made.info.created_by == "admin"
@@ -203,7 +212,7 @@ async def test_a_token_works_everywhere_until_it_is_revoked(
     metadata = bearer(made.token)
     await server.events.SaveEvents(save(orders), metadata=metadata)
     assert await code_of(server.events.SaveEvents(save(payments), metadata=metadata)) is Code.PERMISSION_DENIED
-    await eventually(lambda: works(other, metadata), timeout=1.5)
+    await eventually(lambda: works(other, metadata))
     request = es.CatchUpSubscribeToEventStoreRequest(boundary=orders, subscriber_name="shop")
     stream = other.events.CatchUpSubscribeToEvents(request, metadata=metadata)
     await stream.initial_metadata()
@@ -218,24 +227,25 @@ async def test_a_token_works_everywhere_until_it_is_revoked(
     async def ended() -> bool:
         return not await works(other, metadata)
 
-    await eventually(ended, timeout=1.0)
-    assert time.monotonic() - began < 1.0
+    await eventually(ended)
+    took = time.monotonic() - began
     while (code := await code_of(stream.read())) is Code.OK:
         pass  # the events from before
     assert code is Code.UNAUTHENTICATED
     assert await refusal(server.admin.RevokeToken(revoke, metadata=ADMIN)) == (Code.NOT_FOUND, "token not found")
     assert made.info not in (await server.admin.ListTokens(pb.ListTokensRequest(), metadata=ADMIN)).tokens
+    return took
 
 
 async def test_a_token_expires_and_so_do_its_streams(server: Connection, settings: Settings) -> None:
-    made = await issue(server, "READER", expires_at=in_(seconds=1.5))
+    made = await issue(server, "READER", expires_at=in_(seconds=4))
     metadata = bearer(made.token)
     request = es.CatchUpSubscribeToEventStoreRequest(boundary=settings.boundaries[1].name, subscriber_name="expires")
     stream = server.events.CatchUpSubscribeToEvents(request, metadata=metadata)
     await stream.initial_metadata()
     assert await works(server, metadata)
     with pytest.raises(grpc.aio.AioRpcError) as ended:
-        await asyncio.wait_for(stream.read(), 5)
+        await asyncio.wait_for(stream.read(), 30)
     assert ended.value.code() is Code.UNAUTHENTICATED
     assert not await works(server, metadata)
     # an expired one is still listed, and its name is free once it is revoked
@@ -356,7 +366,7 @@ async def test_denied_calls_are_audited_and_cannot_flood(server: Connection, set
     async def denials() -> list[dict[str, Any]]:
         return [data for data, by in await audit(server, settings, "CallDenied") if by["username"] == user.username]
 
-    found = await eventually(denials, timeout=5)
+    found = await eventually(denials)
     assert found[0]["rpc"] == "orisun.EventStore/SaveEvents"
     assert len(found) <= 2
     for _ in range(3):
@@ -368,7 +378,7 @@ async def test_denied_calls_are_audited_and_cannot_flood(server: Connection, set
         assert all(by["peer"] == "127.0.0.1" for _, by in told)
         return {user.username, ""} <= {data["username"] for data, _ in told}
 
-    await eventually(failures, timeout=5)
+    await eventually(failures)
     request = es.GetEventsRequest(boundary=settings.admin_boundary, count=1000)
     everything = (await server.events.GetEvents(request, metadata=ADMIN)).SerializeToString()
     for hidden in (b"my-typed-s3cret", b"wrong-one"):
@@ -386,7 +396,7 @@ async def test_a_denial_about_no_name_of_a_boundary_is_audited(server: Connectio
         found = [data for data, by in await audit(server, settings, "CallDenied") if by["username"] == user.username]
         return {data["boundary"] for data in found} == {"(an invalid name)", "another"}
 
-    await eventually(told, timeout=5)
+    await eventually(told)
 
 
 async def test_nobody_writes_the_server_s_own_events(server: Connection, settings: Settings) -> None:
@@ -428,4 +438,4 @@ async def test_wrong_passwords_are_slowed_down_and_what_is_known_goes_on(server:
     async def admitted() -> bool:
         return await code_of(server.events.Ping(PING, metadata=basic(user.username, "wrong"))) is Code.UNAUTHENTICATED
 
-    await eventually(admitted, timeout=3)
+    await eventually(admitted)

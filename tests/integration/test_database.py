@@ -101,7 +101,7 @@ async def test_listen_hears(database: Database) -> None:
     try:
         await connection.add_listener("orisun_test_listen", lambda *arguments: heard.put_nowait(arguments[-1]))
         await database.admin.execute("NOTIFY orisun_test_listen, 'hello'")
-        assert await asyncio.wait_for(heard.get(), 5) == "hello"
+        assert await asyncio.wait_for(heard.get(), 30) == "hello"
     finally:
         await connection.close()
 
@@ -127,7 +127,8 @@ async def test_pools_go_on_after_every_connection_was_cut(pg_settings: Settings)
     async with PostgresProxy(pg_settings) as proxy:
         database = await Database.connect(proxy.settings)
         under_way = asyncio.create_task(database.write.fetchval("SELECT pg_sleep(30)"))
-        await asyncio.sleep(0.1)
+        sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'SELECT pg_sleep(30)'"
+        await eventually(lambda: database.read.fetchval(sleeps))
         await proxy.cut()
         with pytest.raises(Unavailable), database.guard():
             await under_way
@@ -285,7 +286,7 @@ async def test_everything_works_behind_a_pooler_in_transaction_mode(
         await asyncio.gather(*(catalog.start() for catalog in catalogs))
         created = await catalogs[0].create("more", "", "postgres", settings.boundaries[0].schema, False)
         assert created.status.name == "ACTIVE"
-        await eventually(lambda: len(catalogs[1].active()) == 4, 3)
+        await eventually(lambda: len(catalogs[1].active()) == 4)
         taken = await asyncio.gather(*(leases.acquire_many("publisher", "abcdefgh", 8) for leases in nodes * 3))
         assert sorted(lease.boundary for leases in taken for lease in leases) == list("abcdefgh")
         values = await asyncio.gather(*(database.read.fetchval("SELECT $1::int", number) for number in range(200)))

@@ -19,7 +19,7 @@ from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
 from orisun_server.settings import Settings
-from tests.harness import ADMIN, Connection, ServerProcess, eventually
+from tests.harness import ADMIN, Connection, ServerProcess, eventually, is_quick
 
 Code = grpc.StatusCode
 Criteria = Sequence[Mapping[str, str]]
@@ -153,7 +153,7 @@ class Subscriber:
     def cancel(self) -> None:
         self._call.cancel()
 
-    async def has(self, count: int, timeout: float = 20) -> list[Stored]:
+    async def has(self, count: int, timeout: float = 30) -> list[Stored]:
         """Waits for that many events, and returns all that came."""
 
         def reached() -> bool:
@@ -164,7 +164,7 @@ class Subscriber:
         await eventually(reached, timeout, message=f"{count} events, {len(self.events)} so far")
         return self.events
 
-    async def code(self, timeout: float = 5) -> Code:
+    async def code(self, timeout: float = 30) -> Code:
         """How the call ended."""
         assert self.ended is not None
         return await asyncio.wait_for(asyncio.shield(self.ended), timeout)
@@ -188,14 +188,17 @@ async def create(connection: Connection) -> Boundary:
 async def test_what_is_stored_then_what_is_new_while_writers_append(boundary: Boundary) -> None:
     """Subscriptions that open at any moment, from any position, each with criteria of its own."""
     chance = random.Random(1)
-    ends = time.monotonic() + 1.5
+    ends, written = time.monotonic() + 1.5, 0
     choices: list[Criteria] = [(), [{"kind": "1"}], [{"kind": "0", "big": "true"}, {"eventType": "B"}]]
 
     async def write(seed: int) -> None:
+        nonlocal written
         own = random.Random(seed)
-        while time.monotonic() < ends:
+        # a busy machine takes longer until there is something to compare
+        while time.monotonic() < ends or written < 150:
             data = [{"kind": own.randrange(3), "big": own.random() < 0.5} for _ in range(own.randint(1, 4))]
             await boundary.append(*data, event_type=own.choice("AB"))
+            written += len(data)
 
     writers = [asyncio.create_task(write(seed)) for seed in range(3)]
     async with contextlib.AsyncExitStack() as stack:
@@ -282,32 +285,41 @@ async def test_a_position_beyond_the_head_is_out_of_range(boundary: Boundary, st
 
 async def test_a_cancelled_call_frees_its_name_at_once(boundary: Boundary) -> None:
     await boundary.append({})
+    took = []
     for _ in range(6):
         began = time.monotonic()
         await _opens(boundary, "one")
-        assert time.monotonic() - began < 1
+        took.append(time.monotonic() - began)
+    assert sorted(took)[4] < 1
 
 
 async def test_a_deadline_frees_the_name(boundary: Boundary) -> None:
-    async with boundary.subscribe(name="one", timeout=0.7) as first:
-        await boundary.append({})
-        await first.has(1)
-        assert await first.code() is Code.DEADLINE_EXCEEDED
-    began = time.monotonic()
-    await _opens(boundary, "one")
-    assert time.monotonic() - began < 1
+    await boundary.append({})
+
+    async def frees() -> float:
+        async with boundary.subscribe(name="one", timeout=0.7) as first:
+            assert await first.code() is Code.DEADLINE_EXCEEDED
+            began = time.monotonic()
+        await _opens(boundary, "one")
+        return time.monotonic() - began if first.events else 60.0  # it was open, unless the deadline came before
+
+    await is_quick(frees, 1)
 
 
 async def test_a_closed_connection_frees_the_name(boundary: Boundary) -> None:
-    connection = Connection(boundary.connection.address)
-    subscriber = Subscriber(connection, boundary.name, name="one")
-    subscriber.open()
     await boundary.append({})
-    await subscriber.has(1)
-    await connection.close()
-    began = time.monotonic()
-    await _opens(boundary, "one")
-    assert time.monotonic() - began < 1
+
+    async def frees() -> float:
+        connection = Connection(boundary.connection.address)
+        subscriber = Subscriber(connection, boundary.name, name="one")
+        subscriber.open()
+        await subscriber.has(1)
+        await connection.close()
+        began = time.monotonic()
+        await _opens(boundary, "one")
+        return time.monotonic() - began
+
+    await is_quick(frees, 1)
 
 
 async def _opens(boundary: Boundary, name: str) -> None:
@@ -336,7 +348,7 @@ async def test_a_second_subscriber_is_refused_on_every_server(boundary: Boundary
                 await first.has(1)
                 for connection in (boundary.connection, other):
                     async with Subscriber(connection, boundary.name, name=name) as second:
-                        assert await second.code(1) is Code.ALREADY_EXISTS
+                        assert await second.code() is Code.ALREADY_EXISTS
                 # the name is of one boundary alone
                 async with elsewhere.subscribe(name=name) as third:
                     await elsewhere.append({})
@@ -424,10 +436,14 @@ async def test_a_slow_client_stalls_alone(make_settings: Callable[..., Settings]
         await fast.has(1 + 400 + 1200)
         grown = memory().rss - before
         assert grown < 45 * MIB, f"{grown / MIB:.0f} MiB for 6 slow clients that have 60 MB each to come"
-        began = time.monotonic()
-        await boundary.append({"n": 0})
-        await fast.has(1 + 400 + 1200 + 1)
-        assert time.monotonic() - began < 1
+
+        async def delivered() -> float:
+            count, began = len(fast.events), time.monotonic()
+            await boundary.append({"n": 0})
+            await fast.has(count + 1)
+            return time.monotonic() - began
+
+        await is_quick(delivered, 1)
         wanted = await boundary.events()
         for client in slow[:1]:
             got = [wanted[0], *[stored(await client.call.read()) for _ in wanted[1:]]]
