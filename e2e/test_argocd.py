@@ -225,7 +225,7 @@ async def test_health_of_every_state(
     name = f"plain-{secrets.token_hex(3)}"
     repository = await argo.repository(name, tmp_path / "git")
     repository.files = {
-        "store.yaml": in_wave(1, cluster(EMBEDDED, replicas=1)) + "---\n" + in_wave(1, boundary("orders"))
+        "store.yaml": in_wave(1, cluster(EMBEDDED, replicas=1)) + "---\n" + in_wave(2, boundary("orders"))
     }
     await repository.push("a store")
     seen: set[str] = set()
@@ -241,7 +241,7 @@ async def test_health_of_every_state(
         await until(healthy, 240, "Synced and Healthy", interval=0.1)
         assert seen - {"", "Missing"} == {"Progressing", "Healthy"}, seen
         asleep = cluster(EMBEDDED, replicas=1, hibernate=True)
-        repository.files["store.yaml"] = in_wave(1, asleep) + "---\n" + in_wave(1, boundary("orders"))
+        repository.files["store.yaml"] = in_wave(1, asleep) + "---\n" + in_wave(2, boundary("orders"))
         await repository.push("good night")
         await argo.refresh(name)
         await argo.until(name, "Synced", "Suspended", timeout=120)

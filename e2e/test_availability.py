@@ -18,7 +18,7 @@ import pytest
 from e2e import chaos
 from e2e.access import Access
 from e2e.conftest import tell
-from e2e.kubernetes import Kubernetes, is_ready, restarts, statuses, until
+from e2e.kubernetes import Kubernetes, Object, is_ready, restarts, statuses, until
 from e2e.release import Release
 from e2e.stores import Database, Namespace, Servers, boundary, cluster, pod_of, show
 from e2e.traffic import BOUNDARY, traffic
@@ -122,11 +122,19 @@ async def test_bad_image_stops_and_heals(kubernetes: Kubernetes, store: Servers,
 
 
 async def test_all_pods_killed_at_once(kubernetes: Kubernetes, store: Servers) -> None:
-    names = [pod["metadata"]["name"] for pod in await store.pods()]
     async with traffic(store) as running:
         for end in (chaos.kill, chaos.remove):
+            before = await store.pods()
             running.begin()
-            await end(kubernetes, store.namespace.name, *names)
+            await end(kubernetes, store.namespace.name, *(pod["metadata"]["name"] for pod in before))
+
+            async def others(before: list[Object] = before) -> bool:
+                """Each is another pod, or another process in the same."""
+                old = {one["containerID"] for pod in before for one in statuses(pod)}
+                new = {one.get("containerID", "") for pod in await store.pods() for one in statuses(pod)}
+                return not old & new
+
+            await until(others, 60, "not a container of before")
             await running.goes_on(timeout=120)
             show(f"all pods ({end.__name__}): seconds without appends, without live events", running.pauses())
             await store.ready()
