@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -297,3 +299,37 @@ def test_who_is_interrupted_while_waiting_loses_no_item(orders: sync.Boundary, m
             next(subscription)
         monkeypatch.setattr(LOOP, "run", run)
         assert [next(subscription).data["number"] for _ in range(2)] == [0, 1]
+
+
+def test_a_batch_waits_no_longer_than_asked_while_another_thread_waits(orders: sync.Boundary) -> None:
+    with orders.subscribe("patient", where("Late")) as subscription, ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(next, subscription)
+        while not subscription._lock.locked():
+            time.sleep(0.001)
+        hurried = threads.submit(subscription.batch, 10, timeout=0.05)
+        try:
+            assert hurried.result(10) == []
+            assert not waiting.done()
+        finally:
+            orders.append([NewEvent("Late"), NewEvent("Late")])
+        assert waiting.result(30).event_type == "Late"
+
+
+def test_a_stream_may_be_closed_while_another_thread_takes_its_items(client: sync.Client) -> None:
+    class Emptied(deque[Any]):
+        """Is emptied by whoever closes the stream after the second look at how many there are."""
+
+        looks = 0
+
+        def __len__(self) -> int:
+            count, self.looks = super().__len__(), self.looks + 1
+            if self.looks == 2:
+                self.clear()
+            return count
+
+    messages = client.messages("news", "reader")
+    messages.close()
+    messages._items = Emptied([1, 2])
+    assert list(messages) == [1]
+    messages._items = Emptied([1, 2])
+    assert messages.batch(10) == [1, 2]

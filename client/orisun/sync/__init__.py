@@ -19,12 +19,11 @@ from .client import (
     Boundary,
     Client,
     CommandExecutor,
-    Messages,
-    Subscription,
     connect,
     decide,
     event_snapshots,
 )
+from .live import Messages, Subscription
 
 __all__ = [
     "Admin",

@@ -140,6 +140,16 @@ class Face(Generic[A]):
         self.aio = aio
 
 
+def like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Gives a function the docstring of the asynchronous one, without its ``async``."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        function.__doc__ = (original.__doc__ or "").replace("async with", "with").replace("async for", "for")
+        return function
+
+    return decorate
+
+
 class blocking(Generic[A, P, T]):
     """A method that runs the asynchronous one of the same name and waits for its result."""
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .. import admin as aio_admin
 from .. import boundary as aio_boundary
@@ -24,22 +22,13 @@ from ..pubsub import Message
 from ..queries import EVERYTHING, Query
 from ..retries import RetryPolicy
 from ..subscription import Subscription as AioSubscription
-from .background import LOOP, Caller, Face, blocking, iterating
+from .background import LOOP, Caller, Face, blocking, iterating, like
+from .live import Messages, Subscription
 
 C = TypeVar("C")
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Gives a function the docstring of the asynchronous one, without its ``async``."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        function.__doc__ = (original.__doc__ or "").replace("async with", "with").replace("async for", "for")
-        return function
-
-    return decorate
 
 
 class Admin(Face[aio_admin.Admin]):
@@ -64,87 +53,6 @@ class Admin(Face[aio_admin.Admin]):
     create_token = blocking(aio_admin.Admin.create_token)
     tokens = blocking(aio_admin.Admin.tokens)
     revoke_token = blocking(aio_admin.Admin.revoke_token)
-
-
-class LiveStream(Face[streaming.LiveStream[T]], Generic[T]):
-    """An endless stream of items; iterate over it, inside ``with`` so that it ends when you leave.
-
-    ``close`` may be called from another thread: iteration stops. Threads that iterate over one stream share its items.
-    """
-
-    def __init__(self, aio: streaming.LiveStream[T]) -> None:
-        super().__init__(aio)
-        self._items: deque[T] = deque()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        LOOP.run(self.aio.__aenter__())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        """The next item, as soon as there is one."""
-        with self._lock:
-            self._receive(streaming.BUFFER, None)
-            if not self._items:
-                raise StopIteration
-            return self._taken()
-
-    @like(streaming.LiveStream.batch)
-    def batch(self, most: int, *, timeout: float | None = None) -> list[T]:
-        with self._lock:
-            self._receive(most, timeout)
-            return [self._taken() for _ in range(min(most, len(self._items)))]
-
-    def close(self) -> None:
-        """Ends the stream; items that were received already are dropped."""
-        LOOP.run(self.aio.aclose())
-        self._items.clear()
-
-    def _receive(self, most: int, timeout: float | None) -> None:
-        """Wait for items where there are none."""
-
-        async def receive() -> None:
-            # in the loop: who is interrupted while waiting finds them here the next time
-            self._items.extend(await self.aio.batch(most, timeout=timeout))
-
-        if not self._items:
-            LOOP.run(receive())
-
-    def _taken(self) -> T:
-        return self._items.popleft()
-
-
-class Subscription(LiveStream[Event]):
-    __doc__ = AioSubscription.__doc__
-
-    def __init__(self, aio: AioSubscription) -> None:
-        super().__init__(aio)
-        #: The position of the last event handed out, at first the one that the subscription began after.
-        self.position = aio.position
-        self.boundary, self.name, self.query = aio.boundary, aio.name, aio.query
-        self._reconnects: Callable[[], int] = lambda: aio.reconnects
-
-    @property
-    def reconnects(self) -> int:
-        """How often the stream was opened again after it was lost."""
-        return self._reconnects()
-
-    def _taken(self) -> Event:
-        event = super()._taken()
-        self.position = event.position
-        return event
-
-
-class Messages(LiveStream[Message]):
-    """The messages of a subject; see ``Client.messages``."""
 
 
 class AggregateStream(Face[streams.AggregateStream]):

@@ -39,8 +39,8 @@ from ..projections import (
     Tables,
     projection,
 )
-from .background import LOOP, Caller, Face, blocking, iterating
-from .client import Boundary, like
+from .background import LOOP, Caller, Face, blocking, iterating, like
+from .client import Boundary
 
 __all__ = [
     "Administration",
