@@ -176,7 +176,8 @@ class BehindProxies:
         client = scope.get("client")
         if scope["type"] == "http" and client and self._proxies.trusts(client[0]):
             headers = Headers(scope=scope)
-            scheme = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
+            # the last of them all is what the proxy saw: one that adds a header of its own leaves the client's first
+            scheme = ",".join(headers.getlist("x-forwarded-proto")).rpartition(",")[2].strip().lower()
             peer = self._proxies.client(client[0], headers.getlist("x-forwarded-for"))
             scope = {**scope, "client": (peer, 0), "scheme": scheme if scheme in ("http", "https") else scope["scheme"]}
         await self._app(scope, receive, send)
