@@ -254,6 +254,34 @@ async def test_doctor_goes_on_where_parts_cannot_be_reached(cli: Orisun) -> None
     assert "hush-hush" not in done.out + done.err
 
 
+@pytest.mark.parametrize(("environ", "told"), [
+    ({}, True), ({"ORISUN_CLIENT_TLS": "1"}, False),
+    ({"ORISUN_CLIENT_USERNAME": "", "ORISUN_CLIENT_PASSWORD": "", "ORISUN_CLIENT_TOKEN": "orisun_a_b"}, True),
+])  # fmt: skip
+async def test_doctor_tells_no_page_the_password_in_the_clear_where_calls_speak_tls(
+    cli: Orisun, environ: dict[str, str], told: bool
+) -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        is_metrics = heads[-1].startswith(b"GET /metrics ")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\n" if is_metrics else b"HTTP/1.1 200 OK\r\n")
+        writer.write(b'Content-Length: 31\r\n\r\n{"nats":"ok","postgresql":"ok"}')
+        await writer.drain()
+        writer.close()
+
+    page = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{page.sockets[0].getsockname()[1]}"
+    down = {"ORISUN_SERVER": f"127.0.0.1:{free_port()}", "ORISUN_ADMIN_URL": url}
+    async with page:
+        done = await cli("doctor", environ=down | environ)
+    assert any(b"\r\nauthorization: " in head.lower() for head in heads) is told
+    assert "the metrics may not be read" in done.out
+    # with TLS the certificate that nobody shows is another one
+    assert ("\n1 problem, 0 warnings;" if "ORISUN_CLIENT_TLS" not in environ else "\n2 problems,") in done.err
+
+
 async def test_bench_measures_in_a_new_boundary(cli: Orisun, name: str) -> None:
     done = await cli.ok("bench", "--boundary", f"{name}_b", "--callers", "4", "--seconds", "0.3", "--yes", "-o", "json")
     work = {one["work"]: one for one in done.json}

@@ -54,11 +54,15 @@ async def doctor(session: Session, *, admin_url: str | None) -> None:
             _show(session, stream, finding)
     counts = {level: sum(one.level == level for one in found) for level in _COLORS}
     session.show.say(
-        f"\n{counts['problem']} problems, {counts['warning']} warnings, {counts['ok']} checks are fine, "
-        f"{counts['skipped']} were skipped."
+        f"\n{_many(counts['problem'], 'problem')}, {_many(counts['warning'], 'warning')};"
+        f" checks that are fine: {counts['ok']}, skipped: {counts['skipped']}."
     )
     if counts["problem"]:
         raise click.exceptions.Exit(Exit.FAILURE)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 async def _all(session: Session, admin_url: str | None) -> AsyncIterator[Finding]:

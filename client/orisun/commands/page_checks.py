@@ -101,7 +101,8 @@ def _metrics(text: str) -> Iterator[Finding]:
 def _get(
     url: str, context: ssl.SSLContext | None, connection: Connection | None = None
 ) -> tuple[int, Mapping[str, str], str]:
-    """Status, headers and body. Where the server asks who is calling, ``connection`` tells it.
+    """Status, headers and body. Where the server asks who is calling, ``connection`` tells it, if a password or a token
+    does: never in the clear where calls are made by TLS.
 
     Raises OSError (also for a status that is no answer) or ValueError.
     """
@@ -111,8 +112,10 @@ def _get(
     try:
         return _opened(request, context)
     except urllib.error.HTTPError as problem:
-        if problem.code != 401 or connection is None:
+        if problem.code != 401 or connection is None or not (connection.token or connection.username):
             raise
+        if connection.tls is not None and url.startswith("http://"):
+            raise ValueError("it asks who is calling, which is not told by http:// where calls speak TLS") from None
         request.add_unredirected_header("Authorization", _authorization(connection))
         return _opened(request, context)
 
