@@ -129,12 +129,13 @@ async def test_all_pods_killed_at_once(kubernetes: Kubernetes, store: Servers) -
             await end(kubernetes, store.namespace.name, *(pod["metadata"]["name"] for pod in before))
 
             async def others(before: list[Object] = before) -> bool:
-                """Each is another pod, or another process in the same."""
+                """Three other pods serve, or other processes in them: one that is removed serves a moment longer."""
                 old = {one["containerID"] for pod in before for one in statuses(pod)}
-                new = {one.get("containerID", "") for pod in await store.pods() for one in statuses(pod)}
-                return not old & new
+                pods = await store.pods()
+                new = {one.get("containerID", "") for pod in pods for one in statuses(pod)}
+                return len(pods) == 3 and all(map(is_ready, pods)) and not old & new
 
-            await until(others, 60, "not a container of before")
+            await until(others, 120, "three others")
             await running.goes_on(timeout=120)
             show(f"all pods ({end.__name__}): seconds without appends, without live events", running.pauses())
             await store.ready()
