@@ -111,11 +111,14 @@ class Endpoint:
             return False
         return True
 
-    async def retire(self, *, move: bool) -> None:
-        """Close it when its calls have ended; ``move``: streams that may leave do so soon, one after the other."""
+    def move(self) -> None:
+        """Streams that may leave do so soon, one after the other."""
         loop = asyncio.get_running_loop()
-        for leave in tuple(self.leaving) if move else ():
+        for leave in tuple(self.leaving):
             loop.call_later(random.uniform(0, _SPREAD), leave)  # noqa: S311 - no secret
+
+    async def retire(self) -> None:
+        """Close it when its calls have ended."""
         # not gRPC's own grace: where that is cancelled, the connection is never closed
         while self._calls:
             self._idle.clear()
@@ -251,10 +254,15 @@ class Endpoints:
             _LOG.warning("%s: no server is reached by a new connection; the present one stays", old.address)
             await new.channel.close(None)
             return False
-        _LOG.info("%s: a new connection, for its %s", old.address, "addresses" if origin.adds_to(old.origin) else "TLS")
+        moves = origin.adds_to(old.origin)
+        _LOG.info("%s: a new connection, for its %s", old.address, "addresses" if moves else "TLS")
         self._endpoints[number] = new
-        retiring = asyncio.create_task(old.retire(move=origin.adds_to(old.origin)), name="orisun-retire")
+        retiring = asyncio.create_task(old.retire(), name="orisun-retire")
         self._retired[retiring] = old
+        # also streams that stayed on an older one, when only certificates had changed
+        for one in self._retired.values() if moves else ():
+            if one.address == old.address:
+                one.move()
         retiring.add_done_callback(lambda task: self._retired.pop(task, None))
         return True
 

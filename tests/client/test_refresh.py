@@ -254,3 +254,22 @@ async def test_a_connection_that_was_replaced_is_closed_when_its_last_call_ends(
     await eventually(lambda: old.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN)
     assert not connections._retired
     await client.ping()
+
+
+async def test_servers_that_are_added_get_subscriptions_that_certificates_had_left_in_place(
+    server: Connection, make_client: Make, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "_SPREAD", 0.05)
+    client = make_client(server.address)
+    orders = client.boundary(settings.boundaries[0].name)
+    connections = client.calls._endpoints
+    async with orders.subscribe("mailer") as subscription:
+        pems = connections._endpoints[0].origin.pems
+        assert await connections._replace(0, Origin(pems, frozenset({"a"})))
+        assert await connections._replace(0, Origin((b"renewed", None, None), frozenset({"a"})))
+        assert subscription.reconnects == 0
+        assert await connections._replace(0, Origin((b"renewed", None, None), frozenset({"a", "b"})))
+        await eventually(lambda: subscription.reconnects == 1)
+        await eventually(lambda: not connections._retired)
+        await orders.append([NewEvent("A")])
+        assert (await asyncio.wait_for(anext(subscription), 10)).event_type == "A"
