@@ -78,7 +78,7 @@ async def running(
         yield processor
         processor.stop()
         with contextlib.suppress(*(ends,) if ends else ()):
-            await asyncio.wait_for(work, 10)
+            await asyncio.wait_for(work, 30)
     finally:
         work.cancel()
 

@@ -96,7 +96,7 @@ async def test_messages(client: orisun.Client) -> None:
             return bool(heard)
 
         await eventually(published, interval=0.05)
-        first = await asyncio.wait_for(anext(all_of_a), 10)
+        first = await asyncio.wait_for(anext(all_of_a), 30)
         assert (first.subject, first.json(), first.metadata) == ("news.sport", {"score": 1}, "m")
         listening.cancel()
     with pytest.raises(orisun.InvalidArgument):

@@ -67,7 +67,7 @@ async def test_a_strategy_decides_and_may_be_changed(shop: Shop) -> None:
         )
     )
     await deposit(shop, 3, 2)
-    await eventually(has(shop, 5 * len(ACCOUNTS)), 20)
+    await eventually(has(shop, 5 * len(ACCOUNTS)))
     stop.set()
     processors = await work
     rows = await shop.rows()

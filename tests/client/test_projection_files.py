@@ -94,7 +94,7 @@ async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop:
 
     await shop.append(1, 2, 3)
     first = asyncio.create_task(Processor(FileCheckpoints(tmp_path), shop.boundary).run(send))
-    await asyncio.wait_for(handled.wait(), 10)
+    await asyncio.wait_for(handled.wait(), 30)
     first.cancel()  # as a crash would, between the work and the checkpoint
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -154,7 +154,7 @@ async def test_a_replay_waits_for_the_batch_in_hand_and_neither_forgets_the_othe
         search.poison = set()
         search.going_on.clear()
         await shop.append(1, account="y")
-        await asyncio.wait_for(search.waiting.wait(), 10)  # it is being handled, and holds the partition
+        await asyncio.wait_for(search.waiting.wait(), 30)  # it is being handled, and holds the partition
 
         async def replay() -> list[str]:
             # as a command line of its own would: other objects on the same files
@@ -165,7 +165,7 @@ async def test_a_replay_waits_for_the_batch_in_hand_and_neither_forgets_the_othe
         done, _ = await asyncio.wait([replaying], timeout=0.3)
         assert not done
         search.going_on.set()
-        assert await asyncio.wait_for(replaying, 10) == [""]
+        assert await asyncio.wait_for(replaying, 30) == [""]
         await processor.caught_up(search)
     assert sorted(search.handled) == [1, 666]
     (kept,) = checkpoints.found(search.name, shop.boundary.name).values()
@@ -210,12 +210,12 @@ async def test_another_layout_leaves_nothing_out(shop: Shop, tmp_path: Path) -> 
         search.going_on.clear()
         for number in range(20, 30):
             await shop.append(number, account=f"a{number}")
-        await asyncio.wait_for(search.waiting.wait(), 10)
+        await asyncio.wait_for(search.waiting.wait(), 30)
         changing = asyncio.create_task(admin.repartition(search, ProcessorConfig(total_partitions=1)))
         done, _ = await asyncio.wait([changing], timeout=0.3)
         assert not done, "the batch is finished first"
         search.going_on.set()
-        await asyncio.wait_for(changing, 10)
+        await asyncio.wait_for(changing, 30)
     assert list(checkpoints.found(search.name, shop.boundary.name)) == [0]
     with pytest.raises(PartitionMismatch, match="laid out for 1"):
         await Processor(checkpoints, shop.boundary, two).run(search)
@@ -270,7 +270,7 @@ async def test_the_command_line(server: Connection, shop: Shop, tmp_path: Path) 
         await eventually(lambda: names.exists() and names.read_text() == "one\ntwo\n", 30)
     finally:
         worker.terminate()
-        assert await asyncio.wait_for(worker.wait(), 20) == 0
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
     shown = await command("status")
     assert "0/1" in shown
     assert "1 parked" in shown

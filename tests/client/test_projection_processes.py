@@ -40,7 +40,7 @@ class Workers:
     async def end(self, partition: int, number: signal.Signals) -> int:
         process = self.processes.pop(partition)
         process.send_signal(number)
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 30)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ async def test_the_command_line(
             await eventually(two_names, 30)
         finally:
             worker.terminate()
-            assert await asyncio.wait_for(worker.wait(), 20) == 0
+            assert await asyncio.wait_for(worker.wait(), 30) == 0
         shown = await orisun_command("status")
         assert "0/1" in shown
         assert "1 parked" in shown
@@ -246,4 +246,4 @@ async def test_a_worker_that_stands_by_outlives_the_servers(
             await patient.boundary(boundary.name).append([event])
         await eventually(lambda: sum(processor.stats.handled for processor in processors) == 1, 30)
         standby.stop()
-        await asyncio.wait_for(asyncio.gather(*working), 20)
+        await asyncio.wait_for(asyncio.gather(*working), 30)

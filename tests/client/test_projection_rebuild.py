@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import asyncpg
@@ -12,7 +11,6 @@ import pytest
 import orisun
 from orisun.projections import Administration, ProcessorConfig, Progress, ProjectionError
 from tests.client.shop import Deposits, Shop
-from tests.harness import eventually
 
 ACCOUNTS = [f"a{number}" for number in range(9)]
 
@@ -27,11 +25,14 @@ class Meeting(Deposits):
     """Its workers meet in ``handle``: where one worked after the other, nobody would come."""
 
     meeting: asyncio.Barrier | None = None
+    came = 0
 
     async def handle(self, tx: Any, event: orisun.Event) -> None:
-        if self.meeting is not None:
-            await asyncio.wait_for(self.meeting.wait(), 10)
-            self.meeting = None
+        if (meeting := self.meeting) is not None:
+            self.came += 1
+            if self.came == meeting.parties:
+                self.meeting = None  # one more would wait alone
+            await asyncio.wait_for(meeting.wait(), 30)
         await super().handle(tx, event)
 
 
@@ -47,15 +48,17 @@ async def test_several_workers_rebuild_and_each_event_is_there_once(shop: Shop) 
     again = Meeting(view)
     again.meeting = asyncio.Barrier(2)
     # interrupted when some is done
-    rebuilding = asyncio.create_task(admin.rebuild(again, batch_size=20, partitions=3, on_progress=progress.append))
-    await eventually(lambda: sum(one.handled for one in progress[-1:]) >= 60)
-    rebuilding.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+
+    def interrupt(one: Progress) -> None:
+        if one.handled >= 60:
+            rebuilding.cancel()
+
+    rebuilding = asyncio.create_task(admin.rebuild(again, batch_size=20, partitions=3, on_progress=interrupt))
+    with pytest.raises(asyncio.CancelledError):
         await rebuilding
     assert len(await shop.rows(view)) == 60 * len(ACCOUNTS), "the present read model is as it was"
     done_before = len(await shop.rows(f"{view}__next"))
     await deposit(shop, 60, 10)
-    progress.clear()
     done = await admin.rebuild(again, batch_size=20, partitions=2, on_progress=progress.append)
     assert done_before + done.handled == 70 * len(ACCOUNTS), "what was done before is not done again"
     assert [one.done for one in progress] == sorted(one.done for one in progress)
@@ -63,7 +66,7 @@ async def test_several_workers_rebuild_and_each_event_is_there_once(shop: Shop) 
     # the live workers go on, each with its own
     await deposit(shop, 70, 5)
     for processor in processors:
-        await asyncio.wait_for(processor.caught_up(live), 20)
+        await asyncio.wait_for(processor.caught_up(live), 30)
         processor.stop()
     await asyncio.gather(*working)
     rows = await shop.rows(view)
@@ -80,7 +83,7 @@ async def test_a_rebuild_of_what_was_never_started_becomes_the_projection(shop: 
     processor = shop.processor()
     work = asyncio.create_task(processor.run(deposits))
     await deposit(shop, 40, 1)
-    await asyncio.wait_for(processor.caught_up(deposits), 10)
+    await asyncio.wait_for(processor.caught_up(deposits), 30)
     processor.stop()
     await work
     assert len(await shop.rows(view)) == 41 * len(ACCOUNTS)

@@ -99,7 +99,7 @@ async def test_a_cancelled_handler_writes_nothing_any_more(shop: Shop) -> None:
     class Slow(Deposits):
         def handle(self, tx: Connection, event: orisun.Event) -> None:
             began.set()
-            assert going_on.wait(10)
+            assert going_on.wait(30)
             for _ in range(2):
                 try:
                     tx.execute("INSERT INTO deposit (account, amount) VALUES ('late', 1)")
@@ -108,7 +108,7 @@ async def test_a_cancelled_handler_writes_nothing_any_more(shop: Shop) -> None:
 
     await shop.append(1)
     work = asyncio.create_task(shop.processor().run(Slow(shop.schema)))
-    assert await asyncio.to_thread(began.wait, 10)
+    assert await asyncio.to_thread(began.wait, 30)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
@@ -134,7 +134,7 @@ async def test_a_statement_under_way_is_given_up_with_its_handler(shop: Shop) ->
     await eventually(lambda: shop.pool.fetchval(sleeping))
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(work, 10)
+        await asyncio.wait_for(work, 30)
     await eventually(lambda: len(failures) == 1)
     assert not await shop.pool.fetchval(sleeping)
 
@@ -201,7 +201,7 @@ def test_a_processor_calls_handlers_in_the_thread_that_runs_it(
         assert rows(view) == [1, 2, 3]
         assert processor.lag(deposits).events == 0
         processor.stop()
-        work.result(10)
+        work.result(30)
     assert processor.stats.handled == 3
     assert deposits.threads == {"worker_0"}
 
@@ -215,7 +215,7 @@ def test_administration(bank: sync.Boundary, view: tuple[plain.Pool, str], check
         work = threads.submit(processor.run, deposits)
         processor.caught_up(deposits, deposit(bank, 1, 666))
         processor.stop()
-        work.result(10)
+        work.result(30)
     assert [one.event_type for one in admin.parked(deposits)] == ["Deposited"]
     deposits.poison = set()
     assert [one.failure for one in admin.replay(deposits)] == [""]
@@ -239,7 +239,7 @@ def test_runners_use_threads_and_stop(bank: sync.Boundary, view: tuple[plain.Poo
         while sum(one.handled for one in admin.status(deposits)) < 20 and not deadline.wait(0.02):
             assert not work.done()
         stop.set()
-        stats = work.result(10)
+        stats = work.result(30)
     assert stop.is_set()
     assert sum(one.handled for one in stats) == 20
     assert sorted(rows(view)) == list(range(20))

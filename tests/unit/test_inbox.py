@@ -67,7 +67,7 @@ async def test_waiting_ends_with_a_message_a_poke_a_loss_a_failure_or_time() -> 
         await asyncio.sleep(0)
         assert not waiting.done()
         act()
-        assert await asyncio.wait_for(waiting, 1) is poked
+        assert await asyncio.wait_for(waiting, 30) is poked
     with pytest.raises(Unavailable):
         inbox.check()
     inbox.open()
