@@ -15,7 +15,7 @@ from ...core.access import PAGES, check
 from ...core.proxies import Proxies
 from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
-from .context import STATIC, Context, Handler, Site
+from .context import STATIC, Context, Handler, Site, done_of, forget_done
 from .exposition import Exposition
 from .pages import boundary, events, indexes, operations, overview, people
 from .parts import Parts, State
@@ -118,7 +118,10 @@ class _Endpoints:
             return self._site.render("starting.html", 503)
         if self._site.sign_ins.find(parts.sessions, request) is not None:
             return RedirectResponse(local_path(request.query_params.get("next", "/")), 303)
-        return self._sign_in(request, told="Your password was changed." if "changed" in request.query_params else "")
+        # nothing else: whoever is not signed in learns of nothing that was done
+        response = self._sign_in(request, told=told if (told := done_of(request)) == people.PASSWORD_CHANGED else "")
+        forget_done(request, response)
+        return response
 
     async def sign_in(self, request: Request) -> Response:
         parts = self._state.parts

@@ -209,7 +209,7 @@ class Context:
             "caller": self.caller,
             "csrf": self._csrf,
             "path": self.path,
-            "done_text": unquote(self.request.cookies.get(_DONE, ""))[:300],
+            "done_text": done_of(self.request),
             "may": self.may,
             "link": self.link,
             "fragment": self.is_fragment,
@@ -218,8 +218,8 @@ class Context:
             "admin_boundary": self.settings.admin_boundary,
         }
         response = self.site.render(template, http_status, **shared, **values)
-        if _DONE in self.request.cookies and not self.is_fragment:
-            response.delete_cookie(_DONE, path="/", secure=is_secure(self.request), httponly=True, samesite="strict")
+        if not self.is_fragment:
+            forget_done(self.request, response)
         return response
 
     def go(self, path: str, done: str = "") -> Response:
@@ -244,6 +244,17 @@ class Context:
             else str(error)
         )
         return self.render("error.html", status, status=status, text=text, title=show.TITLES.get(status, "That failed"))
+
+
+def done_of(request: Request) -> str:
+    """What was done by the form that led here; "" where none did."""
+    return unquote(request.cookies.get(_DONE, ""))[:300]
+
+
+def forget_done(request: Request, response: Response) -> None:
+    """It is said once."""
+    if _DONE in request.cookies:
+        response.delete_cookie(_DONE, path="/", secure=is_secure(request), httponly=True, samesite="strict")
 
 
 def _to_sign_in(request: Request) -> Response:

@@ -10,6 +10,8 @@ from ....core.users import ApiToken, Role, User
 from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted, Unauthenticated, Unavailable
 from ..context import Context
 
+#: Said where one signs in again.
+PASSWORD_CHANGED = "Your password was changed. Sign in with the new one."  # noqa: S105 - a sentence
 _PER_PAGE = 25
 _MOST_DAYS = 3650
 #: Boundaries that the account page has links to.
@@ -135,7 +137,7 @@ async def change_password(context: Context) -> Response:
         )
     except (InvalidArgument, Unauthenticated, ResourceExhausted) as error:
         return _account(context, 400, problem=_plain(error))
-    response = context.go("/sign-in?changed=1")
+    response = context.go("/sign-in", PASSWORD_CHANGED)
     await context.sign_out(response)
     return response
 
