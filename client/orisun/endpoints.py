@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import random
-import socket
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import grpc
 
 from orisun_api import admin_pb2_grpc, eventstore_pb2_grpc
 
-from .channels import TLS, Pems, addresses, name_of, options_of
+from .channels import TLS, Pems, addresses, name_of, options_of, resolved
 from .errors import InvalidArgument, OrisunError, refuse
 
 _DOWN, _READY = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.READY
@@ -234,11 +233,8 @@ class Endpoints:
             except InvalidArgument as problem:
                 _LOG.warning("%s; the connection goes on with what was read before", problem)
         if name := name_of(address):
-            try:
-                infos = await asyncio.get_running_loop().getaddrinfo(*name, type=socket.SOCK_STREAM)
-                found = replace(found, addresses=frozenset(str(info[4][0]) for info in infos))
-            except (OSError, UnicodeError):
-                pass  # gRPC says so where it matters
+            # where it cannot be told gRPC says so, if that matters
+            found = replace(found, addresses=await resolved(name) or found.addresses)
         return found
 
     async def _replace(self, number: int, origin: Origin) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_what_makes_a_new_connection_worth_it() -> None:
     assert Origin((b"other", None, None), two.addresses).outdates(two)
     with pytest.raises(orisun.InvalidArgument, match="refresh -1 is negative"):
         orisun.connect(refresh=-1)
+
+
+def test_a_name_server_that_is_silent_keeps_no_program_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def silent(*_: object, **__: object) -> None:
+        asked.set()
+        answered.wait(60)
+        raise OSError("no answer")
+
+    async def program() -> None:
+        async with orisun.connect("orisun.invalid:5005", retry=orisun.NEVER) as client:
+            with pytest.raises((orisun.Unavailable, orisun.DeadlineExceeded)):
+                await client.ping(timeout=5)
+            await eventually(asked.is_set)
+
+    monkeypatch.setattr("socket.getaddrinfo", silent)
+    late = threading.Timer(20, answered.set)
+    late.start()
+    try:
+        asyncio.run(program())
+        assert not answered.is_set()
+    finally:
+        late.cancel()
+        answered.set()
 
 
 async def _may_have_own_files() -> bool:
