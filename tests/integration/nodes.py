@@ -189,7 +189,7 @@ class Subscriber:
         self.task.cancel()
         await asyncio.wait([self.task])
 
-    async def has(self, count: int, timeout: float = 15.0) -> None:
+    async def has(self, count: int, timeout: float = 30.0) -> None:
         """Waits for that many events."""
 
         def reached() -> bool:

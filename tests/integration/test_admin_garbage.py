@@ -60,7 +60,7 @@ async def test_garbage(app: App, case: str, capsys: pytest.CaptureFixture[str]) 
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(GARBAGE[case])
     writer.write_eof()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     statuses = [line.split()[1] for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
@@ -75,4 +75,4 @@ async def test_garbage(app: App, case: str, capsys: pytest.CaptureFixture[str]) 
         found = psutil.Process().net_connections("tcp")
         return [one for one in found if one.laddr.port == port and one.status != psutil.CONN_LISTEN]
 
-    await eventually(lambda: not open_on_the_server(), timeout=5)
+    await eventually(lambda: not open_on_the_server())

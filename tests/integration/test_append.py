@@ -231,7 +231,7 @@ async def test_an_open_transaction_elsewhere_stalls_nothing(
 ) -> None:
     async with database.admin.acquire() as other, other.transaction():
         await other.execute("SELECT pg_current_xact_id()")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await appender.append(boundary, [event("a")], None)
         assert await database.read.fetchval(f"SELECT count(*) FROM {boundary.names.q_events}") == 1
 
@@ -297,7 +297,7 @@ async def test_a_long_look_holds_up_nobody(appender: Appender, boundary: Boundar
     slow = asyncio.create_task(
         appender.append(boundary, [event("slow", account="y")], Context(NOTHING, about(account="y")))
     )
-    await asyncio.wait_for(looking.wait(), 10)
+    await asyncio.wait_for(looking.wait(), 30)
     await appender.append(boundary, [event("quick")], None)
     assert not slow.done()
     going_on.set()

@@ -230,7 +230,7 @@ async def test_an_application_that_dies_frees_its_boundary(
     await store.append(dying, names[0], [placed(n=1)])
     waiting = asyncio.create_task(store.append(other, names[0], [placed(n=2)]))
     dying.terminate()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 30)
     assert [json.loads(event.data)["n"] for event in await store.read(other, names[0])] == [2]
     with pytest.raises(Unavailable, match="closed"):
         await store.append(dying, names[0], [placed(n=3)])

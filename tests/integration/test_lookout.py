@@ -12,7 +12,7 @@ import pytest
 
 from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Boundary
-from tests.harness import eventually
+from tests.harness import eventually, is_quick
 from tests.integration.nodes import Node, Subscriber
 
 MakeSettings = Callable[..., Settings]
@@ -74,7 +74,7 @@ async def test_two_hundred_boundaries_at_rest_cost_a_few_statements(
         async with Node(silent, publishing=False) as other:
             for boundary in (boundaries(node)[0], boundaries(node)[199]):
                 await other.append(1, boundary=boundary)
-                await eventually(lambda boundary=boundary: node.published(boundary), timeout=5)
+                await eventually(lambda boundary=boundary: node.published(boundary))
 
 
 async def test_what_nobody_tells_is_published_within_moments(make_settings: MakeSettings) -> None:
@@ -83,11 +83,17 @@ async def test_what_nobody_tells_is_published_within_moments(make_settings: Make
         for boundary in boundaries(node):
             await other.append(1, 2, boundary=boundary)
         for boundary in boundaries(node):
-            await eventually(lambda boundary=boundary: node.published(boundary), timeout=4)
+            await eventually(lambda boundary=boundary: node.published(boundary))
         # again, since every publisher has moved on
         for boundary in boundaries(node)[::7]:
-            await other.append(3, boundary=boundary)
-            await eventually(lambda boundary=boundary: node.published(boundary), timeout=4)
+
+            async def is_published(boundary: Boundary = boundary) -> float:
+                began = time.monotonic()
+                await other.append(3, boundary=boundary)
+                await eventually(lambda: node.published(boundary))
+                return time.monotonic() - began
+
+            await is_quick(is_published, 4)
 
 
 async def test_signals_wake_before_the_lookout_does(make_settings: MakeSettings) -> None:
@@ -129,7 +135,7 @@ async def test_a_locked_or_missing_table_blinds_nobody_else(make_settings: MakeS
                 await connection.execute(f"LOCK TABLE {locked.names.q_events}")
                 for boundary in (first, last):
                     await other.append(1, boundary=boundary)
-                    await eventually(lambda boundary=boundary: node.published(boundary), timeout=8)
+                    await eventually(lambda boundary=boundary: node.published(boundary))
             await other.append(1, boundary=locked)
             await eventually(lambda: node.published(locked))
         finally:
@@ -177,8 +183,14 @@ async def test_a_live_subscription_hears_of_what_nobody_publishes(make_settings:
         await subscriber.is_live()
         for publisher, _ in node.publishers._running.values():
             publisher.wake = publisher.saw = lambda *_: None  # type: ignore[method-assign]
-        await other.append(2)
-        await subscriber.has(2, timeout=6)
+
+        async def hears() -> float:
+            count, began = len(subscriber.events), time.monotonic()
+            await other.append(count)
+            await subscriber.has(count + 1)
+            return time.monotonic() - began
+
+        await is_quick(hears, 6)
 
 
 async def test_nothing_is_watched_any_more_when_nobody_is_there(settings: Settings) -> None:

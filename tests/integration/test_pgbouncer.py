@@ -52,7 +52,7 @@ async def test_everything_a_server_does(
         *(server.events.SaveEvents(save(boundary, f"{number}{server.address}"), metadata=ADMIN)
           for number in range(100) for server in (one, two))
     )  # fmt: skip
-    seen = [(await asyncio.wait_for(stream.read(), 10)).position.prepare_position for _ in range(202)]
+    seen = [(await asyncio.wait_for(stream.read(), 30)).position.prepare_position for _ in range(202)]
     assert seen == list(range(202))
     count = await two.admin.GetEventCount(admin_pb2.GetEventCountRequest(boundary=boundary), metadata=ADMIN)
     assert count.count == 202
@@ -64,13 +64,13 @@ async def test_everything_a_server_does(
 
     await eventually(built)
     user, credentials = await new_user(one, "READER")
-    await eventually(lambda: _is_ok(two.events.Ping(pb.PingRequest(), metadata=credentials)), timeout=2)
+    await eventually(lambda: _is_ok(two.events.Ping(pb.PingRequest(), metadata=credentials)))
     await two.admin.DeleteUser(admin_pb2.DeleteUserRequest(user_id=user.user_id), metadata=ADMIN)
     placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace=settings.boundaries[0].schema)
     request = admin_pb2.CreateBoundaryRequest(name=f"{boundary}_x", placement=placement)
     made = await two.admin.CreateBoundary(request, metadata=ADMIN)
     assert made.boundary.status == admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE
-    await eventually(lambda: _is_ok(one.events.SaveEvents(save(f"{boundary}_x", "a"), metadata=ADMIN)), timeout=3)
+    await eventually(lambda: _is_ok(one.events.SaveEvents(save(f"{boundary}_x", "a"), metadata=ADMIN)))
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -89,9 +89,9 @@ async def test_listen_goes_a_direct_way_when_it_is_given(
         await listener.start()
         await speaker.start()
         if direct:
-            assert await asyncio.wait_for(heard.get(), 5) is None
+            assert await asyncio.wait_for(heard.get(), 30) is None
             speaker.send("orders")
-            assert await asyncio.wait_for(heard.get(), 5) == "orders"
+            assert await asyncio.wait_for(heard.get(), 30) == "orders"
     finally:
         await speaker.stop()
         await listener.stop()

@@ -106,7 +106,7 @@ async def test_one_projector_over_the_cluster_and_failover(settings: Settings, d
             assert not any(line in second.logs for line in lines)
             assert refused not in first.logs
             await first.kill()
-            await eventually(lambda: all(line in second.logs for line in lines), timeout=10)
+            await eventually(lambda: all(line in second.logs for line in lines))
             await new_user(second.connection, "USER")
             assert len(await usernames(second.connection)) == 2
 
@@ -125,7 +125,7 @@ async def test_an_event_that_only_the_projector_sees_takes_effect(
         async def ended() -> bool:
             return await code_of(server.events.Ping(es.PingRequest(), metadata=credentials)) is Code.UNAUTHENTICATED
 
-        await eventually(ended, timeout=6)
+        await eventually(ended)
         # what makes no sense is left out, and the projection goes on
         for number, spoilt in enumerate(("{}", '{"user_id": "x", "roles": "y"}', '{"user_id": null}')):
             await other.appender.append(
@@ -138,7 +138,7 @@ async def test_an_event_that_only_the_projector_sees_takes_effect(
         async def projected() -> bool:
             return set((await checkpoints(database, boundary)).values()) == {head.prepare}
 
-        await eventually(projected, timeout=5)
+        await eventually(projected)
 
 
 async def test_the_admin_boundary_is_indexed_by_type(
@@ -280,4 +280,4 @@ async def test_the_projection_keeps_up_by_itself(
     async def counted() -> bool:
         return bool(await database.admin.fetchval(stored, boundary.name) == 20)
 
-    await eventually(counted, timeout=12)
+    await eventually(counted)

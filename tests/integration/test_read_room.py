@@ -50,7 +50,7 @@ async def _read(server: Connection, request: pb.GetEventsRequest) -> pb.GetEvent
 async def _waiting(database: Database, names: BoundaryNames) -> bool:
     """Whether as many reads wait for the table as may use a connection."""
     waiting = "SELECT count(*) FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         try:
             return bool(await database.admin.fetchval(waiting, names.q_events) >= 3)
         except asyncpg.PostgresError:

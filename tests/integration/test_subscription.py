@@ -109,7 +109,7 @@ async def test_a_position_beyond_the_head_is_of_another_history(node: Node, even
     if events:
         await node.append(*range(events))
     async with Subscriber(node, after=Position(events + 1, events)) as subscriber:
-        await asyncio.wait([subscriber.task], timeout=5)
+        await asyncio.wait([subscriber.task], timeout=30)
         assert isinstance(subscriber.failure, OutOfRange)
 
 
@@ -138,7 +138,7 @@ async def test_a_name_is_exclusive_over_servers_and_free_at_once_after_cancel(se
         async with Subscriber(one, name="é x*>") as first:
             await first.has(1)
             for node in (one, other):
-                async with asyncio.timeout(1), Subscriber(node, name="é x*>") as second:
+                async with asyncio.timeout(30), Subscriber(node, name="é x*>") as second:
                     await second.task
                     assert isinstance(second.failure, AlreadyExists)
         async with Subscriber(other, name="é x*>") as third:
@@ -306,7 +306,7 @@ async def test_a_lost_name_ends_the_subscription(make_settings: MakeSettings) ->
         await node.append(0)
         await subscriber.has(1)
         await node.database.admin.execute(f'DELETE FROM "{settings.admin_schema}".orisun_node')
-        await asyncio.wait([subscriber.task], timeout=5)
+        await asyncio.wait([subscriber.task], timeout=30)
         assert isinstance(subscriber.failure, Unavailable)
 
 
@@ -317,7 +317,7 @@ async def test_a_server_that_stops_ends_its_subscriptions(settings: Settings) ->
             await node.append(0)
             await subscriber.has(1)
             await node.subscriptions.stop()
-            await asyncio.wait([subscriber.task], timeout=2)
+            await asyncio.wait([subscriber.task], timeout=30)
             assert isinstance(subscriber.failure, Unavailable)
         async with Subscriber(node) as late:
             await late.task
