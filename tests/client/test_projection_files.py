@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import orisun
+from orisun import NOTHING
 from orisun.projections import (
     Administration,
     FileCheckpoints,
@@ -24,6 +26,7 @@ from orisun.projections import (
     ProjectionError,
     VersionMismatch,
     by_key,
+    kept_files,
     projection,
 )
 from tests.client.shop import Shop, running
@@ -290,3 +293,36 @@ async def test_the_command_line(server: Connection, shop: Shop, tmp_path: Path) 
 def test_an_application_has_one_place_for_its_checkpoints() -> None:
     with pytest.raises(orisun.InvalidArgument, match="one of the two"):
         ProjectionApp([Search()], boundary="shop", connect=orisun.connect)
+
+
+async def test_who_is_cancelled_while_writing_gives_no_lock_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written late would undo what the next one writes, and what that has parked."""
+    began, going_on, write = threading.Event(), threading.Event(), kept_files.write
+    path, lock = tmp_path / "search.json", tmp_path / "search.lock"
+
+    def slow(path: Path, kept: dict[str, Any]) -> None:
+        began.set()
+        assert going_on.wait(30)
+        write(path, kept)
+
+    async def work() -> None:
+        async with kept_files.locked(lock):
+            await kept_files.save(path, kept_files.new_kept(1, NOTHING, 1))
+
+    async def follow() -> None:
+        async with kept_files.locked(lock):
+            assert kept_files.read(path)["total"] == 1
+
+    monkeypatch.setattr(kept_files, "write", slow)
+    working = asyncio.create_task(work())
+    assert await asyncio.to_thread(began.wait, 30)
+    working.cancel()
+    following = asyncio.create_task(follow())
+    done, _ = await asyncio.wait([following], timeout=0.3)
+    assert not done
+    going_on.set()
+    await asyncio.wait_for(following, 10)
+    with pytest.raises(asyncio.CancelledError):
+        await working

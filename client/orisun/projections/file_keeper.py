@@ -13,7 +13,7 @@ from ..position import NOTHING, Position
 from .calling import call
 from .checkpoints import ParkedEvent, Standing, Taken
 from .config import ProcessorConfig
-from .kept_files import new_kept, read, write
+from .kept_files import new_kept, read, save
 from .projection import Projection
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class FileKeeper:
                 await call(projection.reset, self._files.target)
                 for number in numbers:
                     kept = new_kept(len(numbers), NOTHING, projection.version)
-                    await asyncio.to_thread(write, self._files.path(name, boundary, number), kept)
+                    await save(self._files.path(name, boundary, number), kept)
 
     @asynccontextmanager
     async def _partition_of(self, projection: Projection, event_id: str) -> AsyncIterator[dict[str, Any] | None]:
@@ -102,7 +102,7 @@ class FileKeeper:
                     current = await asyncio.to_thread(read, path)
                     if _holds(current, event_id):
                         yield current
-                        await asyncio.to_thread(write, path, current)
+                        await save(path, current)
                         return
             yield None
 

@@ -22,7 +22,7 @@ from .checkpoints import Assignment
 from .config import ProcessorConfig
 from .errors import Fenced, PartitionMismatch, VersionMismatch
 from .file_keeper import FileKeeper
-from .kept_files import locked, new_kept, now, read, write
+from .kept_files import locked, new_kept, now, read, save
 from .projection import Projection
 
 
@@ -53,7 +53,7 @@ class FileCheckpoints:
             start = NOTHING if config.start_after is None else config.start_after
             for number in set(range(config.total_partitions)) - found.keys():
                 found[number] = new_kept(config.total_partitions, start, projection.version)
-                await asyncio.to_thread(write, self.path(projection.name, boundary, number), found[number])
+                await save(self.path(projection.name, boundary, number), found[number])
         kept = found[config.partition_key]
         if kept["version"] != projection.version:
             raise VersionMismatch(
@@ -74,7 +74,7 @@ class FileCheckpoints:
                 raise Fenced(f'the checkpoint of projection "{name}" was moved by somebody else')
             batch = FileBatch(self.target, kept)
             yield batch
-            await asyncio.to_thread(write, path, batch.kept)
+            await save(path, batch.kept)
 
     def keeper(self, boundary: str) -> FileKeeper:
         """See ``AdministeredCheckpoints``."""
@@ -125,7 +125,7 @@ class FileCheckpoints:
             for number in range(total):
                 own = [entry for entry in parked.values() if strategy.partition(entry["key"], total) == number]
                 made[number] = new_kept(total, start, version) | {"parked": own}
-                await asyncio.to_thread(write, self.path(projection, boundary, number), made[number])
+                await save(self.path(projection, boundary, number), made[number])
             for number in old.keys() - made.keys():
                 self.path(projection, boundary, number).unlink()
         return made

@@ -49,6 +49,17 @@ def write(path: Path, kept: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
+async def save(path: Path, kept: dict[str, Any]) -> None:
+    """``write`` in a thread. Whoever is cancelled waits for it all the same: the lock, which is given back then, is not
+    to be another's while it writes."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write, path, kept))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
+
+
 @asynccontextmanager
 async def locked(path: Path) -> AsyncIterator[None]:
     """Holds a lock file, against other processes and against others of this one."""
