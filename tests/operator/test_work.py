@@ -13,7 +13,7 @@ from orisun_operator import work
 from orisun_operator.metrics import Metrics
 from orisun_operator.reconcile import Outcome
 from orisun_operator.work import Key, Reconcile, WorkQueue
-from tests.harness import eventually
+from tests.harness import eventually, is_quick
 
 _KEY = Key("things", "shop", "one")
 
@@ -83,28 +83,32 @@ async def test_what_does_not_go_on_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         queue.ask(Key("things", "shop", "two"))
         assert queue.problem() == ""
         monkeypatch.setattr(work, "_STUCK", 0.0)
-        assert re.fullmatch(r"a reconcile has taken 0 s: things shop/one", queue.problem())
+        assert re.fullmatch(r"a reconcile has taken \d+ s: things shop/one", queue.problem())
         queue._running.clear()
-        assert re.fullmatch(r"things shop/two has waited 0 s to be reconciled", queue.problem())
+        assert re.fullmatch(r"things shop/two has waited \d+ s to be reconciled", queue.problem())
         queue._queued.clear()
         assert queue.problem() == ""
         queue._schedule(_KEY, -100.0)
-        assert queue.problem() == "the timer is 100 s late: things shop/one"
+        assert re.fullmatch(r"the timer is 1\d\d s late: things shop/one", queue.problem())
 
 
 async def test_the_timer_and_a_requeue_bring_it_back() -> None:
-    outcomes = iter([Outcome(0.01), Outcome(), Outcome(), Outcome()])
-    times: list[float] = []
+    async def late() -> float:
+        """How much later than asked for it came."""
+        outcomes = iter([Outcome(0.01), Outcome(), Outcome(), Outcome()])
+        times: list[float] = []
 
-    async def reconcile(namespace: str, name: str) -> Outcome:
-        times.append(asyncio.get_running_loop().time())
-        return next(outcomes, Outcome(60.0))
+        async def reconcile(namespace: str, name: str) -> Outcome:
+            times.append(asyncio.get_running_loop().time())
+            return next(outcomes, Outcome(60.0))
 
-    async with _queue(reconcile, timer=0.2) as queue:
-        queue.ask(_KEY)
-        await eventually(lambda: len(times) >= 4)
-    assert times[1] - times[0] < 0.15
-    assert 0.15 < times[2] - times[1] < 0.5
+        async with _queue(reconcile, timer=0.2) as queue:
+            queue.ask(_KEY)
+            await eventually(lambda: len(times) >= 4)
+        assert times[2] - times[1] > 0.15
+        return max(times[1] - times[0], times[2] - times[1] - 0.35)
+
+    await is_quick(late, 0.15)
 
 
 async def test_a_failure_is_tried_again_and_counted() -> None:
@@ -134,13 +138,13 @@ async def test_what_is_gone_is_looked_at_once_more_and_not_for_ever() -> None:
         count += 1
         return next(outcomes, Outcome())
 
-    async with _queue(reconcile, timer=0.1) as queue:
+    async with _queue(reconcile, timer=0.5) as queue:
         queue.there(_KEY)
         await eventually(lambda: count == 1)
         queue.gone(_KEY)
         # what the last look asked for is granted; the timer does not come back
         await eventually(lambda: count == 3)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         assert count == 3
         queue.there(_KEY)
         await eventually(lambda: count >= 5)
