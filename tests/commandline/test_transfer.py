@@ -71,7 +71,7 @@ async def test_a_killed_import_is_run_again(cli: Orisun, name: str, api: orisun.
 
     await eventually(some, 30)
     process.kill()
-    await asyncio.wait_for(process.communicate(), 20)
+    await asyncio.wait_for(process.communicate(), 60)
     before = len(await ids(api, name))
     assert 2_000 < before < count
     done = await cli.ok("events", "import", name, str(file), "--batch", "50", "-o", "json")
