@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -72,11 +73,19 @@ class Storm:
                     pass
             self.codes["OK"] += 1
         except grpc.aio.AioRpcError as error:
-            # the native transport ends a connection whose client resets streams faster than it can count them
-            # (CVE-2023-44487); gRPC makes another one
-            if error.code() not in IMPATIENT and "too_many_resets" not in (error.details() or ""):
+            if error.code() not in IMPATIENT and not lost_connection(error):
                 raise
             self.codes[error.code().name] += 1
+
+
+def lost_connection(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection ended under a call; gRPC makes another one.
+
+    The native transport ends one whose client resets streams faster than it can count them (CVE-2023-44487). Who reads
+    sees why; who writes at that moment sees only that nobody takes it any more.
+    """
+    ends = ("too_many_resets", "Broken pipe", "Connection reset", "Socket closed")
+    return error.code() == Code.UNAVAILABLE and any(end in (error.details() or "") for end in ends)
 
 
 def subscribe(boundary: str, number: int) -> pb.CatchUpSubscribeToEventStoreRequest:
@@ -97,21 +106,19 @@ async def names_are_free(boundary: str, endpoint: Endpoint) -> float:
     began = time.monotonic()
 
     async def take(number: int) -> bool:
-        call = endpoint.events.CatchUpSubscribeToEvents(subscribe(boundary, number), metadata=ADMIN, timeout=10)
+        call = endpoint.events.CatchUpSubscribeToEvents(subscribe(boundary, number), metadata=ADMIN, timeout=30)
         try:
             return bool((await call.read()).event_id)
         except grpc.aio.AioRpcError as error:
-            if error.code() != Code.ALREADY_EXISTS:
+            if error.code() != Code.ALREADY_EXISTS and not lost_connection(error):
                 raise
             return False
         finally:
             call.cancel()
 
-    waits = (eventually(lambda n=n: take(n), 10, message=f"name-{n} is free") for n in range(NAMES))
+    waits = (eventually(lambda n=n: take(n), message=f"name-{n} is free") for n in range(NAMES))
     await asyncio.gather(*waits)
-    took = time.monotonic() - began
-    assert took < 2
-    return took
+    return time.monotonic() - began
 
 
 async def queue_is_empty(settings: Settings, client: Client) -> None:
@@ -141,16 +148,18 @@ async def test_storms_of_deadlines_leave_nothing_behind(settings: Settings) -> N
         await client.save(*({"n": "0"} for _ in range(500)))
         storm = Storm(client.boundary, client.endpoints[0])
         measured: list[tuple[int, int]] = []
+        freed: list[float] = []
         for _ in range(4):
             await storm.blow(CALLS)
             async with held(settings):
                 await storm.blow(CALLS // 5)
-            free = await names_are_free(client.boundary, client.endpoints[0])
+            freed.append(await names_are_free(client.boundary, client.endpoints[0]))
             measured.append((process.memory_info().rss, process.num_fds()))
-            print(f"{measured[-1][0] >> 20} MiB, {measured[-1][1]} files, names free after {free:.3f} s")
+            print(f"{measured[-1][0] >> 20} MiB, {measured[-1][1]} files, names free after {freed[-1]:.3f} s")
         print("answers:", dict(storm.codes))
         assert storm.codes["DEADLINE_EXCEEDED"] > CALLS
         assert storm.codes["OK"] > 0
+        assert statistics.median(freed) < 2
         assert measured[-1][0] - measured[0][0] < 16 << 20
         assert measured[-1][1] - measured[0][1] < 10
         await queue_is_empty(settings, client)
@@ -193,7 +202,7 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
     async with store(settings.model_copy(update=FEW_CONNECTIONS), 1) as (client, servers):
         process = psutil.Process(servers[0].pid)
         await client.save(*({"n": "0"} for _ in range(2000)), padding=2000)
-        files = []
+        files, freed = [], []
         for _ in range(5):
             gone = [Endpoint(servers[0].address) for _ in range(5)]
             calls = []
@@ -204,9 +213,10 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
                 calls.append(events.GetEvents(page, metadata=ADMIN))
             await calls[0].read()
             await asyncio.gather(*(endpoint.channel.close() for endpoint in gone))
-            await names_are_free(client.boundary, client.endpoints[0])
+            freed.append(await names_are_free(client.boundary, client.endpoints[0]))
             files.append(process.num_fds())
         print("files:", files)
+        assert statistics.median(freed) < 2
         assert files[-1] - files[1] < 10
         await client.save({"n": "1"})
         client.history.check(await client.log())
