@@ -66,6 +66,8 @@ def serve() -> None:
         log.warning(warning)
 
     def on_ready(app: App) -> None:
+        if settings.logging_format == "json":  # whoever reads that is no person
+            return
         from orisun_server.banner import banner
 
         text = banner(settings, app.effective, app.address, app.page_address, color=sys.stderr.isatty())

@@ -47,6 +47,7 @@ def configure(level: str = "INFO", form: str = "auto", stream: TextIO | None = N
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         first_line_of_asyncio,
+        one_line_of_asyncpg,
         redact,
         describe_exception,
     ]
@@ -94,6 +95,14 @@ def first_line_of_asyncio(_: Any, __: str, event: Event) -> Event:
     """asyncio prints tasks with their exceptions, and those with what they were about."""
     if event.get("logger") == "asyncio":
         event["event"] = str(event["event"]).partition("\n")[0]
+    return event
+
+
+def one_line_of_asyncpg(_: Any, __: str, event: Event) -> Event:
+    """Its pools tell of each attempt to connect anew with a traceback, while PostgreSQL is away."""
+    if event.get("logger") == "asyncpg.pool" and (info := event.pop("exc_info", None)):
+        error = sys.exc_info()[1] if info is True else info[1]
+        event["reason"] = describe(error) if error is not None else ""
     return event
 
 

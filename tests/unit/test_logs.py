@@ -41,6 +41,16 @@ def test_structlog_and_the_standard_library_write_the_same(output: io.StringIO) 
     assert str(first["timestamp"]).endswith("Z")
 
 
+def test_attempts_of_a_pool_to_connect_anew_are_one_line_each(output: io.StringIO) -> None:
+    try:
+        raise ConnectionRefusedError("nobody listens")
+    except OSError:
+        logging.getLogger("asyncpg.pool").warning("Failed to restore the pool connection floor", exc_info=True)
+    (entry,) = entries(output)
+    assert entry["reason"] == "ConnectionRefusedError: nobody listens"
+    assert "exception" not in entry
+
+
 def test_private_fields_are_redacted(output: io.StringIO) -> None:
     structlog.get_logger().info(
         "x", data="hush", metadata="hush", pg_password="hush", Authorization="hush", boundary="b"
