@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -27,6 +28,10 @@ from tests.harness import Connection, ServerProcess
 if TYPE_CHECKING:
     from orisun_server.storage.catalog import Boundary
     from orisun_server.storage.database import Database
+
+# a machine that is busy with something else for a while is no mistake of the program
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 _numbers = itertools.count()
 #: Another PostgreSQL's bin directory, to run the suite on: ORISUN_TEST_PG_BIN=/usr/lib/postgresql/15/bin make test

@@ -202,7 +202,8 @@ async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> N
     async with store(settings.model_copy(update=FEW_CONNECTIONS), 1) as (client, servers):
         process = psutil.Process(servers[0].pid)
         await client.save(*({"n": "0"} for _ in range(2000)), padding=2000)
-        files, freed = [], []
+        files: list[int] = []
+        freed: list[float] = []
         for _ in range(5):
             gone = [Endpoint(servers[0].address) for _ in range(5)]
             calls = []

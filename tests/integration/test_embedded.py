@@ -68,7 +68,7 @@ async def test_nats_refuses_strangers_and_listens_on_loopback_alone(data_dir: Pa
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", embedded.port)
         writer.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
-        assert b"Authorization Violation" in await asyncio.wait_for(reader.read(), 5)
+        assert b"Authorization Violation" in await asyncio.wait_for(reader.read(), 30)
         writer.close()
         await writer.wait_closed()
         assert embedded.pid is not None

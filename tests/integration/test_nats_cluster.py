@@ -118,7 +118,7 @@ async def test_the_port_for_the_servers_refuses_strangers_and_clients_stay_on_lo
             writer.write(f"CONNECT {json.dumps(login)}\r\nPING\r\n".encode())
             received = b""
             while answer not in received:
-                received += (part := await asyncio.wait_for(reader.read(4096), 5))
+                received += (part := await asyncio.wait_for(reader.read(4096), 30))
                 assert part, received
             writer.close()
             with contextlib.suppress(OSError):

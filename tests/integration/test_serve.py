@@ -93,7 +93,7 @@ async def test_ctrl_c_in_a_terminal_stops_all_of_it(data_dir: Path) -> None:
         assert b"Traceback" not in rest
         assert b"restarting" not in rest  # the children did not get the terminal's signal
         assert await process.wait() == 0
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert alive == []
     finally:
         with contextlib.suppress(ProcessLookupError):
