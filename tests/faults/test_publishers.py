@@ -69,8 +69,7 @@ async def test_killed_between_publish_and_checkpoint(settings: Settings) -> None
         await stream.reaches((await client.log())[-1].position)
         took = time.monotonic() - killed
         print(f"hand-over after SIGKILL: {took:.2f} s")
-        # the guarantee is 10 s; a busy machine takes some more for the load and for looking
-        assert took < 15
+        assert took < 10
         await all_is_well(client, stream, one, other)
 
 
