@@ -25,7 +25,7 @@ from ..core.position import Position
 from ..errors import OrisunError
 from ..observation.tracing import TRACEPARENT
 from ..settings import Settings
-from .codec import encode_event
+from .codec import encode_events
 from .nats import Connection, frame
 
 log = structlog.get_logger(__name__)
@@ -148,9 +148,8 @@ class EventStream:
         last = len(events) - 1
         before = f"{previous.commit},{previous.prepare}"
         frames: list[bytes] = []
-        for number, event in enumerate(events):
+        for number, (event, body) in enumerate(zip(events, encode_events(events), strict=True)):
             position = f"{event.commit},{event.prepare}"
-            body = encode_event(event)
             headers = {
                 POSITION: position,
                 PREVIOUS: before,
@@ -159,13 +158,14 @@ class EventStream:
             }
             if event.prepare in origins:
                 headers[TRACEPARENT] = origins[event.prepare]
+            carried = body
             if len(body) > self._max_body:
-                headers[POINTER], body = "1", b""
+                headers[POINTER], carried = "1", b""
             if number == last:
                 await self._connection.send(frames)
-                await self._publish_last(body, headers, sequence + len(events))
+                await self._publish_last(carried, headers, sequence + len(events))
                 break
-            frames.append(frame(self._subject, headers, body))
+            frames.append(frame(self._subject, headers, carried))
             before = position
             if len(frames) == _FRAMES:
                 await self._connection.send(frames)

@@ -22,7 +22,7 @@ from ..observation import Watch
 from ..storage.catalog import Boundary
 from ..storage.leases import Lease, Leases
 from ..storage.reads import Reader, Scan
-from .codec import encode_event
+from .codec import encode_events
 from .inbox import Inbox
 from .live_tail import LiveTail, LiveTails
 from .publisher import CONFIRMED
@@ -238,7 +238,7 @@ class _Subscription:
         if scan.events:
             last = scan.events[-1]
             self._seen = last.position, message_id(last.prepare, last.event_id)
-        return [encode_event(event) for event in scan.events], scan.at_head
+        return list(encode_events(scan.events)), scan.at_head
 
     def _received(self) -> tuple[list[bytes], bool]:
         """What the tail has brought and fits, and False when PostgreSQL has to be asked for what comes next."""

@@ -34,6 +34,7 @@ from .wire import problem_of
 _TOKEN = "x-auth-token"  # noqa: S105 - the name of a header
 _SHUTTING_DOWN = "the server is shutting down; call again, on another server if there is one"
 _Context = grpc.aio.ServicerContext[Any, Any]
+WriteAll = Callable[[Any, list[bytes]], Awaitable[None]]
 _SESSION_ENDED = "invalid credentials"
 #: A caller of rpcs that need no authentication.
 _NOBODY = Caller("", "", frozenset(), 0)
@@ -93,6 +94,11 @@ class _Stream:
             self.task.cancel()
 
 
+async def _write_each(context: _Context, messages: list[bytes]) -> None:
+    for message in messages:
+        await context.write(message)
+
+
 class Calls:
     """Makes handlers of services, and ends calls when the server stops or a user is gone."""
 
@@ -115,9 +121,14 @@ class Calls:
         self._streams: set[_Stream] = set()
         self._draining = False
 
-    def handlers(self, service: Service) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
-        """Handlers by method name, as ``add_registered_method_handlers`` takes them."""
-        return {method.name: self._handler(service, method) for method in service.descriptor.methods}
+    def handlers(
+        self, service: Service, write_all: WriteAll = _write_each
+    ) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
+        """Handlers by method name, as ``add_registered_method_handlers`` takes them.
+
+        ``write_all(context, messages)`` writes serialized messages of a stream.
+        """
+        return {method.name: self._handler(service, method, write_all) for method in service.descriptor.methods}
 
     def drain(self) -> None:
         """Refuses new calls and ends the streams, both with UNAVAILABLE. Unary calls go on."""
@@ -131,13 +142,17 @@ class Calls:
             if stream.caller is not _NOBODY and not self._authenticator.is_valid(stream.caller):
                 stream.end(Unauthenticated(_SESSION_ENDED))
 
-    def _handler(self, service: Service, method: MethodDescriptor) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def _handler(
+        self, service: Service, method: MethodDescriptor, write_all: WriteAll
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
         rpc = f"{service.name}/{method.name}"
         function = service.function(method)
         message = GetMessageClass(method.input_type)
         if not method.server_streaming:
             return grpc.unary_unary_rpc_method_handler(self._unary(rpc, function, message, service.authenticated))
-        stream = self._stream(rpc, function, message, service.authenticated, method.client_streaming)
+        stream = self._stream(
+            rpc, function, message, service.authenticated, many=method.client_streaming, write_all=write_all
+        )
         if method.client_streaming:
             return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.unary_stream_rpc_method_handler(stream)
@@ -164,7 +179,14 @@ class Calls:
         return self._watched(rpc, handle)
 
     def _stream(
-        self, rpc: str, function: Callable[..., Any], message: type[Message], authenticated: bool, many: bool
+        self,
+        rpc: str,
+        function: Callable[..., Any],
+        message: type[Message],
+        authenticated: bool,
+        *,
+        many: bool,
+        write_all: WriteAll,
     ) -> Callable[..., Any]:
         async def handle(raw: Any, context: _Context, watched: WatchedCall) -> None:
             error: Exception
@@ -180,8 +202,7 @@ class Calls:
                 async with aclosing(function(request, caller)) as responses:
                     async for response in responses:
                         if isinstance(response, list):
-                            for one in response:
-                                await context.write(one)
+                            await write_all(context, response)
                         else:
                             await context.write(_bytes(response))
                 return

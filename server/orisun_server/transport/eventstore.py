@@ -13,7 +13,7 @@ from orisun_api import eventstore_pb2 as pb
 from ..core.audit import PREFIX as RESERVED_TYPES
 from ..core.position import NOTHING
 from ..core.users import Caller
-from ..delivery.codec import encode_event
+from ..delivery.codec import encode_event, encode_events
 from ..delivery.pubsub import PubSub
 from ..delivery.subscription import Subscriptions
 from ..errors import InvalidArgument
@@ -101,7 +101,7 @@ class EventStore(IndexRpcs):
             start=convert.position(request.from_position) if request.HasField("from_position") else None,
             after=convert.position(request.after_position) if request.HasField("after_position") else None,
         )
-        return convert.page([encode_event(event) for event in events])
+        return convert.page(list(encode_events(events)))
 
     async def get_latest_by_criteria(
         self, request: pb.GetLatestByCriteriaRequest, _: Caller

@@ -27,6 +27,11 @@ def is_installed() -> bool:
     return importlib.util.find_spec("pygrpc_native") is not None
 
 
+async def write_all(context: Any, messages: list[bytes]) -> None:
+    """Writes serialized messages of a stream; the library's way for each would cost as much as to send it."""
+    await context.write(messages)
+
+
 def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
     """A server like ``grpc.aio.server()``; it has one port and no TLS."""
     module = importlib.import_module(_MODULE)
@@ -47,18 +52,29 @@ def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
             return decoded
 
         async def _send(self, call: Any, context: Any, response: Any) -> bool:
-            """Sends one message of a stream.
+            """Sends a message of a stream, or a list of serialized ones (``write_all``)."""
+            messages = response
+            if not isinstance(response, list):
+                data = self._encode(call, context, response)
+                if data is None:
+                    return False
+                messages = (data,)
+            context._initial_sent = True
+            send, call_id = self._front.stream_try_send, call.call_id
+            for data in messages:
+                sent = send(call_id, data)
+                if sent == full:
+                    sent = await self._send_to_slow(call, data)
+                if sent == closed:
+                    return False
+            return True
 
-            The library waits for a slow client in a thread of the loop's default executor, of which there are a few:
+        async def _send_to_slow(self, call: Any, data: bytes) -> Any:
+            """The library waits for a slow client in a thread of the loop's default executor, of which there are a few:
             a handful of slow subscribers would stall all others, and the stop of the server. This waits without one.
             """
-            data = self._encode(call, context, response)
-            if data is None:
-                return False
-            context._initial_sent = True
-            began = pause = 0.0
+            began, pause = time.monotonic(), 0.0
             while (sent := self._front.stream_try_send(call.call_id, data)) == full:
-                began = began or time.monotonic()
                 # a client that reads takes its messages within microseconds: only one that does not is waited for
                 if not pause and not getattr(call, "is_slow", False) and time.monotonic() - began < _SPIN:
                     await asyncio.sleep(0)
@@ -66,7 +82,7 @@ def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
                 pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
                 await asyncio.sleep(pause)
             call.is_slow = pause > 4 * _FIRST_PAUSE
-            return bool(sent != closed)
+            return sent
 
         async def stop(self, grace: float | None) -> None:
             """Finishes calls for ``grace`` seconds at most; whoever asks for it refuses new ones meanwhile.

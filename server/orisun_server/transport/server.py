@@ -72,7 +72,8 @@ class GrpcServer:
         # Any: grpc-stubs lag behind grpcio and do not know registered methods
         server: Any = native.server(options) if self.transport == "native" else grpc.aio.server(options=options)
         for service in self._services:
-            server.add_registered_method_handlers(service.name, self.calls.handlers(service))
+            more = {"write_all": native.write_all} if self.transport == "native" else {}
+            server.add_registered_method_handlers(service.name, self.calls.handlers(service, **more))
         address = f"{_host(settings.grpc_host)}:{settings.grpc_port}"
         certificates = Certificates(_files(settings)) if settings.grpc_tls_enabled else None
         try:
