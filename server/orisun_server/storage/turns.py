@@ -7,6 +7,8 @@ at once.
 
 from __future__ import annotations
 
+import random
+
 from ..core.criteria import Query
 
 #: Flushes between two turns: who comes back reads first, then appends, and each takes about a flush and its way.
@@ -29,4 +31,5 @@ class Turns:
             self._next = {other: at for other, at in self._next.items() if at > now}
         latest = now + LONGEST_WAIT
         self._next[query] = min(turn + _FLUSHES * flush, latest)
-        return min(turn, latest) - now
+        # more than have room: anywhere between the others, not all at the end
+        return turn - now if turn < latest else random.uniform(0, LONGEST_WAIT)  # noqa: S311 - no secret
