@@ -10,34 +10,8 @@ from typing import Any
 import asyncpg
 
 import orisun
-from orisun.projections import (
-    PostgresCheckpoints,
-    Processor,
-    ProcessorConfig,
-    Projection,
-    Tables,
-    by_key,
-    stop_on_signals,
-)
-
-
-class Deposits(Projection):
-    """One row for each event, without a key that would hide a repetition."""
-
-    name = "deposits"
-    query = orisun.where("Deposited")
-    key_of = by_key("account")  # type: ignore[assignment]
-
-    def __init__(self, schema: str) -> None:
-        self.schema = schema
-
-    async def setup(self, tx: Any) -> None:
-        await tx.execute("CREATE TABLE IF NOT EXISTS deposit (n bigserial, account text, amount int)")
-
-    async def handle(self, tx: Any, event: orisun.Event) -> None:
-        await tx.execute(
-            "INSERT INTO deposit (account, amount) VALUES ($1, $2)", event.data["account"], event.data["amount"]
-        )
+from orisun.projections import PostgresCheckpoints, Processor, ProcessorConfig, Tables, stop_on_signals
+from tests.client.shop import Deposits
 
 
 async def main(asked: dict[str, Any]) -> None:

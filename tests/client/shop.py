@@ -44,8 +44,13 @@ class Shop:
         return [tuple(row) for row in found]
 
 
-class Deposits(Projection):
-    """One row for each event, without a key that would hide a repetition."""
+#: Makes the read model's table; rows have no key that would hide a repetition.
+TABLE = "CREATE TABLE IF NOT EXISTS deposit (n bigserial, account text, amount int)"
+INSERT = "INSERT INTO deposit (account, amount) VALUES ($1, $2)"
+
+
+class OfDeposits(Projection):
+    """What the projections of deposits have in common, however they write."""
 
     name = "deposits"
     query = orisun.where("Deposited")
@@ -54,15 +59,18 @@ class Deposits(Projection):
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self.poison: set[int] = set()
-        self.failures = 0
+
+
+class Deposits(OfDeposits):
+    """One row for each event."""
+
+    failures = 0
 
     async def setup(self, tx: Any) -> None:
-        await tx.execute("CREATE TABLE deposit (n bigserial, account text, amount int)")
+        await tx.execute(TABLE)
 
     async def handle(self, tx: Any, event: orisun.Event) -> None:
-        await tx.execute(
-            "INSERT INTO deposit (account, amount) VALUES ($1, $2)", event.data["account"], event.data["amount"]
-        )
+        await tx.execute(INSERT, event.data["account"], event.data["amount"])
         if event.data["amount"] in self.poison:
             self.failures += 1
             raise ValueError(f"secret {event.data['amount']}")

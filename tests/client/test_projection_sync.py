@@ -17,37 +17,31 @@ import pytest
 
 import orisun
 from orisun import NewEvent, sync
-from orisun.projections import Connection, PoisonPolicy, ProcessorConfig, Projection, ProjectionError, by_key
+from orisun.projections import Connection, PoisonPolicy, ProcessorConfig, ProjectionError
 from orisun.projections import projection as of_function
 from orisun.sync import projections as plain
 from orisun_server.settings import Settings
-from tests.client.shop import Shop, running
+from tests.client.shop import INSERT, TABLE, OfDeposits, Shop, running
 from tests.harness import ServerProcess, eventually
 
 
-class Deposits(Projection):
-    """One row for each event, without a key that would hide a repetition."""
-
-    name = "deposits"
-    query = orisun.where("Deposited")
-    key_of = by_key("account")  # type: ignore[assignment]
+class Deposits(OfDeposits):
+    """One row for each event, by plain functions."""
 
     def __init__(self, schema: str) -> None:
-        self.schema = schema
-        self.poison: set[int] = set()
+        super().__init__(schema)
         self.threads: set[str] = set()
 
     def setup(self, tx: Connection) -> None:
-        tx.execute("CREATE TABLE deposit (n bigserial, account text, amount int)")
+        tx.execute(TABLE)
 
     def handle(self, tx: Connection, event: orisun.Event) -> None:
         self.threads.add(threading.current_thread().name)
-        insert = "INSERT INTO deposit (account, amount) VALUES ($1, $2)"
         with contextlib.suppress(asyncpg.UndefinedTableError), tx.transaction():
-            tx.executemany(insert, [("undone", 0)])
+            tx.executemany(INSERT, [("undone", 0)])
             tx.execute("SELECT * FROM no_such_table")
         assert tx.fetchval("SELECT count(*) FROM deposit WHERE account = 'undone'") == 0
-        row = tx.fetchrow("INSERT INTO deposit (account, amount) VALUES ($1, $2) RETURNING amount", *_of(event))
+        row = tx.fetchrow(f"{INSERT} RETURNING amount", *_of(event))
         assert [tuple(row)] == [tuple(one) for one in tx.fetch("SELECT $1::int", row["amount"])]
         if event.data["amount"] in self.poison:
             raise ValueError(f"secret {event.data['amount']}")

@@ -163,7 +163,8 @@ async def test_when_one_projection_fails_the_others_finish_what_they_have_in_han
 
         async def handle(self, tx: Any, event: orisun.Event) -> None:
             began.set()
-            await tx.execute("SELECT pg_sleep(0.3)")
+            await asyncio.wait([task for task in asyncio.all_tasks() if task.get_name() == "projection failing"])
+            await tx.execute("SELECT 1")  # meanwhile all are asked to stop
             finished.set()
 
     @projection("failing")

@@ -144,8 +144,7 @@ async def test_a_stopped_server_never_holds_the_lock(settings: Settings) -> None
                     slowest = max(slowest, time.monotonic() - began)
                 await servers[0].sigcont()
         print(f"slowest append beside a stopped server: {slowest:.3f} s")
-        # one that waited for the stopped server would have waited until its deadline, 20 s
-        assert slowest < 10
+        assert slowest < 2
         assert not beside.errors
         client.history.check(await client.log())
 

@@ -111,7 +111,8 @@ async def test_embedded_parts_end_with_their_server_under_load(data_dir: Path, e
                 await eventually(lambda: "second signal" in server.logs)
                 began = time.monotonic()
                 await server.signal(signal.SIGTERM)
-                assert await server.wait(8) != 0  # the grace is longer
+                assert await server.wait(5) != 0
+                assert time.monotonic() - began < 2
                 for process in postgres:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.resume()
@@ -158,7 +159,7 @@ async def test_the_grace_is_kept_when_postgresql_hangs(
                 assert await servers[0].stop(60) == 1
                 took = time.monotonic() - began
                 print(f"SIGTERM while PostgreSQL hangs, with a grace of 3 s: ended after {took:.2f} s")
-                assert took < 10
+                assert took < 5
             finally:
                 own_postgres.signal(signal.SIGCONT)
             await servers[0].start()

@@ -344,4 +344,4 @@ async def test_callers_that_fight_for_one_context_take_turns(
     await asyncio.gather(*map(caller, range(40)))
     counts = appender._watch.metrics.boundaries[boundary.name]
     assert (counts.appends, counts.conflicts) == (3 * 40, attempts - 3 * 40)
-    assert attempts < 10 * 3 * 40  # 22 each when all are told at once, about 2 on a machine with nothing else to do
+    assert attempts < 5 * 3 * 40  # 22 each when all are told at once

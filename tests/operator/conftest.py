@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,18 +20,27 @@ CRDS = Path(__file__).parents[2] / "crds"
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def api_server(directory: Path) -> Iterator[ApiServer]:
-    """A running API server."""
-    place = directory / "kubernetes"
-    place.mkdir()
+@contextlib.contextmanager
+def started(place: Path) -> Iterator[ApiServer]:
+    """An API server in this directory; skips where its programs are missing."""
     server = ApiServer(place)
     try:
         server.start()
     except ProgramsMissing as problem:
         pytest.skip(str(problem))
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def api_server(directory: Path) -> Iterator[ApiServer]:
+    """A running API server."""
+    place = directory / "kubernetes"
+    place.mkdir()
+    with started(place) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

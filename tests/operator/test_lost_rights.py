@@ -16,8 +16,8 @@ from orisun_operator.kube import Kube, Object, Ref
 from orisun_server.settings import Settings
 from tests.harness import eventually
 from tests.operator.clusters import Stage
-from tests.operator.conftest import install
-from tests.operator.kubernetes import LIMITED_USER, ApiServer, ProgramsMissing
+from tests.operator.conftest import install, started
+from tests.operator.kubernetes import LIMITED_USER, ApiServer
 from tests.operator.processes import Operator
 from tests.operator.test_rights import RBAC, chart_role
 
@@ -26,13 +26,8 @@ _NAMESPACE = "shop"
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    server = ApiServer(tmp_path_factory.mktemp("kubernetes"))
-    try:
-        server.start()
-    except ProgramsMissing as problem:
-        pytest.skip(str(problem))
-    yield server
-    server.stop()
+    with started(tmp_path_factory.mktemp("kubernetes")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,22 @@ async def job_of(store: Store) -> Object:
     return job
 
 
+def pod_of(job: Object) -> Object:
+    """A pod as the job's controller would make it."""
+    template, metadata = job["spec"]["template"], job["metadata"]
+    container = template["spec"]["containers"][0]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{metadata['name']}-x",
+            "namespace": metadata["namespace"],
+            "labels": template["metadata"]["labels"],
+        },
+        "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
+    }
+
+
 async def run_job(store: Store, volume: Path) -> None:
     """What kubelet and job controller do: run the pod's command, on a volume, and say how it ended."""
     job = await job_of(store)
@@ -145,16 +161,7 @@ async def run_job(store: Store, volume: Path) -> None:
     )
     output, _ = await process.communicate()
     message = report.read_text() if report.exists() else output.decode()
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"{job['metadata']['name']}-x",
-            "namespace": store.namespace,
-            "labels": job["spec"]["template"]["metadata"]["labels"],
-        },
-        "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
-    }
+    pod = pod_of(job)
     await store.kube.delete(Ref.of(pod))
     made = await store.kube.create(pod)
     assert made is not None
@@ -297,17 +304,7 @@ async def test_a_pod_that_does_not_start_is_told(store: Store) -> None:
     await deleting(store, "Archive")
     await store.settled("orders", "Archiving")
     job = await job_of(store)
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"{job['metadata']['name']}-x",
-            "namespace": store.namespace,
-            "labels": job["spec"]["template"]["metadata"]["labels"],
-        },
-        "spec": {"containers": [{"name": container["name"], "image": container["image"]}]},
-    }
+    pod = pod_of(job)
     await store.kube.create(pod)
     why = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
     scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
