@@ -16,6 +16,7 @@ from .admin.web.parts import Parts
 from .delivery.live_tail import LiveTails
 from .delivery.lookout import Lookout
 from .delivery.nats import Nats
+from .delivery.origins import Origins
 from .delivery.publishers import Publishers
 from .delivery.pubsub import PubSub
 from .delivery.roll_call import RollCall
@@ -137,6 +138,7 @@ class App:
             watch=watch,
         )
         await self._run(publishers)
+        await self._run(Origins(nats, watch.tracing, settings.admin_schema, publishers.published_here))
         appender.on_commit(publishers.committed)
         self._parts.push_async_callback(appender.stop)
         # once more, before the appender: the last denied calls are still written

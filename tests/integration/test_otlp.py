@@ -7,8 +7,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from orisun_api import eventstore_pb2 as pb
+from orisun_server.delivery.nats import Nats
+from orisun_server.delivery.origins import Origins
+from orisun_server.observation import Tracing
 from orisun_server.settings import Settings
 from tests.harness import ADMIN, Connection, eventually, free_port
 from tests.integration.collector import collecting
@@ -72,6 +77,52 @@ async def test_a_call_its_flush_its_batch_and_its_messages(
         assert points[boundary] == 2
         histogram = collector.metrics["orisun_commit_duration_seconds"].histogram.data_points[0]
         assert sum(histogram.bucket_counts) == histogram.count > 0
+
+
+async def test_the_publisher_knows_the_calls_of_other_servers(make_settings: Callable[..., Settings]) -> None:
+    async with collecting() as collector:
+        settings = make_settings(otel_enabled=True, otel_endpoint=f"127.0.0.1:{collector.port}")
+        boundary = settings.boundaries[0].name
+        async with running(settings) as one, running(settings) as other:
+            for app in (one, other):
+                await eventually(lambda app=app: app.watch.tracing.active and app.telemetry.sampler.nats.connected)
+            headers: dict[str, str] = {}
+
+            async def keep(message: Msg) -> None:
+                if message.subject.endswith(boundary) and message.headers:
+                    _, _, event_id = message.headers["Nats-Msg-Id"].partition("-")
+                    headers[event_id] = message.headers.get("traceparent", "")
+
+            client = one.telemetry.sampler.nats.connection.client
+            await client.subscribe("orisun.events.>", cb=keep)
+            await client.flush()
+            for number, app in enumerate((one, other)):
+                connection = Connection(app.address)
+                for call in range(10):
+                    trace = (("traceparent", f"00-{TRACE}-{number:08x}{call + 1:08x}-01"),)
+                    await connection.events.SaveEvents(save(boundary, f"{number}{call}"), metadata=(*ADMIN, *trace))
+                await connection.close()
+            await eventually(lambda: len(headers) == 20)
+            told = [[traceparent for key, traceparent in headers.items() if key[0] == number] for number in "01"]
+        calls = {f"00-{TRACE}-{span.span_id.hex()}-01" for span in collector.named("orisun.EventStore/SaveEvents")}
+        # what comes too late on a machine that pauses is no mistake
+        assert all(len(calls.intersection(of_server)) >= 5 for of_server in told), told
+        parents = {span.parent_span_id.hex() for span in collector.named("orisun publish")}
+        assert all(any(traceparent[36:52] in parents for traceparent in of_server) for of_server in told)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"[]", b'["orders",["a"]]', b'["orders",["a"],"00-x\\r\\nNats-Msg-Id: 1"]', b'["orders",7,"00"]'],
+)
+async def test_an_origin_that_is_none_is_not_learnt(data: bytes) -> None:
+    tracing = Tracing()
+    origins = Origins(Nats([]), tracing, "store", lambda: [])
+    await origins._learn(Msg(Client(), data=data))
+    assert tracing.origins("orders", ["a"]) == {}
+    good = f"00-{TRACE}-{PARENT}-01"
+    await origins._learn(Msg(Client(), data=f'["orders",["a"],"{good}"]'.encode()))
+    assert tracing.origins("orders", ["a"]) == {"a": good}
 
 
 async def test_failed_and_unsampled_calls(make_settings: Callable[..., Settings]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from orisun_server.core.criteria import criterion
 from orisun_server.observation import Histogram, QueryLog, Tracing, Watch
+from orisun_server.observation.tracing import Origin, traceparent_of
 
 
 def test_a_histogram_counts_each_value_once() -> None:
@@ -63,7 +64,27 @@ def test_tracing_that_is_off_makes_nothing() -> None:
     tracing = Tracing()
     assert not tracing.active
     assert tracing.begin_call("a/b", (("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"),)) is None
-    assert tracing.origins("orders", [1, 2]) == {}
+    assert tracing.origins("orders", ["a", "b"]) == {}
+
+
+def test_of_a_traced_call_some_events_are_remembered() -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracing = Tracing()
+    told: list[Origin] = []
+    tracing.on_origin(told.append)
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("a call")
+    tracing.remember("orders", (str(number) for number in range(1_000)), span)
+    tracing.remember("orders", ("x" * 255 + str(number) for number in range(1_000)), span)
+    assert [len(origin.event_ids) for origin in told] == [100, 38]
+    assert all(sum(map(len, origin.event_ids)) <= 10_000 for origin in told)
+    assert tracing.origins("payments", ["7"]) == {}
+    assert tracing.origins("orders", ["7", "999"]) == {"7": traceparent_of(span)}
+    assert tracing.origins("orders", ["7"]) == {}
+    for number in range(200):
+        tracing.remember("orders", (f"{number}-{one}" for one in range(100)), span)
+    assert tracing.origins("orders", ["8"]) == {}
+    assert len(tracing.origins("orders", (f"{number}-{one}" for number in range(200) for one in range(100)))) == 10_000
 
 
 def test_what_clients_ask_to_trace_is_bounded_apart_from_what_the_server_begins() -> None:

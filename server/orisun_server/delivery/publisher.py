@@ -224,7 +224,7 @@ class Publisher:
         if not self.lease.valid:
             raise Fenced
         last = events[-1]
-        with self._watch.publish(self.boundary.name, [event.prepare for event in events]) as watched:
+        with self._watch.publish(self.boundary.name, events) as watched:
             await stream.publish(events, self._at.position, watched.origins)
         self._at = Checkpoint(last.position, self._at.events + len(events))
         self._last_event_id = last.event_id

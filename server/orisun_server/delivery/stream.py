@@ -53,7 +53,7 @@ _FRAMES = 100
 _NO_PEERS, _WRONG_LAST_SEQUENCE = 10005, 10071
 
 
-_NONE: Mapping[int, str] = {}
+_NONE: Mapping[str, str] = {}
 _Change = Callable[[api.StreamConfig], Awaitable[api.StreamInfo]]
 
 
@@ -134,10 +134,10 @@ class EventStream:
         """Deletes the stream and all that reads from it."""
         await self._connection.answer(self._connection.jetstream.delete_stream(self.name))
 
-    async def publish(self, events: Sequence[Event], previous: Position, origins: Mapping[int, str] = _NONE) -> None:
+    async def publish(self, events: Sequence[Event], previous: Position, origins: Mapping[str, str] = _NONE) -> None:
         """Appends events to the stream, in order; ``previous`` is the position of the event before them.
 
-        ``origins`` are the ``traceparent`` headers of some of them, by prepare position.
+        ``origins`` are the ``traceparent`` headers of some of them, by event id.
 
         Every message demands the sequence of the one before it, so that the acknowledgement of the last one speaks for
         all: had one been lost or refused, each after it would have been refused too (unless somebody else's message
@@ -156,8 +156,8 @@ class EventStream:
                 _MESSAGE_ID: message_id(event.prepare, event.event_id),
                 _EXPECTED: str(sequence + number),
             }
-            if event.prepare in origins:
-                headers[TRACEPARENT] = origins[event.prepare]
+            if event.event_id in origins:
+                headers[TRACEPARENT] = origins[event.event_id]
             carried = body
             if len(body) > self._max_body:
                 headers[POINTER], carried = "1", b""

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -21,11 +24,19 @@ TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 
 #: Links of one flush or batch.
 _MOST_LINKS = 32
-#: Events whose origin is remembered until they are published, and of one call.
-_MOST_REMEMBERED, _MOST_OF_CALL = 10_000, 100
+#: Events whose origin is remembered until they are published; of one call, and the characters of their ids.
+_MOST_REMEMBERED, _MOST_OF_CALL, _MOST_CHARACTERS = 10_000, 100, 10_000
 
 #: The span of the call that runs in this context.
 _current: ContextVar[Span | None] = ContextVar("orisun_span", default=None)
+
+
+class Origin(NamedTuple):
+    """Events that a traced call appends, and its span as ``traceparent`` writes it."""
+
+    boundary: str
+    event_ids: list[str]
+    traceparent: Annotated[str, msgspec.Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")]
 
 
 def current_span() -> Span | None:
@@ -58,7 +69,8 @@ class Tracing:
         """Most traces a second that begin here, and that clients ask for."""
         self.tracer: Tracer | None = None
         self._own, self._clients = _Rate(traces_per_second), _Rate(client_traces_per_second)
-        self._origins: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._origins: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._listeners: list[Callable[[Origin], None]] = []
 
     @property
     def active(self) -> bool:
@@ -112,20 +124,37 @@ class Tracing:
             name, context=set_span_in_context(parents[0]), links=links, attributes=dict(attributes)
         )
 
-    def remember(self, boundary: str, last: int, events: int, span: Span) -> None:
-        """Events up to the one with prepare position ``last`` come from this call."""
-        traceparent = traceparent_of(span)
-        for prepare in range(last - min(events, _MOST_OF_CALL) + 1, last + 1):
-            self._origins[boundary, prepare] = traceparent
+    def on_origin(self, listener: Callable[[Origin], None]) -> None:
+        """Calls ``listener(origin)`` when events of a traced call are about to be stored."""
+        self._listeners.append(listener)
+
+    def remember(self, boundary: str, event_ids: Iterable[str], span: Span) -> None:
+        """These events come from this call; of a large one, the first are remembered."""
+        kept: list[str] = []
+        room = _MOST_CHARACTERS
+        for event_id in islice(event_ids, _MOST_OF_CALL):
+            room -= len(event_id)
+            if room < 0:
+                break
+            kept.append(event_id)
+        origin = Origin(boundary, kept, traceparent_of(span))
+        self.learn(origin)
+        for listener in self._listeners:
+            listener(origin)
+
+    def learn(self, origin: Origin) -> None:
+        """What this server or another one remembers."""
+        for event_id in origin.event_ids:
+            self._origins[origin.boundary, event_id] = origin.traceparent
         while len(self._origins) > _MOST_REMEMBERED:
             self._origins.popitem(last=False)
 
-    def origins(self, boundary: str, prepares: Iterable[int]) -> dict[int, str]:
-        """The ``traceparent`` of the calls that events came from, as far as they were traced by this server."""
+    def origins(self, boundary: str, event_ids: Iterable[str]) -> dict[str, str]:
+        """The ``traceparent`` of the calls that events came from, by event id, as far as it is remembered."""
         if not self._origins:
             return {}
-        found = ((prepare, self._origins.pop((boundary, prepare), None)) for prepare in prepares)
-        return {prepare: traceparent for prepare, traceparent in found if traceparent is not None}
+        found = ((event_id, self._origins.pop((boundary, event_id), None)) for event_id in event_ids)
+        return {event_id: traceparent for event_id, traceparent in found if traceparent is not None}
 
     def begin_publish(self, boundary: str, events: int, origins: Iterable[str]) -> Span | None:
         """The span of a batch, below the first of the calls whose events it publishes, linked to the others."""

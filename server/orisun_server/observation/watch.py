@@ -8,8 +8,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..core.append import Context
+from ..core.append import CheckedEvent, Context
 from ..core.criteria import Criterion
+from ..core.event import Event
 from ..core.position import Position
 from ..errors import ContextChanged, OrisunError
 from .metrics import Metrics, RpcMetrics
@@ -27,7 +28,7 @@ class FlushedCall(Protocol):
     """What of a waiting SaveEvents is looked at."""
 
     @property
-    def events(self) -> Sequence[object]: ...
+    def events(self) -> Sequence[CheckedEvent]: ...
     @property
     def context(self) -> Context | None: ...
     @property
@@ -57,9 +58,9 @@ class Watch:
         """``with`` around a flush of these calls, which are answered within it."""
         return WatchedFlush(self, boundary, calls, is_indexed)
 
-    def publish(self, boundary: str, prepares: Sequence[int]) -> WatchedPublish:
-        """``with`` around the publishing of the events at these positions."""
-        return WatchedPublish(self, boundary, prepares)
+    def publish(self, boundary: str, events: Sequence[Event]) -> WatchedPublish:
+        """``with`` around the publishing of these events."""
+        return WatchedPublish(self, boundary, events)
 
     def read(self, boundary: str, kind: str, criteria: Iterable[tuple[Criterion, bool]], started: float) -> None:
         """A read of these criteria, each with whether an index served it, began at that ``perf_counter``."""
@@ -117,7 +118,12 @@ class WatchedFlush:
     def __enter__(self) -> None:
         tracing = self._watch.tracing
         if tracing.tracer is not None:
-            parents = [call.span for call in self._calls if call.span is not None]
+            parents: list[Span] = []
+            for call in self._calls:
+                if call.span is not None:
+                    parents.append(call.span)
+                    # before they are stored: whoever publishes them knows it when they are
+                    tracing.remember(self._boundary, (checked.event.event_id for checked in call.events), call.span)
             self._span = tracing.begin(
                 "orisun flush",
                 parents,
@@ -148,7 +154,8 @@ class WatchedFlush:
         if kind is None:
             self._note(seconds)
         if self._span is not None:
-            self._trace(events)
+            self._span.set_attribute("orisun.events", events)
+            self._span.end()
 
     def _note(self, seconds: float) -> None:
         for call in self._calls[:_SAMPLE]:
@@ -156,28 +163,16 @@ class WatchedFlush:
                 found = [(criterion, self._is_indexed(criterion)) for criterion in call.context.query[:_SAMPLE]]
                 self._watch.queries.note(self._boundary, "append", found, seconds)
 
-    def _trace(self, events: int) -> None:
-        if self._span is None:
-            return
-        tracing = self._watch.tracing
-        for call in self._calls:
-            answer = call.answer
-            if call.span is not None and call.problem is None and answer.done() and not answer.cancelled():
-                tracing.remember(self._boundary, answer.result().prepare, len(call.events), call.span)
-        self._span.set_attribute("orisun.events", events)
-        self._span.end()
-
 
 class WatchedPublish:
-    """One batch of a publisher; ``origins`` are the ``traceparent`` headers of its events, by prepare position."""
+    """One batch of a publisher; ``origins`` are the ``traceparent`` headers of its events, by event id."""
 
     __slots__ = ("_boundary", "_events", "_span", "_started", "_watch", "origins")
 
-    def __init__(self, watch: Watch, boundary: str, prepares: Sequence[int]) -> None:
-        self._watch, self._boundary, self._events = watch, boundary, len(prepares)
+    def __init__(self, watch: Watch, boundary: str, events: Sequence[Event]) -> None:
+        self._watch, self._boundary, self._events = watch, boundary, len(events)
         self._span: Span | None = None
-        tracing = watch.tracing
-        self.origins = tracing.origins(boundary, prepares) if tracing.tracer is not None else {}
+        self.origins = watch.tracing.origins(boundary, (event.event_id for event in events))
 
     def __enter__(self) -> WatchedPublish:
         if self.origins:
