@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from orisun_api import eventstore_pb2 as wire
 from orisun_server.embedded.postgres import PostgresAddress, running_address
 from orisun_server.settings import Settings
 from tests.harness import Connection, ServerProcess, eventually
+from tests.integration.terminal import CTRL_C, Terminal
 
 pytestmark = pytest.mark.fault
 
@@ -71,34 +71,20 @@ async def test_a_second_start_finds_the_data_and_nothing_is_left_behind(data_dir
 
 async def test_ctrl_c_in_a_terminal_stops_all_of_it(data_dir: Path) -> None:
     server = laptop(data_dir)
-    terminal = f"import pty, sys; sys.exit(pty.spawn([{sys.executable!r}, '-m', 'orisun', 'serve']) >> 8)"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", terminal, env=server._environ, start_new_session=True,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
     try:
-        shown = b""
-        while b"Ctrl-C stops" not in shown:
-            part = await asyncio.wait_for(process.stdout.read(65536), 60)
-            assert part, shown.decode()
-            shown += part
-        assert b"\x1b[" in shown  # colours for people, and no JSON
-        assert b'{"event"' not in shown
-        family = children(process.pid)
-        assert {"postgres", "nats-server"} <= {member.name() for member in family}
-        process.stdin.write(b"\x03")
-        rest = await asyncio.wait_for(process.stdout.read(), 30)
-        assert b"Traceback" not in rest
-        assert b"restarting" not in rest  # the children did not get the terminal's signal
-        assert await process.wait() == 0
-        _, alive = psutil.wait_procs(family, timeout=30)
-        assert alive == []
+        async with Terminal(sys.executable, "-m", "orisun", "serve", environ=server._environ) as terminal:
+            await terminal.shows("Ctrl-C stops")
+            assert "\x1b[" in terminal.raw  # colours for people, and no JSON
+            assert '{"event"' not in terminal.raw
+            family = terminal.family
+            assert {"postgres", "nats-server"} <= {member.name() for member in family}
+            await terminal.press(CTRL_C)
+            assert await terminal.end() == 0
+            assert "Traceback" not in terminal.shown
+            assert "restarting" not in terminal.shown  # the children did not get the terminal's signal
+            _, alive = psutil.wait_procs(family, timeout=0)
+            assert alive == []
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
         await server.close()
     log = (data_dir / "postgres.log").read_text()
     assert "database system is shut down" in log
