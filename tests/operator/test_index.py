@@ -12,6 +12,8 @@ from orisun_operator.kube import KubeError
 from orisun_operator.reconcile.index import duration, readable
 from orisun_operator.reconcile.managers import TAKE_OVER, release
 from orisun_operator.reconcile.schema import unmanaged
+from orisun_server.errors import FailedPrecondition
+from orisun_server.storage.boundaries import Boundary
 from orisun_server.storage.index_catalog import IndexRecord
 from orisun_server.storage.index_progress import percent
 from orisun_server.storage.index_sql import IndexDefinition, IndexField, ValueType
@@ -90,6 +92,33 @@ async def test_an_index_by_rpc_is_adopted(orders: Store) -> None:
         assert (await unmanaged(session)).indexes == ()
 
 
+async def test_an_index_that_is_adopted_while_it_is_dropped_by_rpc_stays(orders: Store) -> None:
+    async with await orders.session() as session, session.database.admin.acquire() as adopter:
+        names = BoundaryNames(orders.schema, "orders")
+        await session.index_catalog.add(names, IndexDefinition("by-user", (IndexField("user"),)))
+        await session.indexes.look()
+        table = f'"{session.migrator.admin.schema}".orisun_index'
+        async with adopter.transaction():
+            # the adoption under way, which the drop does not see when it looks who manages the index
+            await adopter.execute(f"UPDATE {table} SET managed_by = 'EventIndex/shop/by-user'")
+            drop = asyncio.create_task(session.indexes.drop(Boundary.at("orders", orders.schema), "by-user"))
+
+            async def waits() -> bool:
+                return bool(
+                    await session.database.read.fetchval(
+                        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1)",
+                        f"UPDATE {table}%DROPPING%",
+                    )
+                )
+
+            await eventually(waits, 30)
+        with pytest.raises(FailedPrecondition, match="EventIndex/shop/by-user"):
+            await drop
+        found = await record(orders)
+        assert found is not None
+        assert found.managed_by == "EventIndex/shop/by-user"
+
+
 async def test_two_resources_of_one_index(orders: Store) -> None:
     await orders.index("by-user", "orders", "user")
     await orders.settled("by-user", kind="EventIndex")
@@ -155,7 +184,9 @@ async def test_a_row_of_the_catalog_deleted_by_hand_comes_back(orders: Store) ->
     await orders.index("by-user", "orders", "user")
     await orders.settled("by-user", kind="EventIndex")
     async with await orders.session() as session:
-        await session.index_catalog.retire("orders", "by-user")
+        found = await session.index_catalog.find("orders", "by-user")
+        assert found is not None
+        assert await session.index_catalog.retire(found)
     await orders.settled("by-user", kind="EventIndex")
     assert await orders.events("DriftRepaired")
 

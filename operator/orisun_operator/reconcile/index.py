@@ -118,14 +118,14 @@ async def _settle(
         await catalog.add(names, definition, managed_by=me)
     elif current.definition == definition:
         if beside is not None:
-            await catalog.retire(names.boundary, beside_name(name))
+            await catalog.retire(beside)
     elif current.state == BUILDING:
         # nobody uses it yet
-        await catalog.retire(names.boundary, name)
+        await catalog.retire(current)
         await catalog.add(names, definition, managed_by=me)
     else:
         if beside is not None and replace(beside.definition, name=name) != definition:
-            await catalog.retire(names.boundary, beside_name(name))
+            await catalog.retire(beside)
             beside = None
         if beside is None:
             await catalog.add(names, definition, managed_by=me, beside=True)

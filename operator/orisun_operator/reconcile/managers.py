@@ -141,7 +141,7 @@ async def _release(context: Context, session: Session, may_be_gone: Callable[[st
         if not owner or not await exists(context, owner) or await _is_ending(context, record.managed_by):
             await session.index_catalog.manage(record, "")
         elif at_once or _has_stayed_away(context, session, record.managed_by):
-            await session.index_catalog.retire(record.boundary, record.definition.name)
+            await session.index_catalog.retire(record)
     for known in session.missing.keys() - {record.managed_by for record in orphans}:
         if not at_once:
             del session.missing[known]

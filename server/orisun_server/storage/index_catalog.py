@@ -142,15 +142,17 @@ class IndexCatalog:
                 )
             )
 
-    async def retire(self, boundary: str, name: str) -> None:
-        """Mark an index as to be dropped, and free its name at once: ``+`` is in no name that users give."""
-        with self._database.guard():
-            await self._database.admin.execute(
-                f"UPDATE {self._table} SET state = 'DROPPING', name = '+' || pg_name, managed_by = '' "
-                "WHERE boundary = $1 AND name = $2 AND state <> 'DROPPING'",
-                boundary,
-                name,
-            )
+    async def retire(self, record: IndexRecord) -> bool:
+        """Mark an index as to be dropped, and free its name at once: ``+`` is in no name that users give.
+
+        Whether it was still there and managed as ``record`` says; else it was adopted or retired meanwhile.
+        """
+        return await self._update(
+            "state = 'DROPPING', name = '+' || pg_name, managed_by = '' "
+            "WHERE i.managed_by = $3 AND i.state <> 'DROPPING'",
+            record,
+            record.managed_by,
+        )
 
     async def built(self, record: IndexRecord) -> bool:
         """Make it READY if PostgreSQL says that it is valid; whether it is."""

@@ -72,10 +72,11 @@ class Indexes:
 
         Raises FailedPrecondition when a resource in a cluster manages it, Unavailable.
         """
-        found = await self._catalog.find(boundary.name, name)
-        if found is not None:
+        while (found := await self._catalog.find(boundary.name, name)) is not None:
             _refuse_if_managed(found)
-        await self._catalog.retire(boundary.name, name)
+            # a resource may have adopted it since
+            if await self._catalog.retire(found):
+                break
         await self.look()
 
     async def list(self, boundary: Boundary) -> builtins.list[IndexRecord]:
