@@ -89,11 +89,12 @@ def run_until(commands: str, expected: str, directory: Path, environ: dict[str, 
         ("Go", "go", "stored at "),
         ("Node", "npm", "UserRegistered { commit_position: "),
         ("Java", "mvn", 'java-1 UserRegistered {"username": "carol"}'),
+        ("C#", "dotnet", 'csharp-1 UserRegistered {"username": "dave"}'),
     ],
 )
 def test_recipe(language: str, tool: str, expected: str, tmp_path: Path, orisun_store: LocalStore) -> None:
     if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not on the PATH")
+        pytest.skip(f"the recipe for {language} was not run: {tool} is not on the PATH")
     one = recipe(language)
     environ = laid_out(one, tmp_path, orisun_store)
     run_until(one.commands, expected, tmp_path, environ)
@@ -122,4 +123,10 @@ def test_csharp_messages(tmp_path: Path) -> None:
     subprocess.run([protoc, f"-I{ROOT / 'proto'}", f"-I{known}", f"--csharp_out={tmp_path}", *files], check=True)
     made = (tmp_path / "Eventstore.cs").read_text()
     assert "namespace Orisun {" in made
-    assert "public sealed partial class GetEventsRequest" in made
+    client = recipe("C#").files["Shop.cs"]
+    messages = set(re.findall(r"new (\w+) ?[{\n]", client)) - {"Metadata"}
+    fields = set(re.findall(r"\b([A-Z]\w+) =", client))
+    assert {"SaveQuery", "EventToSave"} <= messages
+    assert {"ExpectedPosition", "CommitPosition", "EventId"} <= fields
+    assert not [name for name in messages if f"public sealed partial class {name} " not in made]
+    assert not [name for name in fields if not re.search(rf"public \S+ {name} \{{", made)]
