@@ -37,6 +37,15 @@ def test_the_first_address_that_is_no_believed_proxy_counted_from_here(
     assert PROXIES.client(peer, forwarded) == client
 
 
+@pytest.mark.parametrize("network", ["::ffff:10.42.0.0/112", "::ffff:10.42.1.1", "::ffff:0:0/96", "10.42.0.0/16"])
+@pytest.mark.parametrize("peer", ["10.42.1.1", "::ffff:10.42.1.1"])
+def test_networks_and_peers_may_be_mapped_into_ipv6(network: str, peer: str) -> None:
+    proxies = Proxies([network])
+    assert proxies.client(peer, ["fd00::7"]) == "fd00::7"
+    assert not proxies.trusts("fd00::7")
+    assert proxies.trusts("10.43.0.1") == ("/96" in network)
+
+
 def test_without_proxies_nothing_is_believed() -> None:
     assert not Proxies()
     assert Proxies().client("10.42.1.1", ["198.51.100.1"]) == "10.42.1.1"

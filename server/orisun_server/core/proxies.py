@@ -6,14 +6,19 @@ import ipaddress
 from collections.abc import Iterable
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Bits before the IPv4 address of one that is mapped into IPv6 (``::ffff:0:0/96``, RFC 4291, 2.5.5.2).
+_MAPPED_BITS = 96
 
 
 class Proxies:
     """The proxies that are believed (ORISUN_TRUSTED_PROXIES); without any, a call comes from its connection's end."""
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
-        """``networks`` are addresses or networks, such as ``10.0.0.7`` or ``10.42.0.0/16``. Raises ValueError."""
-        self._networks = [ipaddress.ip_network(text.strip(), strict=False) for text in networks]
+        """``networks`` are addresses or networks, such as ``10.0.0.7`` or ``10.42.0.0/16``; of IPv4 ones also as they
+        are mapped into IPv6. Raises ValueError."""
+        self._networks = [_network(text) for text in networks]
 
     def __bool__(self) -> bool:
         return bool(self._networks)
@@ -39,6 +44,14 @@ class Proxies:
             if not self.trusts(peer):
                 break
         return peer
+
+
+def _network(text: str) -> _Network:
+    network = ipaddress.ip_network(text.strip(), strict=False)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _parse(text: str) -> _Address | None:
