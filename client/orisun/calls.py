@@ -20,6 +20,9 @@ _API_TOKEN = "orisun_"  # noqa: S105 - no secret
 #: Seconds after which the server is asked for its opinion of the token again; it renews tokens within hours.
 _TOKEN_CHECK = 300.0
 
+#: Seconds for which a stream waits until one of several addresses answers.
+_PATIENCE = 10.0
+
 #: The rpc of appends.
 _APPEND = "SaveEvents"
 
@@ -126,14 +129,17 @@ class Calls:
 
     async def _attempt(self, service: str, rpc: str, request: Any, metadata: Metadata, deadline: float) -> Any:
         self.check_open()
-        endpoint = self._endpoints.pick()
-        method = getattr(getattr(endpoint, service), rpc)
-        endpoint.began()
         try:
-            call = method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
-            response = await call
-            await self._session.learn(call)
-            return response
+            endpoint = await self._endpoints.choose(deadline - time.monotonic())
+            endpoint.began()
+            try:
+                method = getattr(getattr(endpoint, service), rpc)
+                call = method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
+                response = await call
+                await self._session.learn(call)
+                return response
+            finally:
+                endpoint.ended()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
@@ -142,13 +148,12 @@ class Calls:
         except grpc.aio.UsageError:
             self.check_open()
             raise
-        finally:
-            endpoint.ended()
 
-    def stream(self, rpc: str, request: Any) -> Opened:
+    async def stream(self, rpc: str, request: Any) -> Opened:
         """A call of a streaming rpc of the event store."""
         self.check_open()
-        metadata, endpoint = self._session.metadata(), self._endpoints.pick()
+        endpoint = await self._endpoints.choose(_PATIENCE)
+        metadata = self._session.metadata()
         return Opened(getattr(endpoint.events, rpc)(request, metadata=metadata), metadata, endpoint)
 
     async def learn(self, call: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -180,6 +181,17 @@ class Endpoints:
         self._next = turn + 1
         return self._endpoints[turn % len(self._endpoints)]
 
+    async def choose(self, patience: float) -> Endpoint:
+        """``pick``, once it has shown which of several addresses answer, for ``patience`` seconds at most: a call that
+        may not be repeated is not to meet one that is down."""
+        endpoint = self.pick()
+        if len(self._endpoints) == 1 or endpoint.channel.get_state() is _READY:
+            return endpoint
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._settled()
+        return self.pick()
+
     async def close(self) -> None:
         """Closes the connections; calls on them end."""
         self._closed = True
@@ -194,6 +206,25 @@ class Endpoints:
             await _cancelled(task)
         for endpoint in endpoints:
             await endpoint.channel.close(None)
+
+    async def _settled(self) -> None:
+        """Returns when one is connected, or all are down."""
+        while True:
+            channels = [endpoint.channel for endpoint in self._endpoints]
+            states = [channel.get_state(try_to_connect=True) for channel in channels]
+            if _READY in states or all(state is _DOWN for state in states):
+                return
+            changes = [
+                asyncio.ensure_future(channel.wait_for_state_change(state))
+                for channel, state in zip(channels, states, strict=True)
+            ]
+            try:
+                done, _ = await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for change in changes:
+                    change.cancel()
+            for change in done:
+                change.result()  # raises where the client was closed
 
     def _made(self, address: str, origin: Origin) -> Endpoint:
         return Endpoint(address, self._tls is not None, self._options, origin)

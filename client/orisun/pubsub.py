@@ -36,9 +36,9 @@ class Messages(LiveStream[Message]):
     def _what(self) -> str:
         return f'messages of "{self.subject}"'
 
-    def _open(self) -> Opened:
+    async def _open(self) -> Opened:
         request = pb.SubscribeRequest(subject=self.subject, consumer_name=self.consumer)
-        return self._calls.stream("SubscribeToPubSub", request)
+        return await self._calls.stream("SubscribeToPubSub", request)
 
     def _accept(self, message: pb.PubSubMessage) -> Message:
         return Message(message.id, message.subject, message.data, message.metadata)

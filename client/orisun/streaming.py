@@ -148,7 +148,7 @@ class LiveStream(ABC, Generic[T]):
         try:
             failures = 0
             while True:
-                opened = self._open()
+                opened = await self._open()
                 thrived, error = await self._receive(opened)
                 if thrived or error is None:
                     failures = 0
@@ -249,7 +249,7 @@ class LiveStream(ABC, Generic[T]):
         """What the stream is, for names and messages."""
 
     @abstractmethod
-    def _open(self) -> Opened:
+    async def _open(self) -> Opened:
         """Makes the call."""
 
     @abstractmethod

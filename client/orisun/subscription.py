@@ -49,7 +49,7 @@ class Subscription(LiveStream[Event]):
     def _what(self) -> str:
         return f'subscription "{self.name}" of boundary "{self.boundary}"'
 
-    def _open(self) -> Opened:
+    async def _open(self) -> Opened:
         self._counted = False
         request = pb.CatchUpSubscribeToEventStoreRequest(
             boundary=self.boundary,
@@ -57,7 +57,7 @@ class Subscription(LiveStream[Event]):
             query=query_message(self.query),
             after_position=position_message(self._received) if self._received is not None else None,
         )
-        return self._calls.stream("CatchUpSubscribeToEvents", request)
+        return await self._calls.stream("CatchUpSubscribeToEvents", request)
 
     def _opened(self) -> None:
         self._counted = self._opened_before

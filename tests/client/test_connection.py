@@ -7,7 +7,6 @@ import datetime
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import grpc
 import pytest
 
 import orisun
@@ -242,12 +241,15 @@ async def test_calls_go_round_several_addresses_and_past_one_that_is_down(
     client = make_client([servers[0].address, down, servers[1].address])
     nodes = {(await client.server_info()).node_id for _ in range(8)}
     assert len(nodes) == 2
-    # once it is known to be down, calls that are made only once reach the others too
-    await eventually(
-        lambda: client.calls._endpoints._endpoints[1].channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
-    )
+    # what may be made only once never goes to the one that is down, not even as the first call of a client
     for _ in range(6):
         await client.publish("news", "x")
+    for number in range(5):
+        first = make_client([down, servers[number % 2].address])
+        await first.publish("news", "x")
+    # while none is up it is told at once
+    with pytest.raises(orisun.Unavailable, match=down):
+        await asyncio.wait_for(make_client([down, f"127.0.0.1:{free_port()}"]).publish("news", "x"), 5)
 
 
 async def test_calls_go_past_an_address_that_takes_connections_and_is_silent(
@@ -256,18 +258,24 @@ async def test_calls_go_past_an_address_that_takes_connections_and_is_silent(
     """A host that hangs is neither connected nor down, for as long as gRPC waits for it."""
     taken: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(lambda _, writer: taken.append(writer), "127.0.0.1", 0)
-    client = make_client([f"127.0.0.1:{silent.sockets[0].getsockname()[1]}", server.address], retry=orisun.NEVER)
-
-    async def answered() -> bool:
-        try:
-            await client.ping(timeout=1)
-        except orisun.DeadlineExceeded:
-            return False
-        return True
-
-    await eventually(answered)
+    silent_address = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    client = make_client([silent_address, server.address], retry=orisun.NEVER)
     for _ in range(6):
         await client.ping(timeout=10)
+    listener = make_client([silent_address, server.address])
+    async with asyncio.timeout(10), listener.messages("news", "screen"):
+        pass
+    # the deadline holds while it is not known whether any of them answers
+    nobody = make_client([silent_address, silent_address])
+    with pytest.raises(orisun.DeadlineExceeded):
+        await asyncio.wait_for(nobody.ping(timeout=0.3), 5)
+    # and closing ends the wait
+    pending = make_client([silent_address, silent_address])
+    waiting = asyncio.ensure_future(pending.ping())
+    await asyncio.sleep(0)
+    await pending.close()
+    with pytest.raises(orisun.ClientClosed):
+        await asyncio.wait_for(waiting, 5)
     silent.close()
     for writer in taken:
         writer.transport.abort()
