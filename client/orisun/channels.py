@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ipaddress
-import socket
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,43 +73,6 @@ def _address(text: str) -> str:
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         refuse(f'"{text}" is no address; write it like "localhost:5005"')
     return f"{host}:{port}"
-
-
-def name_of(address: str) -> tuple[str, int] | None:
-    """Host and port, where the host is a name whose addresses may change; None for addresses, and for what gRPC alone
-    knows how to resolve."""
-    plain = address.removeprefix("dns:///").removeprefix("dns:")
-    host, _, port = plain.rpartition(":")
-    if not port.isdigit() or not host or host == "localhost" or "/" in host or ":" in host:
-        return None
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host, int(port)
-    return None
-
-
-async def resolved(name: tuple[str, int]) -> frozenset[str] | None:
-    """The addresses that a name stands for now; None where that cannot be told."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[frozenset[str] | None] = loop.create_future()
-
-    def work() -> None:
-        try:
-            given = frozenset(str(info[4][0]) for info in socket.getaddrinfo(*name, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError):
-            given = None
-
-        def tell() -> None:
-            if not found.done():
-                found.set_result(given)
-
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell)
-
-    # not by a thread of the loop's, for which the program would wait at its end: a name server may be silent for long
-    threading.Thread(target=work, name="orisun-dns", daemon=True).start()
-    return await found
 
 
 def options_of(tls: TLS | None, keepalive: float) -> list[tuple[str, Any]]:

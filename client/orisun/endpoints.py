@@ -10,15 +10,15 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import grpc
 
 from orisun_api import admin_pb2_grpc, eventstore_pb2_grpc
 
-from .channels import TLS, Pems, addresses, name_of, options_of, resolved
+from .channels import TLS, Pems, addresses, options_of
 from .errors import InvalidArgument, OrisunError, refuse
+from .names import Answers, name_of, resolved
 
 _DOWN, _READY = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.READY
 #: Seconds within which a new connection must be there to take the place of one that works.
@@ -52,35 +52,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Process.after_fork)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a connection was made of, as far as it may change."""
-
-    pems: Pems
-    #: What its name stands for; None where that is not watched, or not known yet.
-    addresses: frozenset[str] | None = None
-
-    def outdates(self, other: Origin) -> bool:
-        """Whether a connection made of ``other`` lacks what is here. (Addresses that are gone need nothing: gRPC
-        notices that their servers are.)"""
-        return self.pems != other.pems or self.adds_to(other)
-
-    def adds_to(self, other: Origin) -> bool:
-        """Whether there are addresses that were not there."""
-        return bool(self.addresses and other.addresses is not None and self.addresses - other.addresses)
-
-
 class Endpoint:
     """One address, its connection, and the stubs of both services on it."""
 
-    def __init__(self, address: str, secure: bool, options: list[tuple[str, Any]], origin: Origin):
-        self.address, self.origin = address, origin
+    def __init__(self, address: str, secure: bool, options: list[tuple[str, Any]], pems: Pems):
+        self.address, self.pems = address, pems
+        #: What its name stands for.
+        self.answers = Answers()
         scheme, _, several = address.partition(":")
         if scheme in ("ipv4", "ipv6") and "," in several:
             # gRPC would name the server by the whole list, which is no host name to an HTTP/2 server
             options = [*options, ("grpc.default_authority", several.partition(",")[0])]
         self.channel = (
-            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*origin.pems), options=options)
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*pems), options=options)
             if secure
             else grpc.aio.insecure_channel(address, options=options)
         )
@@ -139,7 +123,7 @@ class Endpoints:
             refuse(f"refresh {refresh} is negative; give seconds, or 0 for never")
         self._addresses = addresses(target)
         self._tls, self._refresh = tls, refresh
-        self._origin = Origin(tls.read() if tls is not None else (None, None, None))
+        self._pems: Pems = tls.read() if tls is not None else (None, None, None)
         self._options = options_of(tls, keepalive)
         self._changing = tls is not None and tls.is_of_files
         self._endpoints: list[Endpoint] = []
@@ -163,7 +147,7 @@ class Endpoints:
         """
         self._check_place()
         if not self._endpoints:
-            self._endpoints = [self._made(address, self._origin) for address in self._addresses]
+            self._endpoints = [self._made(address, self._pems) for address in self._addresses]
             if self._changing or any(map(name_of, self._addresses)):
                 self._look()
         maybe: int | None = None
@@ -226,8 +210,8 @@ class Endpoints:
             for change in done:
                 change.result()  # raises where the client was closed
 
-    def _made(self, address: str, origin: Origin) -> Endpoint:
-        return Endpoint(address, self._tls is not None, self._options, origin)
+    def _made(self, address: str, pems: Pems) -> Endpoint:
+        return Endpoint(address, self._tls is not None, self._options, pems)
 
     # -- what changes ------------------------------------------------------------------------------------------------
 
@@ -243,35 +227,33 @@ class Endpoints:
         news = False
         try:
             for number, address in enumerate(self._addresses):
-                present = self._endpoints[number].origin
-                found = await self._current(address, present)
-                if found.outdates(present):
-                    news = await self._replace(number, found) or news
-                else:
-                    self._endpoints[number].origin = found
+                present = self._endpoints[number]
+                pems = await self._read(present.pems)
+                if name := name_of(address):
+                    # where it cannot be told gRPC says so, if that matters; that servers are gone it notices itself
+                    present.answers.look(await resolved(name))
+                if pems != present.pems or present.answers.added:
+                    news = await self._replace(number, pems) or news
         finally:
             self._news = min(2 * self._news or 2, _LONGEST) if news else 0
             pause = self._refresh * max(self._news, 1) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
             # a client that is dropped without a word is not kept by its timer
             self._timer = asyncio.get_running_loop().call_later(pause, _look_again, weakref.ref(self))
 
-    async def _current(self, address: str, present: Origin) -> Origin:
-        """What a connection made now would be made of; what cannot be told is as it was."""
-        found = present
-        if self._tls is not None and self._changing:
-            try:
-                found = replace(found, pems=await asyncio.to_thread(self._tls.read))
-            except InvalidArgument as problem:
-                _LOG.warning("%s; the connection goes on with what was read before", problem)
-        if name := name_of(address):
-            # where it cannot be told gRPC says so, if that matters
-            found = replace(found, addresses=await resolved(name) or found.addresses)
-        return found
+    async def _read(self, present: Pems) -> Pems:
+        """What a connection made now would be made of; what cannot be read is as it was."""
+        if self._tls is None or not self._changing:
+            return present
+        try:
+            return await asyncio.to_thread(self._tls.read)
+        except InvalidArgument as problem:
+            _LOG.warning("%s; the connection goes on with what was read before", problem)
+            return present
 
-    async def _replace(self, number: int, origin: Origin) -> bool:
+    async def _replace(self, number: int, pems: Pems) -> bool:
         """A new connection in the place of one, if it reaches a server."""
         old = self._endpoints[number]
-        new = self._made(old.address, origin)
+        new = self._made(old.address, pems)
         try:
             connected = await new.connected()
         except BaseException:
@@ -281,7 +263,8 @@ class Endpoints:
             _LOG.warning("%s: no server is reached by a new connection; the present one stays", old.address)
             await new.channel.close(None)
             return False
-        moves = origin.adds_to(old.origin)
+        moves, new.answers = bool(old.answers.added), old.answers
+        new.answers.added = frozenset()
         _LOG.info("%s: a new connection, for its %s", old.address, "addresses" if moves else "TLS")
         self._endpoints[number] = new
         retiring = asyncio.create_task(old.retire(), name="orisun-retire")

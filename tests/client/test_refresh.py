@@ -17,8 +17,7 @@ import pytest
 
 import orisun
 from orisun import NewEvent, endpoints
-from orisun.channels import name_of
-from orisun.endpoints import Origin
+from orisun.names import Answers, name_of
 from orisun_server.app import App
 from orisun_server.settings import Settings
 from tests.client.test_reconnect import PATIENT
@@ -49,17 +48,39 @@ def test_names_that_are_watched(address: str, expected: tuple[str, int] | None) 
     assert name_of(address) == expected
 
 
-def test_what_makes_a_new_connection_worth_it() -> None:
-    pems = (b"ca", None, None)
-    two = Origin(pems, frozenset({"a", "b"}))
-    assert not two.outdates(Origin(pems)), "what the first one was made of is not known before the first look"
-    assert not two.outdates(two)
-    assert not Origin(pems, frozenset({"a"})).outdates(two), "gRPC notices that a server is gone"
-    assert not Origin(pems, frozenset()).outdates(two)
-    assert Origin(pems, frozenset({"a", "c"})).outdates(two)
-    assert Origin((b"other", None, None), two.addresses).outdates(two)
+def added(*answers: str | None) -> list[str]:
+    """What was added at each look, made use of at once; an answer is the letters of its addresses."""
+    found, looked = [], Answers()
+    for answer in answers:
+        looked.look(None if answer is None else frozenset(answer))
+        found.append("".join(sorted(looked.added)))
+        looked.added = frozenset()
+    return found
+
+
+def test_servers_that_were_added_behind_a_name() -> None:
+    assert added("ab", "ab", "a", "ac") == ["", "", "", "c"], "the first look only shows what there is"
+    assert added("ab", None, "abc", None, "abc") == ["", "", "c", "", ""]
+    assert added("ab", "a", "ab") == ["", "", "b"], "a server that was down for a while"
+    assert added("abc", "abd", "aed") == ["", "d", "e"], "a roll-out"
     with pytest.raises(orisun.InvalidArgument, match="refresh -1 is negative"):
         orisun.connect(refresh=-1)
+
+
+def test_a_name_server_that_tells_a_part_at_a_time_adds_none() -> None:
+    """Each is added once; who is connected to any of them stays there from then on."""
+    assert added("ab", "cd", "ab", "cd", "bc", "ad", "ef", "ab") == ["", "cd", "", "", "", "", "ef", ""]
+    # as with caches in between, each answer twice
+    assert added("ab", "ab", "cd", "cd", "ab", "ab", "cd") == ["", "", "cd", "", "", "", ""]
+    # what was long ago is not remembered
+    assert added("ab", "ac", *["ac"] * 10, "abc")[-1] == "b"
+
+
+def test_what_was_added_counts_until_it_is_used_or_gone() -> None:
+    answers = Answers()
+    for answer, expected in (("a", ""), ("ab", "b"), ("ab", "b"), ("abc", "bc"), ("ac", "c")):
+        answers.look(frozenset(answer))
+        assert answers.added == frozenset(expected), "no connection was made of it yet"
 
 
 def test_a_name_server_that_is_silent_keeps_no_program_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,11 +275,11 @@ async def test_a_client_that_closes_closes_the_connections_that_were_replaced(
     connections = client.calls._endpoints
     async with orders.subscribe("mailer"), orders.subscribe("printer"):
         (old,) = connections._endpoints
-        assert await connections._replace(0, old.origin)
+        assert await connections._replace(0, old.pems)
         assert list(connections._retired.values()) == [old]
         append = asyncio.create_task(orders.append([NewEvent("A")]))
         await asyncio.sleep(0)
-        assert await connections._replace(0, old.origin)
+        assert await connections._replace(0, old.pems)
         await client.close()
     for endpoint in (old, *connections._endpoints):
         assert endpoint.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
@@ -273,7 +294,7 @@ async def test_a_connection_that_was_replaced_is_closed_when_its_last_call_ends(
     connections = client.calls._endpoints
     async with orders.subscribe("mailer") as subscription:
         (old,) = connections._endpoints
-        assert await connections._replace(0, old.origin)
+        assert await connections._replace(0, old.pems)
         await orders.append([NewEvent("A")])
         assert (await anext(subscription)).event_type == "A"
         assert old.channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
@@ -290,11 +311,12 @@ async def test_servers_that_are_added_get_subscriptions_that_certificates_had_le
     orders = client.boundary(settings.boundaries[0].name)
     connections = client.calls._endpoints
     async with orders.subscribe("mailer") as subscription:
-        pems = connections._endpoints[0].origin.pems
-        assert await connections._replace(0, Origin(pems, frozenset({"a"})))
-        assert await connections._replace(0, Origin((b"renewed", None, None), frozenset({"a"})))
+        answers = connections._endpoints[0].answers
+        answers.look(frozenset({"a"}))
+        assert await connections._replace(0, (b"renewed", None, None))
         assert subscription.reconnects == 0
-        assert await connections._replace(0, Origin((b"renewed", None, None), frozenset({"a", "b"})))
+        answers.look(frozenset({"a", "b"}))
+        assert await connections._replace(0, (b"renewed", None, None))
         await eventually(lambda: subscription.reconnects == 1)
         await eventually(lambda: not connections._retired)
         await orders.append([NewEvent("A")])
