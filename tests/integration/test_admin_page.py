@@ -671,6 +671,22 @@ async def test_stopping_does_not_wait_for_live_views(make_settings: Callable[...
                 assert "event: ended" in rest
 
 
+async def test_a_live_view_that_fails_says_so(make_settings: Callable[..., Settings], pg_dsn: str) -> None:
+    # without NATS it reads PostgreSQL, where the table is not what it was
+    settings = make_settings(nats_url=SecretStr(f"nats://127.0.0.1:{free_port()}"))
+    one = settings.boundaries[0]
+    async with running(settings) as app, browsing(app) as browser:
+        async with browser.client.stream("GET", f"/b/{one.name}/events/live") as stream:
+            lines = stream.aiter_lines()
+            assert await anext(lines) == "retry: 3000"
+            database = await asyncpg.connect(pg_dsn)
+            await database.execute(f'ALTER TABLE "{one.schema}"."{one.name}_orisun_es_event" RENAME metadata TO gone')
+            await database.close()
+            async with asyncio.timeout(30):
+                rest = [line async for line in lines]
+        assert rest[-3:-1] == ["event: ended", "data: The live view failed; the server's log says more."]
+
+
 async def test_no_user_takes_all_live_tails(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

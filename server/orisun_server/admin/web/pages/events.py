@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import structlog
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,8 @@ from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted
 from ....storage.boundaries import Boundary
 from ..context import Context
 from ..security import check_text
+
+_log = structlog.get_logger(__name__)
 
 _SIZES = (20, 50, 100)
 _PAIR = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?=\s|$)')
@@ -191,7 +194,10 @@ async def _stream(context: Context, one: Boundary, asked: Query, head: Position)
                     changed.set()
         except OrisunError as error:
             failure.append(str(error))
-            changed.set()
+        except Exception:
+            _log.exception("a live view failed", boundary=one.name)
+            failure.append("The live view failed; the server's log says more.")
+        changed.set()
 
     task = asyncio.create_task(follow(), name="admin-live-tail")
     template = context.site.env.get_template("_event_rows.html")
