@@ -131,12 +131,17 @@ class Connection:
 class ServerProcess:
     """``orisun serve`` as a process of its own, on a free port, by default against the parts that ``settings`` name.
 
-    ``environ`` adds variables and takes precedence; a variable set to "" is unset. Use as ``async with``: leaving kills
-    what is left of it.
+    ``environ`` adds variables and takes precedence; a variable set to "" is unset. ``credentials`` are those of clients
+    where it serves TLS. Use as ``async with``: leaving kills what is left of it.
     """
 
-    def __init__(self, settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        environ: Mapping[str, str] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.port, self._credentials = free_port(), credentials
         variables = environment(settings) if settings is not None else {}
         variables = {"ORISUN_ADMIN_PORT": "0", "ORISUN_OTEL_ENABLED": "false"} | variables
         variables |= {"ORISUN_GRPC_HOST": "127.0.0.1", "ORISUN_GRPC_PORT": str(self.port), **(environ or {})}
@@ -149,7 +154,7 @@ class ServerProcess:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{'localhost' if self._credentials else '127.0.0.1'}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -168,7 +173,7 @@ class ServerProcess:
     @property
     def connection(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(self.address)
+            self._connection = Connection(self.address, self._credentials)
         return self._connection
 
     async def spawn(self) -> None:
@@ -182,7 +187,7 @@ class ServerProcess:
     async def start(self, timeout: float = 30.0) -> ServerProcess:
         """Start it and wait until it serves. Raises AssertionError with its output when it does not."""
         await self.spawn()
-        probe = Connection(self.address)
+        probe = Connection(self.address, self._credentials)
 
         async def serves_or_ended() -> bool:
             return self.returncode is not None or await probe.is_serving()

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats
@@ -20,8 +20,9 @@ from nats.js.api import StreamConfig
 from orisun_api import eventstore_pb2 as wire
 from orisun_server.embedded.nats import EmbeddedNats
 from orisun_server.embedded.nats_cluster import report_leader
+from orisun_server.embedded.postgres import PostgresAddress
 from orisun_server.environment import load
-from orisun_server.settings import Settings
+from tests.contract.starts import fresh_database, here, routed, starts
 from tests.harness import ServerProcess, eventually, free_port
 
 pytestmark = pytest.mark.fault
@@ -152,29 +153,18 @@ async def test_a_host_of_another_machine_is_advertised(data_dir: Path) -> None:
 
 
 async def test_three_servers_deliver_to_each_others_subscribers_over_the_loss_of_one(
-    data_dir: Path, make_settings: Callable[..., Settings]
+    data_dir: Path, postgres: PostgresAddress
 ) -> None:
-    """The seeds' three nodes: one PostgreSQL, three servers, each with its nats-server."""
-    settings = make_settings()
-    name = settings.boundaries[0].name
-    ports = [free_port() for _ in range(3)]
-    servers = [
-        ServerProcess(
-            settings,
-            {
-                "ORISUN_NATS_URL": "",
-                "ORISUN_NATS_PORT": str(free_port()),
-                "ORISUN_NATS_SERVER_NAME": f"orisun-node-{number}",
-                "ORISUN_NATS_STORE_DIR": str(data_dir / f"node{number}" / "nats"),
-                "ORISUN_NATS_CLUSTER_ENABLED": "true",
-                "ORISUN_NATS_CLUSTER_HOST": "127.0.0.1",
-                "ORISUN_NATS_CLUSTER_PORT": str(port),
-                "ORISUN_NATS_CLUSTER_ROUTES": ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port),
-            },
+    """The seeds' three nodes, as they print them: one PostgreSQL, three servers, each with its nats-server."""
+    nodes = routed(*(given for given in starts("000") if "ORISUN_NATS_SERVER_NAME" in given))
+    async with fresh_database(postgres) as database:
+        await _three_nodes(
+            [ServerProcess(None, here(node, data_dir / f"node{n}", database)) for n, node in enumerate(nodes)],
+            "orisun_test_2",
         )
-        for number, port in enumerate(ports, 1)
-    ]
 
+
+async def _three_nodes(servers: list[ServerProcess], name: str) -> None:
     async def save(server: ServerProcess, event_id: str) -> None:
         event = wire.EventToSave(event_id=event_id, event_type="Kept", data="{}")
         request = wire.SaveEventsRequest(boundary=name, events=[event])

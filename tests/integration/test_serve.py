@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import asyncpg
 import psutil
 import pytest
 from google.protobuf import json_format
 
 from orisun_api import eventstore_pb2 as wire
-from orisun_server.embedded.postgres import PostgresAddress, running_address
+from orisun_server.embedded.postgres import running_address
 from orisun_server.settings import Settings
 from tests.harness import Connection, ServerProcess, eventually
 from tests.integration.terminal import CTRL_C, Terminal
@@ -140,34 +139,6 @@ async def test_nats_of_your_own_and_an_embedded_postgres(data_dir: Path, nats_ur
         assert "postgres" in names
         assert "nats-server" not in names
         assert nats_url not in server.logs
-
-
-async def test_the_quick_start_with_your_own_postgres(postgres: PostgresAddress, data_dir: Path) -> None:
-    """The newest document's binary, with the addresses of this run; a socket's directory is a host too."""
-    connection = await asyncpg.connect(host=postgres.host, user=postgres.user, database=postgres.database)
-    await connection.execute("DROP DATABASE IF EXISTS quick_start")
-    await connection.execute("CREATE DATABASE quick_start")
-    environ = {
-        "ORISUN_PG_HOST": postgres.host,
-        "ORISUN_PG_PORT": "5432",
-        "ORISUN_PG_USER": "postgres",
-        "ORISUN_PG_PASSWORD": "your_password",
-        "ORISUN_PG_NAME": "quick_start",
-        "ORISUN_PG_SCHEMAS": "orisun_test_1:public,orisun_admin:admin",
-        "ORISUN_BOUNDARIES": '[{"name":"orisun_test_1","description":"test"},'
-        '{"name":"orisun_admin","description":"admin"}]',
-        "ORISUN_ADMIN_BOUNDARY": "orisun_admin",
-        "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
-        "ORISUN_NATS_PORT": "0",
-        "GOMEMLIMIT": "1GiB",
-    }
-    try:
-        async with ServerProcess(None, environ) as server:
-            await save(server.connection, "user-001")
-            assert server.logs.count("GOMEMLIMIT") == 1
-    finally:
-        await connection.execute("DROP DATABASE quick_start WITH (FORCE)")
-        await connection.close()
 
 
 async def test_a_default_password_open_to_the_network_is_warned_about(settings: Settings) -> None:
