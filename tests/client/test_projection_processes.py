@@ -16,7 +16,14 @@ import asyncpg
 import pytest
 
 import orisun
-from orisun.projections import Administration, PostgresCheckpoints, Processor, ProcessorConfig, Tables
+from orisun.projections import (
+    Administration,
+    FileCheckpoints,
+    PostgresCheckpoints,
+    Processor,
+    ProcessorConfig,
+    Tables,
+)
 from orisun_server.settings import Settings
 from tests.client.projection_worker import Deposits
 from tests.harness import Connection, ServerProcess, eventually
@@ -123,6 +130,40 @@ async def test_killed_workers_do_everything_once_over_repartitioning(
         found = await pool.fetch(f'SELECT account, amount FROM "{schema}".deposit ORDER BY n')
     for account in ACCOUNTS:
         assert [row["amount"] for row in found if row["account"] == account] == list(range(written))
+
+
+@pytest.mark.fault
+async def test_killed_workers_whose_checkpoints_are_files_leave_nothing_out_and_are_never_ahead(
+    server: Connection, settings: Settings, client: orisun.Client, tmp_path: Path
+) -> None:
+    boundary, target = client.boundary(settings.boundaries[0].name), tmp_path / "target"
+    workers = Workers({"address": server.address, "boundary": boundary.name, "directory": str(tmp_path)})
+    checkpoints = FileCheckpoints(tmp_path / "checkpoints")
+    events = [orisun.NewEvent("Deposited", {"account": "a", "amount": number}) for number in range(400)]
+    await boundary.append(events)
+
+    def handled() -> list[int]:
+        # the last line may be half of one
+        return [int(line) for line in target.read_text().split("\n")[:-1]] if target.exists() else []
+
+    def position() -> int:
+        (found,) = checkpoints.found("deposits", boundary.name).values()
+        return int(found["position"][1])
+
+    await workers.start(0, 1)
+    try:
+        for part in range(1, 4):
+            await eventually(lambda part=part: len(set(handled())) > part * 100, 30, 0.001)  # type: ignore[misc]
+            await workers.end(0, signal.SIGKILL)
+            assert set(range(position() + 1)) <= set(handled()), "what is kept as done is done"
+            await workers.start(0, 1)
+        await eventually(lambda: len(set(handled())) == len(events), 30)
+        assert await workers.end(0, signal.SIGTERM) == 0
+    finally:
+        for process in workers.processes.values():
+            process.kill()
+    assert position() == len(events) - 1
+    assert list(dict.fromkeys(handled())) == list(range(len(events))), "each at least once, in order"
 
 
 _APP = """
