@@ -137,11 +137,11 @@ class Otlp:
                 await asyncio.to_thread(shut_down)
 
     async def _export(self) -> None:
-        from .otlp_metrics import metrics_data
-
         exporter, resource = self._exporter, self._resource
         if exporter is None or resource is None:
             return
+        from .otlp_metrics import metrics_data  # half a second of imports, which only who exports pays
+
         await self._refresh()
         # in the loop that changes the numbers, family by family: hundreds of boundaries take a while
         families = []
