@@ -151,9 +151,10 @@ current-context: tests
 """
 
 
-def dies_with_us() -> list[str]:
-    """What to write before a command, so that it ends with the test run, however that ends."""
-    return [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(signal.SIGKILL.value), "-1", "-1"]
+def dies_with_us(us: str = "") -> list[str]:
+    """What to write before a command, so that it ends with its parent (the test run), however that ends."""
+    parent = us or str(os.getpid())
+    return [sys.executable, "-I", "-S", launch.__file__, parent, str(signal.SIGKILL.value), "-1", "-1"]
 
 
 def _free_ports(count: int) -> list[int]:

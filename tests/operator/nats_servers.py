@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from orisun_operator.api.cluster import ClusterSpec
@@ -27,8 +28,8 @@ def cluster_of(replicas: int) -> Cluster:
 class NatsServers:
     """``start(ordinal)``, ``stop(ordinal)``; pod ``store-N`` has the address 127.77.7.(N+1)."""
 
-    def __init__(self, directory: Path, cluster: Cluster) -> None:
-        self._directory, self._cluster = directory, cluster
+    def __init__(self, directory: Path, cluster: Cluster, shell: Sequence[str] = ("/bin/sh",)) -> None:
+        self._directory, self._cluster, self._shell = directory, cluster, shell
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
     def address(self, ordinal: int) -> str:
@@ -40,8 +41,8 @@ class NatsServers:
 
     def start(self, ordinal: int) -> None:
         place = self._directory / str(ordinal)
-        (place / "config").mkdir(parents=True, exist_ok=True)
-        (place / "run").mkdir(exist_ok=True)
+        for made in ("config", "bin"):
+            (place / made).mkdir(parents=True, exist_ok=True)
         files = dict(nats.configuration(self._cluster)["data"])
         secret = nats.auth_secret(self._cluster, PASSWORDS)["data"]
         files |= {name: base64.b64decode(secret[name]).decode() for name in ("auth.conf", "routes.conf")}
@@ -52,17 +53,21 @@ class NatsServers:
             (place / "config" / name).write_text(mine)
         container = nats.container(self._cluster)
         script = container["command"][-1]
-        for real, ours in (("/etc/nats", "config"), ("/run/nats", "run"), ("/var/lib/nats", "data")):
+        for real, ours in (("/etc/nats", "config"), (nats.DATA, "data")):
             script = script.replace(real, str(place / ours))
+        # it ends with its shell, as in a container
+        program = place / "bin" / "nats-server"
+        program.write_text(f'#!/bin/sh\nexec {" ".join(dies_with_us("$PPID"))} {_binary()} "$@"\n')
+        program.chmod(0o755)
         environment = {
-            "PATH": f"{Path(_binary()).parent}:{os.environ['PATH']}",
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
             "POD_NAME": self._cluster.pod(ordinal),
-            "STORE": nats.store_directory(self._cluster).replace("/var/lib/nats", str(place / "data")),
+            "STORE": nats.store_directory(self._cluster).replace(nats.DATA, str(place / "data")),
             "ADVERTISE": f"{self.address(ordinal)}:6222",
         }
         with (place / "log").open("ab") as log:
             self._running[ordinal] = subprocess.Popen(
-                [*dies_with_us(), "/bin/sh", "-c", script],
+                [*dies_with_us(), *self._shell, "-c", script],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -72,13 +77,11 @@ class NatsServers:
     def log(self, ordinal: int) -> str:
         return (self._directory / str(ordinal) / "log").read_text(errors="replace")
 
-    def pid_file(self, ordinal: int) -> Path:
-        return self._directory / str(ordinal) / "run" / "nats.pid"
-
-    def stop(self, ordinal: int, number: int = signal.SIGTERM) -> None:
+    def stop(self, ordinal: int, number: int = signal.SIGTERM) -> int:
+        """Its exit status."""
         process = self._running.pop(ordinal)
         process.send_signal(number)
-        process.wait(60)
+        return process.wait(60)
 
     def lose_volume(self, ordinal: int) -> None:
         """Of a stopped one."""

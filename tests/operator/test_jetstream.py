@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import nats
 import pytest
+from nats.aio.client import Client
 
 from orisun_operator.jetstream import Health, JetStream, JetStreamError
 from orisun_operator.resources import nats as rendered
@@ -46,6 +49,46 @@ async def test_a_single_server_is_healthy_without_a_leader(jetstream: JetStream,
         servers.close()
     health = await jetstream.health({"store-0": servers.address(0)}, clustered=False)
     assert "store-0: its NATS server does not answer" in health.problem
+
+
+@pytest.mark.parametrize("shell", [("/bin/sh",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize("stays", [False, True])
+async def test_asked_to_stop_it_hands_over_and_ends_cleanly(tmp_path: Path, shell: Sequence[str], stays: bool) -> None:
+    """With a client that stays and without one, in the shells of Debian and of the official image."""
+    found = shutil.which(shell[0])
+    if found is None:
+        pytest.skip(f"no {shell[0]}: the start of NATS is NOT TESTED in it")
+    servers = NatsServers(tmp_path, cluster_of(1), (found, *shell[1:]))
+    servers.start(0)
+    clients: list[Client] = []
+    try:
+        await eventually(lambda: "Server is ready" in servers.log(0), 30, 0.1, message="it does not start")
+        if stays:
+            clients.append(await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222"))
+        assert servers.stop(0) == 0
+    finally:
+        servers.close()
+        for client in clients:
+            await client.close()
+    log = servers.log(0)
+    assert ("Entering lame duck mode" in log, "Closing existing clients" in log) == (True, stays)
+
+
+async def test_its_hook_holds_it_until_the_server_has_drained(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.write_text("serving")
+    script = rendered.container(cluster_of(1))["lifecycle"]["preStop"]["exec"]["command"][-1]
+    hook = await asyncio.create_subprocess_exec("/bin/sh", "-c", script.replace(rendered.DRAINED_FILE, str(state)))
+    try:
+        # several of its looks
+        done, _ = await asyncio.wait([asyncio.create_task(hook.wait())], timeout=0.7)
+        assert not done
+        state.write_text("drained")
+        assert await asyncio.wait_for(hook.wait(), 30) == 0
+    finally:
+        if hook.returncode is None:
+            hook.kill()
+            await hook.wait()
 
 
 async def test_members_come_go_and_are_removed(jetstream: JetStream, tmp_path: Path) -> None:

@@ -17,19 +17,23 @@ SYSTEM_USER, SYSTEM_PASSWORD = "system-username", "system-password"
 ROUTE_USER, ROUTE_PASSWORD = "route-username", "route-password"
 #: Keys of random text; the rest of the Secret follows from them.
 PASSWORDS = (PASSWORD, SYSTEM_PASSWORD, ROUTE_PASSWORD)
-_DATA, _RUN = "/var/lib/nats", "/run/nats"
+#: Where the volume is mounted.
+DATA = "/var/lib/nats"
 #: Shared by both containers: the server writes here that it serves, or that it has drained.
 SHARED = "/run/orisun"
 DRAINED_FILE = f"{SHARED}/state"
-#: Seconds that the NATS server waits for the server's drain, and until it has handed over its leaders. It ends by
-#: itself a second after it was told to go lame; a hook that still runs then counts as failed.
-DRAIN_PATIENCE, _HAND_OVER = 40, 0.8
+#: Seconds that the NATS server waits for the server's drain, and that clients get which stay nevertheless.
+DRAIN_PATIENCE, _LAME_DUCK = 40, 2
 
 # A server that lost its store must not come back under its old name: it would vote twice. The name is kept with the
 # store, and the operator removes the peers that no pod answers to any more.
-_START = r"""
+#
+# SIGTERM makes a lame duck of it: it hands over what it leads, and ends by itself a second later if no client is left.
+# Not in the hook, which would have to outlive the server: the kubelet counts a hook that dies with it as failed.
+_START = f"""
 set -eu
-for old in /var/lib/nats/single-* /var/lib/nats/cluster-*; do
+trap 'exit 0' TERM
+for old in {DATA}/single-* {DATA}/cluster-*; do
   if [ "$old" != "$STORE" ]; then rm -rf "$old"; fi
 done
 mkdir -p "$STORE"
@@ -38,22 +42,30 @@ if ! [ -s "$STORE/name" ]; then
   mv "$STORE/name.new" "$STORE/name"
 fi
 export SERVER_NAME="$POD_NAME-$(cat "$STORE/name")"
-exec nats-server --config /etc/nats/nats.conf --pid /run/nats/nats.pid
+stop() {{
+  kill -USR2 "$nats" || :
+  status=0
+  wait "$nats" || status=$?
+  exit $status
+}}
+nats-server --config /etc/nats/nats.conf &
+nats=$!
+trap stop TERM
+trap 'kill -QUIT "$nats"; wait "$nats"' QUIT
+wait "$nats"
 """
 
 # The kubelet asks both containers to stop at the same time. The Orisun server needs NATS until it has drained.
-_STOP = f"""
+_HOLD = f"""
 i=0
 while [ $i -lt {DRAIN_PATIENCE * 5} ] && grep -qs serving {DRAINED_FILE}; do sleep 0.2; i=$((i+1)); done
-nats-server --signal ldm={_RUN}/nats.pid
-sleep {_HAND_OVER}
 """
 
 
 def store_directory(cluster: Cluster) -> str:
     """Of JetStream: a new one for each beginning, so that no old cluster's state is taken for the new one's."""
     kind = "cluster" if cluster.spec.clustered else "single"
-    return f"{_DATA}/{kind}-{cluster.incarnation}"
+    return f"{DATA}/{kind}-{cluster.incarnation}"
 
 
 def configuration(cluster: Cluster) -> Object:
@@ -65,7 +77,7 @@ def configuration(cluster: Cluster) -> Object:
         f"http: 0.0.0.0:{MONITOR_PORT}",
         "include auth.conf",
         "max_payload: 8MB",
-        "lame_duck_grace_period: 10s",
+        f"lame_duck_grace_period: {_LAME_DUCK}s",
         "lame_duck_duration: 30s",
         "jetstream {",
         "  store_dir: $STORE",
@@ -146,12 +158,11 @@ def container(cluster: Cluster) -> Object:
         "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
-        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", _STOP]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", _HOLD]}}},
         "securityContext": container_security(),
         "volumeMounts": [
-            {"name": "jetstream", "mountPath": _DATA},
+            {"name": "jetstream", "mountPath": DATA},
             {"name": "nats-config", "mountPath": "/etc/nats", "readOnly": True},
-            {"name": "nats-run", "mountPath": _RUN},
             {"name": "shared", "mountPath": SHARED, "readOnly": True},
         ],
     }
@@ -180,5 +191,4 @@ def volumes(cluster: Cluster) -> list[Object]:
                 ],
             },
         },
-        {"name": "nats-run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
     ]
