@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator
 
 from e2e.kubernetes import Kubernetes, until
@@ -12,11 +13,12 @@ from e2e.kubernetes import Kubernetes, until
 _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
 
-async def opens(host: str, port: int, timeout: float = 1.0) -> bool:
-    """Whether a TCP connection comes about."""
+async def opens(host: str, port: int, timeout: float = 1.0, authority: str | None = None) -> bool:
+    """Whether a TCP connection comes about; with ``authority`` (PEM), to a server whose certificate is of it."""
+    context = ssl.create_default_context(cadata=authority) if authority else None
     try:
         async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError):
         return False
     writer.close()
@@ -35,7 +37,9 @@ class Access:
     async def _is_routed(self) -> bool:
         if self._routed is None:
             service = await self._kubernetes.must("svc", "kubernetes", "default")
-            self._routed = await opens(service["spec"]["clusterIP"], 443)
+            authority = (await self._kubernetes.must("cm", "kube-root-ca.crt", "default"))["data"]["ca.crt"]
+            # the certificate tells it from a gateway that answers for every address
+            self._routed = await opens(service["spec"]["clusterIP"], 443, authority=authority)
         return self._routed
 
     @contextlib.asynccontextmanager

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs the image as Docker users do, and saves and reads events in it: alone, beside a PostgreSQL, over TLS.
+# Runs the image as Docker users do, and saves and reads events in it: alone, beside a PostgreSQL, over TLS, by
+# compose.yaml and compose.tls.yaml.
 #
 #   test_docker.sh              builds orisun:local first
 #   test_docker.sh IMAGE        takes this one
 #
 # POSTGRES_IMAGE: the PostgreSQL to run beside it (postgres:17.5-alpine3.22); where that is neither here nor can be
-# pulled, the one inside the image under test stands in, and the output says so. Nothing is left behind.
+# pulled, one is built from Debian's packages, and the output says so. Nothing else is left behind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DOCKER=${DOCKER:-docker}
@@ -24,8 +25,11 @@ work=$(mktemp -d)
 finish() {
   status=$?
   if [ $status != 0 ]; then
-    for container in "$name" "$name-pg"; do "$DOCKER" logs --tail 20 "$container" 2>&1 | sed "s/^/$container: /" || true; done
+    for one in "$name" "$name-pg" "$name-orisun-1" "$name-postgres-1"; do
+      "$DOCKER" logs --tail 20 "$one" 2>&1 | sed "s/^/$one: /" || true
+    done
   fi >&2
+  if "$DOCKER" compose version >/dev/null 2>&1; then compose down --volumes --timeout 5 >/dev/null 2>&1 || true; fi
   "$DOCKER" rm --force --volumes "$name" "$name-pg" >/dev/null 2>&1 || true
   "$DOCKER" volume rm "$name" >/dev/null 2>&1 || true
   "$DOCKER" network rm "$name" >/dev/null 2>&1 || true
@@ -43,9 +47,15 @@ DOCKER=$DOCKER scripts/image_size.sh "$image" "$MOST"
 hardened=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --volume "$name:/var/lib/orisun/data")
 run() { "$DOCKER" run --detach --name "$name" "${hardened[@]}" "$@" >/dev/null; }
 
+# as docs/docker.md says, on free ports
+compose() {
+  ORISUN_IMAGE=$image POSTGRES_IMAGE=$POSTGRES_IMAGE POSTGRES_PORT=0 ORISUN_GRPC_PORT=0 ORISUN_ADMIN_PORT=0 \
+    ORISUN_TLS_DIR=$work/tls "$DOCKER" compose --progress quiet --project-name "$name" -f compose.yaml ${TLS:+-f compose.tls.yaml} "$@"
+}
+
 # client save ID | client read COUNT: with the client's stubs inside the container; TLS=yes trusts tls/ca.crt
 client() {
-  "$DOCKER" exec --interactive --env TLS="${TLS:-}" "$name" python - "$@" <<'END'
+  "$DOCKER" exec --interactive --env TLS="${TLS:-}" "${container:-$name}" python - "$@" <<'END'
 import base64, json, os, sys, time
 import grpc
 from orisun_api import eventstore_pb2 as pb, eventstore_pb2_grpc
@@ -97,19 +107,14 @@ client read 1 >/dev/null
 ok "a new container finds what the old one stored in /var/lib/orisun/data"
 
 "$DOCKER" network create "$name" >/dev/null
-if "$DOCKER" image inspect "$POSTGRES_IMAGE" >/dev/null 2>&1 || "$DOCKER" pull --quiet "$POSTGRES_IMAGE" >/dev/null 2>&1; then
-  "$DOCKER" run --detach --name "$name-pg" --network "$name" --env POSTGRES_DB=orisun --env POSTGRES_PASSWORD=secret-1 \
-    "$POSTGRES_IMAGE" >/dev/null
-else
-  echo "note: $POSTGRES_IMAGE cannot be had here; the PostgreSQL inside $image stands in"
-  "$DOCKER" run --detach --name "$name-pg" --network "$name" --tmpfs /var/lib/orisun/data:uid=10001,mode=0700 "$image" sh -ec '
-    bin=$(python -c "from orisun_server.embedded import place; print(place.binaries(None))")
-    cd /var/lib/orisun/data; echo secret-1 >password
-    "$bin"/initdb --pgdata pg --username postgres --pwfile password --auth-local trust --auth-host scram-sha-256 >/dev/null
-    echo "host all all all scram-sha-256" >>pg/pg_hba.conf
-    echo "CREATE DATABASE orisun" | "$bin"/postgres --single -D pg postgres >/dev/null
-    exec "$bin"/postgres -D pg -c listen_addresses="*" -c unix_socket_directories=/tmp' >/dev/null
+if ! "$DOCKER" image inspect "$POSTGRES_IMAGE" >/dev/null 2>&1 && ! "$DOCKER" pull --quiet "$POSTGRES_IMAGE" >/dev/null 2>&1; then
+  echo "note: $POSTGRES_IMAGE cannot be had here; Debian's PostgreSQL stands in"
+  POSTGRES_IMAGE=orisun-test-postgres:local
+  "$DOCKER" image inspect "$POSTGRES_IMAGE" >/dev/null 2>&1 ||
+    "$DOCKER" build --quiet --network host --tag "$POSTGRES_IMAGE" scripts/test_postgres >/dev/null
 fi
+"$DOCKER" run --detach --name "$name-pg" --network "$name" --env POSTGRES_DB=orisun --env POSTGRES_PASSWORD=secret-1 \
+  "$POSTGRES_IMAGE" >/dev/null
 database=(--network "$name" --env ORISUN_PG_HOST="$name-pg" --env ORISUN_PG_USER=postgres --env ORISUN_PG_PASSWORD=secret-1
   --env ORISUN_PG_NAME=orisun --restart on-failure)
 run "${database[@]}" "$image"
@@ -124,9 +129,42 @@ run "${database[@]}" --env ORISUN_GRPC_TLS_ENABLED=true --volume "$work/tls:/etc
 TLS=yes client save three
 echo "version $(TLS=yes client read 3)"
 ok "TLS"
-if "$DOCKER" compose version >/dev/null 2>&1; then
-  "$DOCKER" compose -f compose.yaml -f compose.tls.yaml config --quiet
-  ok "compose.yaml and compose.tls.yaml"
-else
-  echo "note: no docker compose here; compose.yaml is not tried"
+"$DOCKER" rm --force --volumes "$name" "$name-pg" >/dev/null
+
+if ! "$DOCKER" compose version >/dev/null 2>&1; then
+  cat >&2 <<'END'
+################################################################################
+#  NOT TESTED: compose.yaml and compose.tls.yaml. Install docker compose.      #
+################################################################################
+END
+  exit 0
 fi
+container=$name-orisun-1
+# the published port, by the program of the documents where it is at hand; arguments: how grpcurl is to trust
+listed() {
+  [[ $(compose port orisun 5005) = 127.0.0.1:* ]] || fail "compose.yaml publishes port 5005 beyond this machine"
+  command -v grpcurl >/dev/null || return 0
+  [[ $(grpcurl "$@" -H "Authorization: Basic YWRtaW46Y2hhbmdlaXQ=" "$(compose port orisun 5005)" list) = *orisun.EventStore* ]] ||
+    fail "no orisun.EventStore on the published port"
+}
+compose up --detach --wait
+client save one
+listed -plaintext
+curl --fail --silent --show-error --location --output /dev/null "http://$(compose port orisun 8991)/"
+kept=$("$DOCKER" exec "$container" find /var/lib/orisun/data -type f | sort)
+[ -n "$kept" ] || fail "compose.yaml keeps nothing in /var/lib/orisun/data"
+ok "compose.yaml: PostgreSQL and a server, the admin page on this machine"
+compose down --timeout 45
+compose up --detach --wait
+client read 1 >/dev/null
+client save two
+for file in $kept; do
+  "$DOCKER" exec "$container" test -e "$file" || fail "$file is lost"
+done
+ok "down and up again: events and /var/lib/orisun/data are still there"
+export TLS=yes
+compose up --detach --wait
+client read 2 >/dev/null
+client save three
+listed -cacert "$work/tls/ca.crt"
+ok "compose.tls.yaml over it"
