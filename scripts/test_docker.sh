@@ -151,16 +151,13 @@ compose up --detach --wait
 client save one
 listed -plaintext
 curl --fail --silent --show-error --location --output /dev/null "http://$(compose port orisun 8991)/"
-kept=$("$DOCKER" exec "$container" find /var/lib/orisun/data -type f | sort)
-[ -n "$kept" ] || fail "compose.yaml keeps nothing in /var/lib/orisun/data"
+"$DOCKER" exec "$container" touch /var/lib/orisun/data/kept
 ok "compose.yaml: PostgreSQL and a server, the admin page on this machine"
 compose down --timeout 45
 compose up --detach --wait
 client read 1 >/dev/null
 client save two
-for file in $kept; do
-  "$DOCKER" exec "$container" test -e "$file" || fail "$file is lost"
-done
+"$DOCKER" exec "$container" test -e /var/lib/orisun/data/kept || fail "down and up: /var/lib/orisun/data is another one"
 ok "down and up again: events and /var/lib/orisun/data are still there"
 export TLS=yes
 compose up --detach --wait
