@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Releases main as a version: sets it in pyproject.toml and the charts, commits, tags, and pushes both at once.
+# Releases main as a version: sets it in pyproject.toml, the charts and wherever an image of it is named, commits, tags,
+# and pushes both at once.
 #
 #   release.sh 1.2.3
 #   release.sh 1.2.3 --notes release-notes.md    the notes become the tag's message, verbatim, headings too
@@ -7,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 die() { echo "error: $*" >&2; exit 1; }
-usage() { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 version='' notes='' push=yes
 while [ $# -gt 0 ]; do
@@ -42,10 +43,17 @@ else
 fi
 # charts want SemVer, Python wants PEP 440
 semver=$(sed -E 's/(a|b|rc)([0-9]+)$/-\1.\2/' <<<"$version")
+was=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 sed -i.old "s/^version = \".*\"/version = \"$version\"/" pyproject.toml
 for chart in helm/*/Chart.yaml; do
   [ -e "$chart" ] || continue
   sed -i.old -e "s/^version: .*/version: $semver/" -e "s/^appVersion: .*/appVersion: \"$version\"/" "$chart"
+done
+named=(README.md docs/kubernetes.md docs/argocd/application.yaml
+  examples/kubernetes/kustomize/base/install.yaml examples/kubernetes/kustomize/overlay/kustomization.yaml)
+for file in "${named[@]}"; do
+  sed -i.old -E "s/(^|[^0-9.])${was//./\\.}([^0-9.]|\$)/\1$version\2/g" "$file"
+  rm -f "$file.old"
 done
 rm -f pyproject.toml.old helm/*/Chart.yaml.old
 if ! git diff --quiet; then git commit --quiet --all --message "Release $version"; fi

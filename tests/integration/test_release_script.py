@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ class Repository:
         self.git("remote", "add", "origin", str(self.remote))
         self.git("config", "user.name", "tester")
         self.git("config", "user.email", "tester@localhost")
-        for name in ("scripts/release.sh", "pyproject.toml", "helm/orisun-operator/Chart.yaml"):
-            target = self.clone / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target)
+        for name in ("scripts", "helm", "crds", "examples/kubernetes", "docs/argocd"):
+            shutil.copytree(ROOT / name, self.clone / name)
+        for name in ("pyproject.toml", "README.md", "docs/kubernetes.md"):
+            shutil.copy(ROOT / name, self.clone / name)
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "First")
         self.git("push", "-q", "origin", "main")
@@ -34,9 +35,11 @@ class Repository:
         command = ["git", "-C", str(at or self.clone), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def release(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["scripts/release.sh", *arguments]
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, check=False, cwd=self.clone, capture_output=True, text=True)
+
+    def release(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("scripts/release.sh", *arguments)
 
 
 @pytest.fixture
@@ -57,6 +60,19 @@ def test_releases(repository: Repository, tmp_path: Path) -> None:
     again = repository.release("1.2.3")
     assert again.returncode == 1
     assert "v1.2.3 exists already" in again.stderr
+
+
+def test_every_image_and_label_is_of_the_release(repository: Repository) -> None:
+    """kubectl, Kustomize and Argo CD bring what was tagged, and install.yaml is still the chart's."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version in repository.git("show", "HEAD:examples/kubernetes/kustomize/base/install.yaml")
+    assert repository.release("3.4.5rc6", "--no-push").returncode == 0
+    named = repository.run("git", "grep", "--fixed-strings", "--word-regexp", version)
+    assert (named.returncode, named.stdout) == (1, "")
+    assert "newTag: 3.4.5rc6" in repository.git("show", "HEAD:examples/kubernetes/kustomize/overlay/kustomization.yaml")
+    if shutil.which("helm"):
+        checked = repository.run("scripts/render_chart.sh", "--check")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_a_candidate_is_semver_in_the_chart_and_lists_what_changed(repository: Repository) -> None:
