@@ -68,7 +68,9 @@ async def test_every_page_is_accessible(app: App, make_page: MakePage, dark: boo
     wrong = await accessibility(page)
     await shoot(page, f"sign-in-{colours}")
     await sign_in(page)
-    for name, path in paths(app).items():
+    await page.goto("/users")
+    rita = await page.get_by_role("link", name="rita", exact=True).get_attribute("href")
+    for name, path in (paths(app) | {"user": f"{rita}", "user-delete": f"{rita}/delete"}).items():
         await page.goto(path)
         wrong += await accessibility(page)
         await shoot(page, f"{name}-{colours}")
@@ -77,6 +79,12 @@ async def test_every_page_is_accessible(app: App, make_page: MakePage, dark: boo
 
 async def test_a_narrow_screen(app: App, make_page: MakePage) -> None:
     page = await make_page(width=390)
+    await page.goto("/sign-in")
+    await shoot(page, "sign-in-narrow")
+    await sign_in(page, password="wrong-password")
+    await expect(page.get_by_role("alert")).to_be_visible()
+    assert await accessibility(page) == []
+    await shoot(page, "sign-in-refused-narrow")
     await sign_in(page)
     for name in (
         "overview", "boundary", "events", "event", "indexes", "index-new", "subscriptions", "queries", "users", "audit",
@@ -216,6 +224,7 @@ async def test_a_token_is_shown_and_revoked(make_page: MakePage) -> None:
     await page.get_by_role("button", name="Issue token").click()
     await expect(page.locator("#secret")).to_contain_text("orisun_")
     assert await accessibility(page) == []
+    await shoot(page, "token-made-light")
     await page.get_by_role("link", name="Done").click()
     await page.get_by_role("link", name="Revoke nightly report").click()
     await shoot(page, "token-revoke-light")

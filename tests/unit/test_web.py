@@ -62,7 +62,7 @@ def test_numbers_are_shown_as_they_are_stored() -> None:
 
 @given(st.lists(st.floats(0, 1e9), max_size=20), st.text(max_size=20))
 def test_charts_are_well_formed(values: list[float], label: str) -> None:
-    chart = str(show.sparkline(values, label, axes=True))
+    chart = str(show.sparkline(values, label))
     assert chart.count("<svg") == chart.count("</svg>") == (len(values) >= 2)
     assert "nan" not in chart.replace(str(show.escape(label)), "")
 

@@ -115,7 +115,7 @@ def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[^\s=\"]+", text) else json.dumps(text, ensure_ascii=False)
 
 
-def sparkline(values: Sequence[float], label: str, *, width: int = 140, height: int = 36, axes: bool = False) -> Markup:
+def sparkline(values: Sequence[float], label: str, *, width: int = 140, height: int = 36) -> Markup:
     """A chart of rates over the last half hour, the newest on the right; ``label`` says what is counted."""
     if len(values) < 2:
         return Markup('<span class="quiet">gathering …</span>')
@@ -123,17 +123,11 @@ def sparkline(values: Sequence[float], label: str, *, width: int = 140, height: 
     top, step = (peak or 1.0) * 1.08, width / (len(values) - 1)
     points = [f"{index * step:.1f},{height - 1 - value / top * (height - 3):.1f}" for index, value in enumerate(values)]
     text = f"{label}: {number(values[-1])} now, at most {number(peak)}"
-    marks = Markup("")
-    if axes:
-        marks = Markup(
-            '<text class="axis" x="4" y="12">{}</text><text class="axis" x="4" y="{}">{}</text>'
-            '<text class="axis" x="{}" y="{}" text-anchor="end">now</text>'
-        ).format(number(peak), height - 5, f"{duration((len(values)) * 10)} ago", width - 4, height - 5)
     return Markup(
         '<svg class="chart" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{text}" '
         'preserveAspectRatio="none"><title>{text}</title><polygon class="area" points="0,{h} {points} {w},{h}"/>'
-        '<polyline class="line" points="{points}"/>{marks}</svg>'
-    ).format(w=width, h=height, text=text, points=" ".join(points), marks=marks)
+        '<polyline class="line" points="{points}"/></svg>'
+    ).format(w=width, h=height, text=text, points=" ".join(points))
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
