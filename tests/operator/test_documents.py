@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,28 @@ async def test_a_field_that_does_not_exist_would_be_found(kube: Kube, namespace:
     obj["spec"]["nats"] = {"jetstream": {"storage": {"size": "2Gi"}}}
     with pytest.raises(KubeError, match="storage"):
         await _offer(kube, namespace, obj)
+
+
+#: Functions of the operator that take a reason.
+_TELLING = frozenset({"Blocked", "Paused", "Step", "set_condition", "event", "stalled", "waiting", "resting", "ready"})
+_TELLING |= {"_scale", "_replace", "_schema", "_drifted"}
+_REASON = re.compile(r"[A-Z][a-z]+([A-Z][a-zA-Z]*)?")
+
+
+def _reasons() -> Iterator[str]:
+    for file in (_ROOT / "operator").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            for given in node.args if name in _TELLING else ():
+                for one in ast.walk(given):
+                    if isinstance(one, ast.Constant) and _REASON.fullmatch(str(one.value)):
+                        yield str(one.value)
+
+
+def test_every_reason_is_documented() -> None:
+    reasons = {*_reasons()} - {"Normal", "Warning", "None", "True", "False", "Failed"}
+    assert reasons > {"Announcing", "DefaultPassword", "DriftRepaired", "BuildFailed", "AwaitingJetStream"}
+    pages = "".join((_ROOT / "docs" / page).read_text() for page in ("operator.md", "boundaries.md"))
+    assert sorted(reason for reason in reasons if f"`{reason}`" not in pages) == []

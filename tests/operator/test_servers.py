@@ -74,6 +74,18 @@ async def test_running_servers_take_up_what_resources_ask_for(store: Store, serv
     assert f"EventIndex/{store.namespace}/by-user" in (caught.value.details() or "")
 
 
+async def test_who_waits_for_a_boundary_to_be_ready_can_append_at_once(store: Store, server: Connection) -> None:
+    # polls of the server fall somewhere: several, so that one comes too late in any case unless it is waited for
+    names = [f"orders{n}" for n in range(4)]
+    for name in names:
+        await store.boundary(name)
+        await store.reconcile(name)
+        assert condition(await store.status("Boundary", name), "Ready")["status"] == "False"
+    for name in names:
+        await store.settled(name)
+        assert await Boundary(server, name).append({"n": 1}) == (1, 0)
+
+
 async def test_boundaries_and_indexes_by_rpc_work_as_on_a_laptop_and_are_listed(
     store: Store, server: Connection
 ) -> None:

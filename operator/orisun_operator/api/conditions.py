@@ -70,6 +70,16 @@ def is_true(status: Mapping[str, Any], type: str) -> bool:
     return (get_condition(status, type) or {}).get("status") == "True"
 
 
+def age_of(status: Mapping[str, Any], type: str, now: datetime.datetime) -> float:
+    """Seconds since the status of that condition changed, up to one too many; 0 when there is no such condition."""
+    condition = get_condition(status, type)
+    if condition is None:
+        return 0.0
+    return (
+        now - datetime.datetime.fromisoformat(condition["lastTransitionTime"].replace("Z", "+00:00"))
+    ).total_seconds()
+
+
 def remove_condition(status: dict[str, Any], type: str) -> None:
     """Take the condition away, where it says nothing any more (Drifted without drift, say)."""
     status["conditions"] = [c for c in status.get("conditions") or [] if c.get("type") != type]

@@ -18,7 +18,7 @@ from orisun_server.storage.names import quote
 
 from ..api import API_VERSION
 from ..api.boundary import DRIFTED, FINALIZER, KIND, SCHEMA_READY, BoundarySpec, parse
-from ..api.conditions import READY, is_true, set_condition
+from ..api.conditions import READY, age_of, is_true, set_condition
 from ..api.manager import Manager
 from ..kube import Object, Ref
 from . import Blocked, Context, Outcome
@@ -29,6 +29,9 @@ from .report import Report, concluded, position, read_spec
 
 #: Seconds until a boundary that somebody else is making is looked at again.
 _MAKING = 1.0
+#: Seconds until every server knows of an active one: their polls are half a second apart. One more, since a status
+#: has whole seconds.
+_TAKEN_UP = 2.0
 
 
 async def reconcile(context: Context, namespace: str, name: str) -> Outcome:
@@ -87,8 +90,7 @@ async def _converge(context: Context, obj: Object, spec: BoundarySpec, report: R
             return Outcome(_MAKING)
         if record.status is BoundaryStatus.FAILED:
             raise Blocked("ProvisioningFailed", f'boundary "{spec.name}": {record.last_error}', retry=15.0)
-        await _show(session, boundary, report)
-    return Outcome(max(1.0, report.figures_due()) if report.figures_due() else None)
+        return await _show(session, boundary, report)
 
 
 async def _claim(
@@ -189,7 +191,7 @@ async def _register(
     return await session.boundaries.register(spec.name, spec.description, spec.pg_schema, me)
 
 
-async def _show(session: Session, boundary: Boundary, report: Report) -> None:
+async def _show(session: Session, boundary: Boundary, report: Report) -> Outcome:
     """An active boundary's state."""
     scope = boundary_scope(boundary.name, boundary.schema)
     (state,) = await session.migrator.status([scope])
@@ -200,7 +202,13 @@ async def _show(session: Session, boundary: Boundary, report: Report) -> None:
     except FailedPrecondition as error:
         raise Blocked("TablesMissing", str(error), retry=1.0) from error
     report.figures(shown(figures))
+    age = age_of(report.status, SCHEMA_READY, report.context.clock())
+    # a negative one is by another clock
+    if figures.served and 0 <= age < _TAKEN_UP and not is_true(report.before, READY):
+        report.waiting("Announcing", f'servers take up boundary "{boundary.name}"')
+        return Outcome(_TAKEN_UP - age)
     report.ready("Active", f'boundary "{boundary.name}" takes events')
+    return Outcome(max(1.0, report.figures_due()) if report.figures_due() else None)
 
 
 def shown(figures: Figures) -> Mapping[str, Any]:
@@ -216,8 +224,12 @@ def shown(figures: Figures) -> Mapping[str, Any]:
 
 
 def _schema(report: Report, value: bool, reason: str, message: str) -> None:
-    set_condition(report.status, SCHEMA_READY, value, reason, message, report.generation)
+    _aspect(report, SCHEMA_READY, value, reason, message)
 
 
 def _drifted(report: Report, value: bool, reason: str, message: str) -> None:
-    set_condition(report.status, DRIFTED, value, reason, message, report.generation)
+    _aspect(report, DRIFTED, value, reason, message)
+
+
+def _aspect(report: Report, type: str, value: bool, reason: str, message: str) -> None:
+    set_condition(report.status, type, value, reason, message, report.generation, now=report.context.clock())

@@ -62,7 +62,8 @@ _FIGURES = """
 SELECT h.transaction_id, h.global_id, p.transaction_id, p.global_id, coalesce(p.event_count, 0),
        (SELECT count(*) FROM {events} AS e WHERE e.global_id > coalesce(p.global_id, -1)),
        (SELECT n.node_id FROM {schema}.orisun_lease AS l JOIN {schema}.orisun_node AS n USING (node_id)
-        WHERE l.kind = 'publisher' AND l.boundary = $1 AND l.name = '' AND n.expires_at > clock_timestamp())
+        WHERE l.kind = 'publisher' AND l.boundary = $1 AND l.name = '' AND n.expires_at > clock_timestamp()),
+       EXISTS (SELECT FROM {schema}.orisun_node WHERE kind = 'server' AND expires_at > clock_timestamp())
 FROM (SELECT) AS always
 LEFT JOIN (SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1) AS h ON true
 LEFT JOIN {published} AS p ON p.boundary = $1
@@ -104,6 +105,8 @@ class Figures:
     lag: int
     #: The node that publishes, "" for none.
     publisher: str
+    #: Whether any server runs.
+    served: bool
 
 
 class ManagedBoundaries:
@@ -169,13 +172,14 @@ class ManagedBoundaries:
                 )
         except asyncpg.UndefinedTableError as error:
             raise FailedPrecondition(f'boundary "{boundary.name}": its tables are gone') from error
-        commit, prepare, published, published_prepare, counted, lag, publisher = row
+        commit, prepare, published, published_prepare, counted, lag, publisher, served = row
         return Figures(
             counted + lag,
             NOTHING if prepare is None else Position(commit, prepare),
             NOTHING if published_prepare is None else Position(published, published_prepare),
             lag,
             publisher or "",
+            served,
         )
 
     async def close(self, boundary: Boundary, managed_by: str, reason: str) -> None:
