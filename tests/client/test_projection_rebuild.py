@@ -10,7 +10,7 @@ import pytest
 
 import orisun
 from orisun.projections import Administration, ProcessorConfig, Progress, ProjectionError
-from tests.client.shop import Deposits, Shop
+from tests.client.shop import Deposits, Shop, running
 
 ACCOUNTS = [f"a{number}" for number in range(9)]
 
@@ -34,6 +34,25 @@ class Meeting(Deposits):
                 self.meeting = None  # one more would wait alone
             await asyncio.wait_for(meeting.wait(), 30)
         await super().handle(tx, event)
+
+
+async def test_a_rebuild_after_a_change_of_the_layout_does_not_go_back(shop: Shop) -> None:
+    """The new partitions stand where the slowest of the old ones was, and the read model holds what all have done."""
+    view = f"{shop.schema}_view"
+    deposits, admin = Deposits(view), Administration(shop.checkpoints, shop.boundary)
+    await deposit(shop, 0, 10)
+    one = shop.processor(partition_key=0, total_partitions=2)
+    async with running(one, deposits):
+        await one.caught_up(deposits)
+    done = await shop.rows(view)
+    assert 0 < len(done) < 10 * len(ACCOUNTS), "the other one never ran"
+    await admin.repartition(deposits, ProcessorConfig(total_partitions=1))
+    await admin.rebuild(deposits)
+    assert set(done) <= set(await shop.rows(view))
+    async with running(shop.processor(), deposits) as processor:
+        await processor.caught_up(deposits)
+    assert sorted(await shop.rows(view)) == sorted((name, amount) for amount in range(10) for name in ACCOUNTS)
+    await shop.pool.execute(f'DROP SCHEMA "{view}" CASCADE')
 
 
 async def test_several_workers_rebuild_and_each_event_is_there_once(shop: Shop) -> None:

@@ -140,18 +140,18 @@ class Rebuild:
         async with store.transaction() as tx:
             row = await store.locked(tx, name, boundary)
             live = await store.positions(tx, name, boundary, lock=True)
-            target = (
-                await last_wanted(self._boundary, self._next, max(live))
-                if live
-                else await last_wanted(self._boundary, self._next)
-            )
+            if row is not None:
+                # partitions that were laid out anew stand where the last of the old ones was
+                history = map(Layout.of_json, json.loads(row["history"]))
+                live += [position for layout in history for position in layout.positions]
+            target = await last_wanted(self._boundary, self._next, max(live) if live else None)
             await self._fill(target, target, on_progress)
-            start, history = await self._layout(tx)
+            start, layouts = await self._layout(tx)
             await self._rename(tx, self._projection.schema, self._next.schema, keep_previous)
             if row is None:
                 row = await self._take_over(tx, boundary)
             positions = [start] * row["total_partitions"]
-            written = json.dumps([one.as_json() for one in history])
+            written = json.dumps([one.as_json() for one in layouts])
             version = self._projection.version
             await store.restart(tx, name, boundary, positions, row["strategy"], history=written, version=version)
             await self._move_parked(tx, name, boundary)
