@@ -19,12 +19,12 @@ from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 
 from orisun_api import eventstore_pb2
-from orisun_server.core.event import NewEvent
+from orisun_server.core.event import Event, NewEvent
 from orisun_server.core.position import NOTHING
 from orisun_server.delivery.nats import NATS_ERRORS
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.store import level
-from orisun_server.delivery.stream import POSITION, PREVIOUS, parse_position
+from orisun_server.delivery.stream import POSITION, PREVIOUS, EventStream, parse_position
 from orisun_server.errors import OutOfRange
 from orisun_server.settings import Settings
 from orisun_server.storage.catalog import Boundary
@@ -154,13 +154,22 @@ async def test_the_stream_of_a_boundary_that_is_gone_goes_too(node: Node, refuse
         await node.nats.connection.jetstream.stream_info(node.stream_of(boundary.name))
 
 
-async def test_a_backlog_in_many_batches(make_settings: MakeSettings) -> None:
+async def test_a_backlog_in_many_batches(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_settings(polling_publisher_batch_size=7)
+    batches: list[int] = []
+    publish = EventStream.publish
+
+    async def counted(stream: EventStream, events: list[Event], *arguments: Any) -> None:
+        batches.append(len(events))
+        await publish(stream, events, *arguments)
+
+    monkeypatch.setattr(EventStream, "publish", counted)
     async with Node(settings, publishing=False) as node:
         for _ in range(10):
             await node.append(*range(10))
         await node.run(node.publishers)
         await assert_streamed_once_and_in_order(node)
+    assert (sum(batches), max(batches)) == (100, 7)
 
 
 async def test_ids_of_any_text(node: Node) -> None:
@@ -174,9 +183,11 @@ async def test_ids_of_any_text(node: Node) -> None:
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_events_of_another_server_are_published_soon(make_settings: MakeSettings, listens: bool) -> None:
-    settings = make_settings(pg_listen_enabled=listens)
+    """By NOTIFY alone, or by polling alone."""
+    settings = make_settings(pg_listen_enabled=listens, publisher_poll_interval=3600 if listens else 1)
     async with Node(settings) as publishing, Node(settings, publishing=False) as other:
         await eventually(lambda: len(publishing.publishers.published_here()) == 2)
+        assert await eventually(lambda: publishing.signals.heard == listens)
         async with Subscriber(other) as subscriber:
             await other.append(0)
             await subscriber.has(1)
@@ -462,7 +473,13 @@ async def test_a_stream_that_aged_out_goes_on(make_settings: MakeSettings) -> No
 
 async def test_changed_limits_reach_the_stream(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    for changes in ({}, {"nats_event_stream_max_msgs": 5}, {"nats_event_stream_storage": "memory"}):
+    for changes in (
+        {},
+        {"nats_event_stream_max_msgs": 5},
+        {"nats_event_stream_max_bytes": 100_000},
+        {"nats_event_stream_max_age": 60.0},
+        {"nats_event_stream_storage": "memory"},
+    ):
         changed = settings.model_copy(update=changes)
         async with Node(changed) as node:
             await node.append(0)
@@ -470,8 +487,9 @@ async def test_changed_limits_reach_the_stream(make_settings: MakeSettings) -> N
             config = (await node.nats.connection.jetstream.stream_info(node.stream_of(node.boundary.name))).config
             assert config.max_msgs == changed.nats_event_stream_max_msgs
             assert config.storage == changed.nats_event_stream_storage
-            assert config.max_bytes == 536_870_912
-            assert config.max_age == 300
+            assert config.max_bytes == changed.nats_event_stream_max_bytes
+            assert config.max_age == changed.nats_event_stream_max_age
+    assert (settings.nats_event_stream_max_bytes, settings.nats_event_stream_max_age) == (536_870_912, 300)
 
 
 async def test_all_streams_together_stay_under_their_limit(

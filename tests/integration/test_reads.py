@@ -12,6 +12,7 @@ from orisun_server.core.criteria import WHOLE_BOUNDARY, criterion, query
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import InvalidArgument, ResourceExhausted
 from orisun_server.settings import Settings
+from orisun_server.storage.group_commit import Appender
 from orisun_server.storage.reads import SCAN_BLOCK, Reader
 from tests.integration.stores import Store, event, index
 
@@ -142,24 +143,34 @@ async def test_a_nul_in_a_criterion_is_refused(store: Store) -> None:
 
 
 async def test_readers_see_prefixes_only(store: Store) -> None:
+    """While two servers append: never an event without those before it, and never half of a call."""
+    servers = [store.appender, Appender(store.database, store.indexes)]
     stop = False
 
-    async def write() -> None:
+    async def write(server: Appender) -> None:
         while not stop:
-            await store.append(event({}), event({}))
+            await server.append(store.boundary, [event({}), event({})], None)
 
-    async def read() -> None:
+    async def read_on() -> int:
         seen = NOTHING
-        for _ in range(30):
+        while seen.prepare < 200:
             page = await store.reader.page(store.boundary, (), 10_000, after=seen)
             prepares = [one.prepare for one in page]
             assert prepares == list(range(seen.prepare + 1, seen.prepare + 1 + len(prepares)))
             assert len(page) % 2 == 0
             seen = page[-1].position if page else seen
+        return seen.prepare
 
-    writers = [asyncio.create_task(write()) for _ in range(4)]
+    async def read_back(readers: list[asyncio.Task[int]]) -> None:
+        while not all(reader.done() for reader in readers):
+            page = await store.reader.page(store.boundary, (), 10_000, descending=True)
+            assert [one.prepare for one in page] == list(reversed(range(len(page))))
+            assert len(page) % 2 == 0
+
+    writers = [asyncio.create_task(write(server)) for server in servers * 2]
+    readers = [asyncio.create_task(read_on()) for _ in range(3)]
     try:
-        await asyncio.gather(*(read() for _ in range(3)))
+        await asyncio.gather(*readers, read_back(readers))
     finally:
         stop = True
         await asyncio.gather(*writers)

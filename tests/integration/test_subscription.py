@@ -190,6 +190,9 @@ async def test_many_subscriptions_share_one_tail(node: Node) -> None:
             await subscriber.has(51)
             assert subscriber.events == stored
         assert len(node.tails.of(None)) == 1
+        # and NATS sends each event once, however many there are
+        info = await node.nats.connection.jetstream.stream_info(node.stream_of(node.boundary.name))
+        assert info.state.consumer_count == 1
 
 
 async def test_live_delivery_is_quick(node: Node) -> None:
