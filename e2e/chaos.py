@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncIterator, Sequence
 
 from e2e.kubernetes import CommandError, Kubernetes, Object, restarts, run, statuses, until
 
 #: That of cluster.sh.
 _CONTAINERD = "/run/orisun-e2e/containerd.sock"
+#: Marks the rules of ``cut``.
+_MARK = "orisun-e2e-cut"
 
 
 async def kill(kubernetes: Kubernetes, namespace: str, *pods: str, container: str | None = None) -> None:
@@ -20,27 +23,43 @@ async def kill(kubernetes: Kubernetes, namespace: str, *pods: str, container: st
     removed.
     """
     before = [await kubernetes.must("pod", name, namespace) for name in pods]
-    runtime = await _runtime(kubernetes, before[0]["spec"]["nodeName"])
-    if runtime is None:
+    if not await reaches_nodes(kubernetes):
         await (_quit(kubernetes, namespace, pods, container) if container else remove(kubernetes, namespace, *pods))
         return
-    ids = [
-        str(status["containerID"]).removeprefix("containerd://")
-        for pod in before
-        for status in statuses(pod)
-        if container in (None, status["name"]) and "running" in status["state"]
-    ]
-    assert ids, f"nothing of {container or pods} runs"
-    await asyncio.gather(*(run(*runtime, "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", one) for one in ids))
+    await _signal(kubernetes, "SIGKILL", *before, container=container)
     await asyncio.gather(*(_killed(kubernetes, pod, container) for pod in before))
 
 
-async def _runtime(kubernetes: Kubernetes, node: str) -> tuple[str, ...] | None:
-    """The command that reaches containerd on a node."""
+async def stop(kubernetes: Kubernetes, namespace: str, pod: str) -> None:
+    """SIGSTOP: the pod's processes are there and do nothing any more, whatever they hold. Needs ``reaches_nodes``."""
+    await _signal(kubernetes, "SIGSTOP", await kubernetes.must("pod", pod, namespace))
+
+
+async def _signal(kubernetes: Kubernetes, signal: str, *pods: Object, container: str | None = None) -> None:
+    """Sent to the first process of each container that runs, from outside, where nothing keeps it from them."""
+    address = () if kubernetes.scripts is None else ("--address", _CONTAINERD)
+    ctr = (*await _on_node(kubernetes, pods[0]), "ctr", *address, "-n", "k8s.io", "tasks", "kill", "-s", signal)
+    ids = [
+        str(status["containerID"]).removeprefix("containerd://")
+        for pod in pods
+        for status in statuses(pod)
+        if container in (None, status["name"]) and "running" in status["state"]
+    ]
+    assert ids, f"nothing of {container or [pod['metadata']['name'] for pod in pods]} runs"
+    await asyncio.gather(*(run(*ctr, one) for one in ids))
+
+
+async def reaches_nodes(kubernetes: Kubernetes) -> bool:
+    """Whether commands can be run on the cluster's one node: one of cluster.sh or of kind."""
     if kubernetes.scripts is not None:
-        return "ctr", "--address", _CONTAINERD
-    provider = str((await kubernetes.must("node", node))["spec"].get("providerID", ""))
-    return ("docker", "exec", node, "ctr") if provider.startswith("kind://docker/") else None
+        return True
+    nodes = await kubernetes.list("node", None)
+    return len(nodes) == 1 and str(nodes[0]["spec"].get("providerID", "")).startswith("kind://docker/")
+
+
+async def _on_node(kubernetes: Kubernetes, pod: Object) -> tuple[str, ...]:
+    """What comes before a command that is to run on the pod's node. Needs ``reaches_nodes``."""
+    return () if kubernetes.scripts is not None else ("docker", "exec", str(pod["spec"]["nodeName"]))
 
 
 async def _killed(kubernetes: Kubernetes, before: Object, container: str | None) -> None:
@@ -100,14 +119,24 @@ async def fenced(kubernetes: Kubernetes) -> AsyncIterator[None]:
 
 
 async def cut(kubernetes: Kubernetes, one: Object, other: Object) -> None:
-    """No packet between two pods any more; needs ``kubernetes.scripts``. Every test ends with ``heal``."""
-    await _script(kubernetes, "cut", one["status"]["podIP"], other["status"]["podIP"])
+    """No packet between two pods any more. Needs ``reaches_nodes``; every test ends with ``heal``."""
+    addresses = one["status"]["podIP"], other["status"]["podIP"]
+    if kubernetes.scripts is not None:
+        await run(str(kubernetes.scripts / "cluster.sh"), "cut", *addresses)
+        return
+    for source, target in (addresses, addresses[::-1]):
+        # in mangle, which packets pass after a Service's address is resolved
+        rule = ("FORWARD", "-s", source, "-d", target, "-m", "comment", "--comment", _MARK, "-j", "DROP")
+        await run(*await _on_node(kubernetes, one), "iptables", "-w", "-t", "mangle", "-A", *rule)
 
 
 async def heal(kubernetes: Kubernetes) -> None:
-    await _script(kubernetes, "heal")
-
-
-async def _script(kubernetes: Kubernetes, *arguments: str) -> None:
-    assert kubernetes.scripts is not None
-    await run(str(kubernetes.scripts / "cluster.sh"), *arguments)
+    """Ends every ``cut``; where none can have been made it does nothing."""
+    if kubernetes.scripts is not None:
+        await run(str(kubernetes.scripts / "cluster.sh"), "heal")
+    elif await reaches_nodes(kubernetes):
+        node = (await kubernetes.list("node", None))[0]["metadata"]["name"]
+        iptables = ("docker", "exec", node, "iptables", "-w", "-t", "mangle")
+        for rule in (await run(*iptables, "-S", "FORWARD")).splitlines():
+            if _MARK in rule:
+                await run(*iptables, *shlex.split(rule.replace("-A", "-D", 1)))

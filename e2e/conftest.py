@@ -20,9 +20,10 @@ import pytest
 
 from e2e.access import Access
 from e2e.chaos import fenced, heal
+from e2e.database import Database
 from e2e.kubernetes import Kubernetes, load, run
 from e2e.release import ROOT, Release
-from e2e.stores import Database, Namespace
+from e2e.stores import Namespace
 
 #: Namespaces that are made beforehand where the operator is told which ones to look after.
 _POOL = 40
@@ -164,8 +165,7 @@ async def shared_namespace(
 
 async def tell(request: pytest.FixtureRequest, namespace: Namespace, release: Release) -> None:
     """After a failure, what is in the namespace and what the operator says; after each test, no network is cut."""
-    if namespace.kubernetes.scripts is not None:
-        await heal(namespace.kubernetes)
+    await heal(namespace.kubernetes)
     if failure := request.node.stash.get(_FAILED, ""):
         print(failure)
         print(await namespace.describe())

@@ -41,6 +41,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "pdb": ("policy/v1", "PodDisruptionBudget"),
     "lease": ("coordination.k8s.io/v1", "Lease"),
     "crd": ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
+    "certificate": ("cert-manager.io/v1", "Certificate"),
     "application": ("argoproj.io/v1alpha1", "Application"),
 }
 

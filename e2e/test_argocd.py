@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from e2e.access import Access
+from e2e.database import Database
 from e2e.gitops import Argo, Repository
 from e2e.kubernetes import Kubernetes, Object, run, until
 from e2e.release import CHART, ROOT, Release
-from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, index, show
+from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index, show
 
 HEALTH = ROOT / "docs" / "argocd" / "health"
 WAVE = "argocd.argoproj.io/sync-wave"

@@ -18,9 +18,10 @@ import pytest
 from e2e import chaos
 from e2e.access import Access
 from e2e.conftest import tell
+from e2e.database import Database
 from e2e.kubernetes import Kubernetes, Object, is_ready, restarts, statuses, until
 from e2e.release import Release
-from e2e.stores import Database, Namespace, Servers, boundary, cluster, pod_of, show
+from e2e.stores import Namespace, Servers, boundary, cluster, pod_of, show
 from e2e.traffic import BOUNDARY, traffic
 
 
@@ -177,8 +178,8 @@ async def test_eviction_heeds_the_budget(kubernetes: Kubernetes, store: Servers)
 
 async def test_cut_off_from_the_others(kubernetes: Kubernetes, store: Servers, shared_database: Database) -> None:
     """The publisher's pod and each other server's hear nothing of each other."""
-    if kubernetes.scripts is None:
-        pytest.skip("needs cluster.sh, which can cut two pods off from each other")
+    if not await chaos.reaches_nodes(kubernetes):
+        pytest.skip("needs a node on which packets can be dropped")
     async with traffic(store) as running:
         publisher = pod_of(await shared_database.publisher(BOUNDARY))
         pods = await store.pods()
@@ -197,8 +198,8 @@ async def test_cut_off_from_the_others(kubernetes: Kubernetes, store: Servers, s
 
 async def test_cut_off_from_postgres(kubernetes: Kubernetes, store: Servers, shared_database: Database) -> None:
     """The publisher's pod and PostgreSQL hear nothing of each other: another publishes, and the pod serves nobody."""
-    if kubernetes.scripts is None:
-        pytest.skip("needs cluster.sh, which can cut two pods off from each other")
+    if not await chaos.reaches_nodes(kubernetes):
+        pytest.skip("needs a node on which packets can be dropped")
     async with traffic(store) as running:
         publisher = await shared_database.publisher(BOUNDARY)
         alone = await kubernetes.must("pod", pod_of(publisher), store.namespace.name)

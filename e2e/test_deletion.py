@@ -8,9 +8,10 @@ import textwrap
 import pytest
 
 from e2e.access import Access
+from e2e.database import Database
 from e2e.kubernetes import Kubernetes, Object, until
 from e2e.release import Release
-from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, index
+from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 from e2e import chaos
 from e2e.access import Access
 from e2e.conftest import tell
+from e2e.database import Database
 from e2e.kubernetes import Kubernetes, Object, until
 from e2e.release import Release
-from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, index, show
+from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index, show
 from orisun_api import admin_pb2, admin_pb2_grpc
 from orisun_api import eventstore_pb2 as pb
 
@@ -218,6 +219,33 @@ async def test_what_clients_make_is_left_alone(kubernetes: Kubernetes, store: Se
     async with store.client("payments") as client:
         await client.save({"n": "1"})
     assert {pod["metadata"]["uid"] for pod in await store.pods()} == pods, "a new boundary needs no restart"
+
+
+async def test_a_plan_waits_for_its_approval(kubernetes: Kubernetes, store: Servers) -> None:
+    """Its SQL and hash are read from the status and approved as docs/boundaries.md says; till then nothing is made."""
+    space = store.namespace.name
+
+    async def told(path: str) -> str:
+        return await kubernetes.kubectl("get", "bnd", "planned", "-n", space, "-o", f"jsonpath={{.status.{path}}}")
+
+    async def approve(plan: str) -> None:
+        await kubernetes.patch("bnd", "planned", {"spec": {"migration": {"approvedPlan": plan}}}, space)
+
+    await store.namespace.apply(boundary("planned", migration={"mode": "Plan"}))
+    await kubernetes.wait_for("bnd", "planned", space, "Stalled", reason="PlanPending")
+    assert 'CREATE TABLE "planned".' in await told("pendingPlan.sql"), await told("pendingPlan.sql")
+    plan = await told("pendingPlan.hash")
+    await approve("of-another")
+    await kubernetes.wait_for("bnd", "planned", space, "Stalled", reason="PlanPending")
+    condition = await kubernetes.condition("bnd", "planned", space)
+    assert plan in condition["message"], condition
+    await _execute(kubernetes, space, "CREATE SCHEMA planned; DROP SCHEMA planned")  # fails where it was made
+    await approve(plan)
+    await kubernetes.ready(space, "bnd/planned", "orisun/store")
+    assert await told("pendingPlan") == ""
+    async with store.client("planned") as client:
+        await client.save({"n": "1"})
+        assert len(await client.log()) == 1
 
 
 async def test_lost_rights_are_told_and_heal(kubernetes: Kubernetes, store: Servers, operator: Release) -> None:

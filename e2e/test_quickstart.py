@@ -33,7 +33,19 @@ async def test_quickstart(kubernetes: Kubernetes, operator: Release, namespace: 
     await namespace.apply(QUICKSTART)
     await kubernetes.ready(namespace.name, "orisun/quickstart", "bnd/orders", "evidx/orders-account", timeout=240)
     show("apply to Ready, seconds", round(time.monotonic() - began, 1))
-    show("kubectl get", "\n" + await kubernetes.kubectl("get", "orisun,bnd,evidx", "-n", namespace.name))
+    table = await kubernetes.kubectl("get", "orisun,bnd,evidx", "-n", namespace.name)
+    show("kubectl get", "\n" + table)
+    # without the last column, the age
+    rows = [line.split()[:-1] for line in table.splitlines() if line]
+    version = str((await kubernetes.must("bnd", "orders", namespace.name))["status"]["schemaVersion"])
+    assert rows == [
+        ["NAME", "REPLICAS", "READY", "UPDATED", "PHASE", "POSTGRES"],
+        ["orisuncluster.orisun.io/quickstart", "1", "1", "1", "Ready", "embedded"],
+        ["NAME", "CLUSTER", "BOUNDARY", "SCHEMA", "EVENTS", "LAG", "READY", "PHASE"],
+        ["boundary.orisun.io/orders", "quickstart", "orders", version, "0", "0", "True", "Active"],
+        ["NAME", "BOUNDARY", "INDEX", "STATE", "PERCENT", "SIZE", "READY", "PHASE"],
+        ["eventindex.orisun.io/orders-account", "orders", "account", "READY", "100", "8.0", "KiB", "True", "Built"],
+    ]
     cluster = Servers(namespace, access, "quickstart")
     if shutil.which("grpcurl"):
         password = await kubernetes.password(namespace.name, "quickstart")

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from e2e.access import Access
+from e2e.database import Database
 from e2e.kubernetes import Kubernetes, until
 from e2e.release import ROOT, Release
-from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, show
+from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, show
 from e2e.traffic import traffic
 
 AUTOSCALER = ROOT / "examples" / "kubernetes" / "hpa.yaml"

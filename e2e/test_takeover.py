@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from e2e import chaos
 from e2e.access import Access
-from e2e.kubernetes import Kubernetes, until
+from e2e.database import Database
+from e2e.kubernetes import Kubernetes, restarts, until
 from e2e.release import Release
-from e2e.stores import EMBEDDED, Database, Namespace, Servers, boundary, cluster, index, show
+from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index, show
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,30 @@ async def test_while_boundaries_are_made(kubernetes: Kubernetes, operator: Relea
     await until(under_way, 120, "work under way")
     await _killed(kubernetes, operator)
     await kubernetes.ready(namespace.name, "orisun/store", *(f"bnd/{name}" for name in names), timeout=300)
+
+
+async def test_stuck(kubernetes: Kubernetes, operator: Release, one: Servers) -> None:
+    """A leader that hangs is not waited for: another works as soon as its Lease is over, the kubelet starts it anew."""
+    if not await chaos.reaches_nodes(kubernetes):
+        pytest.skip("needs a node on which processes can be stopped")
+    space, holder, stuck = one.namespace.name, await operator.holder(), await operator.leader()
+    before = restarts(await kubernetes.must("pod", stuck, operator.namespace), "operator")
+    began = time.monotonic()
+    await chaos.stop(kubernetes, operator.namespace, stuck)
+    await one.namespace.apply(boundary("meanwhile"))
+    await kubernetes.ready(space, "bnd/meanwhile", timeout=60)
+    show("leader stuck, seconds until another has made a boundary", round(time.monotonic() - began, 1))
+    assert stuck not in await operator.holder(), "the pod was started anew before another could work"
+
+    async def restarted() -> bool:
+        return restarts(await kubernetes.must("pod", stuck, operator.namespace), "operator") > before
+
+    await until(restarted, 120, "the kubelet starts it anew")
+    show("leader stuck, seconds until it was started anew", round(time.monotonic() - began, 1))
+    events = [event["note"] for event in await kubernetes.events(operator.namespace, "Unhealthy")]
+    assert any("Liveness probe failed" in note for note in events), events
+    assert await operator.another(holder) != stuck
+    await operator.scale(2)
 
 
 async def test_while_an_index_is_built(

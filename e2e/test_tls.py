@@ -15,7 +15,7 @@ from e2e.release import ROOT, Release
 from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster
 
 
-async def _certificate(address: str, name: str, authority: str) -> str:
+async def shown_certificate(address: str, name: str, authority: str) -> str:
     """Serial number of the certificate that a server shows, once it is checked against the authority and the name."""
     host, port = address.rsplit(":", 1)
     context = ssl.create_default_context(cadata=authority)
@@ -46,13 +46,13 @@ async def test_a_new_certificate_needs_no_restart(
     store = Servers(namespace, access, "store")
     await store.ready()
     async with access.service(space, "store") as address:
-        first = await _certificate(address, name, authority)
+        first = await shown_certificate(address, name, authority)
         pods = {pod["metadata"]["uid"] for pod in await store.pods()}
         authority = await _secret(kubernetes, space, tmp_path / "two", name)
 
         async def renewed() -> bool:
             try:
-                return await _certificate(address, name, authority) != first
+                return await shown_certificate(address, name, authority) != first
             except ssl.SSLError:
                 return False
 
@@ -70,5 +70,5 @@ async def test_an_authority_of_its_own(
     secret = await kubernetes.must("secret", "store-tls", namespace.name)
     authority = base64.b64decode(secret["data"]["ca.crt"]).decode()
     async with access.service(namespace.name, store.name) as address:
-        assert await _certificate(address, f"store.{namespace.name}.svc", authority)
-        assert await _certificate(address, f"store-0.store-headless.{namespace.name}.svc.cluster.local", authority)
+        assert await shown_certificate(address, f"store.{namespace.name}.svc", authority)
+        assert await shown_certificate(address, f"store-0.store-headless.{namespace.name}.svc.cluster.local", authority)
