@@ -15,10 +15,14 @@ _LEASE_SECONDS = 5
 
 
 class Operator:
-    """``orisun-operator run``; its Lease is in ``namespace``, which it looks after alone unless told otherwise."""
+    """``orisun-operator run``; its Lease is in ``namespace``, which it looks after alone unless told otherwise.
 
-    def __init__(self, kubeconfig: Path, namespace: str, log: Path, **settings: str) -> None:
+    ``first`` is Python that its process executes before.
+    """
+
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path, *, first: str = "", **settings: str) -> None:
         self._kubeconfig, self._namespace, self._log, self._settings = kubeconfig, namespace, log, settings
+        self._first = first
         self.metrics, self.health = free_port(), free_port()
         self.process: asyncio.subprocess.Process | None = None
 
@@ -35,8 +39,9 @@ class Operator:
         environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
         environment |= {f"ORISUN_OPERATOR_{name}": value for name, value in told.items()}
         with self._log.open("wb") as log:
+            program = f"{self._first}\nfrom orisun_operator.cli import main\nmain()\n"
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "orisun_operator.cli", "run"), env=environment, stdout=log, stderr=log
+                *(sys.executable, "-c", program, "run"), env=environment, stdout=log, stderr=log
             )
 
     def leads(self) -> bool:

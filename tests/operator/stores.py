@@ -18,7 +18,7 @@ from orisun_operator.settings import OperatorSettings
 from orisun_server.core.event import NewEvent
 from orisun_server.settings import Settings
 from orisun_server.storage.in_process import InProcessStore
-from orisun_server.storage.migrations import Sources
+from orisun_server.storage.migrations import Migration, Sources
 from orisun_server.storage.names import BoundaryNames
 from tests.harness import eventually
 
@@ -165,6 +165,14 @@ class Store:
 
     async def close(self) -> None:
         await self.context.postgres.close()
+
+
+def later_release() -> Sources:
+    """Migrations of a release that brings one more of boundaries."""
+    sources = Sources.packaged()
+    sql = "-- oldest-server: 0.1.0\nCOMMENT ON TABLE {q_events} IS 'of a later release';\n"
+    later = Migration(len(sources.boundary) + 1, "later", sql, "0" * 64, "0.1.0")
+    return Sources(sources.admin, (*sources.boundary, later))
 
 
 def condition(status: Mapping[str, Any], type: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from orisun_operator.reconcile.schema import survey, unmanaged
 from orisun_server.settings import Settings
 from orisun_server.storage.boundaries import Boundary, BoundaryStatus
 from orisun_server.storage.migrate import Migrator
-from orisun_server.storage.migrations import Migration, Sources
-from tests.operator.stores import CLUSTER, Store, condition, together
+from orisun_server.storage.migrations import Sources
+from tests.operator.stores import CLUSTER, Store, condition, later_release, together
 
 
 async def test_a_boundary_becomes_a_row_of_the_catalog_with_tables(store: Store) -> None:
@@ -185,11 +185,8 @@ async def test_an_altered_ledger_is_drift(store: Store) -> None:
 
 async def upgrade(store: Store) -> None:
     """The operator becomes one of a release that brings one more migration of boundaries."""
-    sources = Sources.packaged()
-    sql = "-- oldest-server: 0.1.0\nCOMMENT ON TABLE {q_events} IS 'of a later release';\n"
-    later = Migration(len(sources.boundary) + 1, "later", sql, "0" * 64, "0.1.0")
     await store.close()
-    store.context = store.operator(Sources(sources.admin, (*sources.boundary, later)))
+    store.context = store.operator(later_release())
 
 
 async def test_a_later_release_migrates_what_is_managed_and_what_is_not(store: Store) -> None:
@@ -227,6 +224,8 @@ async def test_a_plan_waits_for_its_approval(store: Store) -> None:
     await upgrade(store)
     # the approval was of another plan
     status = await store.settled("orders", "PlanPending")
+    assert condition(status, "Stalled")["status"] == "True"
+    assert "(it approves another one)" in condition(status, "Ready")["message"]
     plan = status["pendingPlan"]
     assert plan["hash"] != first["hash"]
     assert plan["toVersion"] == plan["fromVersion"] + 1 == status["schemaVersion"] + 1

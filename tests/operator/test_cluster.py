@@ -12,8 +12,11 @@ from cryptography import x509
 from orisun_operator.api import API_VERSION
 from orisun_operator.jetstream import Health, Peer
 from orisun_operator.kube import Kube, KubeError, Object, Ref
+from orisun_operator.reconcile import boundary
+from orisun_operator.reconcile.postgres import Postgres
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
+from tests.operator.stores import later_release
 
 
 @pytest.fixture
@@ -181,6 +184,57 @@ async def test_a_rollout_waits_for_jetstream(stage: Stage) -> None:
     stage.jetstream.answer = Health()
     await stage.settle()
     assert not set(before.values()) & set((await _uids(stage)).values())
+
+
+async def test_an_image_waits_for_the_approval_of_a_plan(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    orders = {
+        "apiVersion": API_VERSION,
+        "kind": "Boundary",
+        "metadata": {"name": "orders", "namespace": stage.namespace},
+        "spec": {
+            "clusterRef": {"name": NAME},
+            "schema": stage.settings.boundaries[0].schema,
+            "migration": {"mode": "Plan"},
+        },
+    }
+    await stage.kube.create(orders)
+
+    async def pending() -> str:
+        """Hash of the plan that waits for its approval."""
+        await boundary.reconcile(stage.context, stage.namespace, "orders")
+        found = await stage.kube.get(Ref.of(orders))
+        assert found is not None
+        return str(found["status"].get("pendingPlan", {}).get("hash", ""))
+
+    async def approve(plan: str) -> None:
+        await stage.kube.patch(Ref.of(orders), {"spec": {"migration": {"approvedPlan": plan}}})
+
+    await approve(await pending())
+    assert await pending() == ""
+    before = await _uids(stage)
+
+    # a newer operator, and then its image
+    await stage.context.postgres.close()
+    stage.context = replace(stage.context, postgres=Postgres(stage.kube, later_release()))
+    plan = await pending()
+    await stage.patch(image="orisun:9")
+    for _ in range(3):
+        await stage.reconcile()
+    assert await _uids(stage) == before
+    template = (await stage.statefulset())["spec"]["template"]["spec"]
+    assert {one["image"] for one in template["containers"]} == {"orisun:1", "orisun-nats:1"}
+    assert (await stage.condition("SchemaReady"))[:2] == ("False", "SchemaPending")
+    status, reason, message = await stage.condition("Ready")
+    assert (status, reason) == ("False", "AwaitingSchema")
+    assert f"has migrations to come (see Boundary {stage.namespace}/orders)" in message
+
+    await approve(plan)
+    assert await pending() == ""
+    await stage.settle()
+    assert not set(before.values()) & set((await _uids(stage)).values())
+    assert (await stage.condition("SchemaReady"))[0] == "True"
 
 
 async def test_a_changed_service_or_budget_restarts_nothing(stage: Stage) -> None:

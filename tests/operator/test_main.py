@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from tests.harness import eventually
 from tests.operator.clusters import NAME, Stage
 from tests.operator.kubernetes import ApiServer
 from tests.operator.processes import Operator
+from tests.operator.stores import Store, condition
 
 
 @pytest.fixture
@@ -57,6 +60,44 @@ async def test_one_of_two_works_and_the_other_takes_over(
     lease = await kube.get(Ref("coordination.k8s.io/v1", "Lease", namespace, "orisun-operator"))
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == ""
+    await stage.close()
+
+
+async def test_a_plan_is_shown_and_carried_out_when_it_is_approved(
+    kube: Kube, namespace: str, settings: Settings, operators: list[Operator]
+) -> None:
+    stage, store, operator = Stage(kube, namespace, settings), Store(kube, namespace, settings), operators[0]
+    await stage.create()
+    await operator.start()
+    await store.boundary("orders", migration={"mode": "Plan"}, clusterRef={"name": NAME})
+
+    async def waiting() -> dict[str, Any] | None:
+        return (await store.status("Boundary", "orders")).get("pendingPlan")
+
+    plan = await eventually(waiting, 30, 0.1, message="no plan is shown")
+    assert plan is not None
+    assert (plan["fromVersion"], "CREATE TABLE" in plan["sql"]) == (0, True)
+
+    async def says(reason: str, words: str = "") -> bool:
+        status = await store.status("Boundary", "orders")
+        found = condition(status, "Ready")
+        return found["reason"] == reason and words in found["message"]
+
+    await store.patch("Boundary", "orders", {"migration": {"approvedPlan": "0" * 16}})
+    await eventually(lambda: says("PlanPending", "(it approves another one)"), 30, 0.1)
+    async with await store.session() as session:
+        assert await session.boundaries.find("orders") is None
+    await store.patch("Boundary", "orders", {"migration": {"approvedPlan": plan["hash"]}})
+    await eventually(lambda: says("Active"), 30, 0.1)
+    status = await store.status("Boundary", "orders")
+    assert (status["schemaVersion"], "pendingPlan" in status) == (plan["toVersion"], False)
+    # these very tables
+    tables = re.findall(r"CREATE TABLE (\S+)", plan["sql"])
+    assert len(tables) > 2
+    async with await store.session() as session:
+        for table in tables:
+            assert await session.database.admin.fetchval("SELECT to_regclass($1) IS NOT NULL", table), table
+    await store.close()
     await stage.close()
 
 

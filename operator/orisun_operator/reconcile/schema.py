@@ -13,6 +13,7 @@ from typing import Any
 from orisun_server.storage.boundaries import BoundaryStatus
 from orisun_server.storage.migrations import boundary_scope
 
+from ..api.manager import parse
 from . import Context
 from .managers import release
 from .postgres import Session
@@ -59,8 +60,8 @@ async def survey(context: Context, cluster: Mapping[str, Any]) -> Survey:
             elif state.pending and state.scope.name not in missing:
                 missing[state.scope.name] = f"{state.scope.label} has migrations to come"
         for name, scope in scopes.items():
-            if scope.name in missing and active[name].managed_by:
-                missing[scope.name] += f" (see {active[name].managed_by})"
+            if scope.name in missing and (manager := parse(active[name].managed_by)):
+                missing[scope.name] += f" (see {manager.kind} {manager.namespace}/{manager.name})"
         problems = [missing[name] for name in sorted(missing)]
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         return Survey(
