@@ -59,6 +59,7 @@ from .errors import (
 from .events import Binary, Event, NewEvent, origin
 from .executor import CommandExecutor, Executed
 from .ids import derived_id, new_id
+from .logs import Logger, StandardLogger
 from .position import NOTHING, Position
 from .pubsub import Message, Messages
 from .queries import EVERYTHING, AppendCondition, Criterion, Query, where
@@ -108,6 +109,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "Latest",
+    "Logger",
     "MemorySnapshots",
     "Message",
     "Messages",
@@ -126,6 +128,7 @@ __all__ = [
     "ServerInfo",
     "Snapshot",
     "Snapshots",
+    "StandardLogger",
     "Store",
     "StoredCommand",
     "SubscriberInUse",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from orisun_api import eventstore_pb2 as pb
 
 from .decisions import Decision, Projector, decide
-from .errors import ResourceExhausted, refuse
+from .errors import Conflict, ResourceExhausted, refuse
 from .events import Event, NewEvent, as_new_event
+from .logs import keys_of
 from .position import Position
 from .queries import EVERYTHING, AppendCondition, Query
 from .store import Command, Latest, StoredCommand
@@ -63,7 +64,7 @@ class Boundary:
 
     def __init__(self, client: Client, name: str) -> None:
         self.client, self.name = client, name
-        self._calls, self._types = client.calls, client.types
+        self._calls, self._types, self.logger = client.calls, client.types, client.logger
 
     async def append(
         self,
@@ -99,8 +100,18 @@ class Boundary:
             events=messages,
             command=command_message(command, self._types) if command is not None else None,
         )
-        result = await self._calls.unary("events", "SaveEvents", request, timeout=timeout)
-        return position_of(result.log_position)
+        try:
+            result = await self._calls.unary("events", "SaveEvents", request, timeout=timeout)
+        except Conflict as conflict:
+            if log := self.logger:
+                keys = keys_of(condition.query) if condition is not None else ""
+                positions = {"expected": str(conflict.expected), "actual": str(conflict.actual)}
+                log.info("append conflicts", boundary=self.name, events=len(messages), keys=keys, **positions)
+            raise
+        position = position_of(result.log_position)
+        if log := self.logger:
+            log.debug("appended", boundary=self.name, events=len(messages), position=str(position))
+        return position
 
     async def read(
         self,
@@ -132,6 +143,9 @@ class Boundary:
         left = limit
         while left is None or left > 0:
             page = (await self._page("GetEvents", request, size, left)).events
+            if log := self.logger:
+                asked = {"keys": keys_of(query), "descending": descending, "asked": request.count}
+                log.debug("read", boundary=self.name, **asked, events=len(page))
             for message in page:
                 yield event_of(message, self._types)
             if len(page) < request.count:
@@ -153,6 +167,8 @@ class Boundary:
         events = tuple(
             event_of(result.event, self._types) if result.HasField("event") else None for result in response.results
         )
+        if log := self.logger:
+            log.debug("latest", boundary=self.name, keys=keys_of(query), events=len(events) - events.count(None))
         return Latest(query, events, position_of(response.context_position))
 
     async def decide(self, *projectors: Projector[Any]) -> Decision:

@@ -17,6 +17,7 @@ from .channels import TLS
 from .codecs import EventTypes
 from .endpoints import Endpoints
 from .errors import refuse
+from .logs import Logger
 from .pubsub import Messages
 from .retries import RetryPolicy
 from .streaming import LiveStream
@@ -43,8 +44,8 @@ class Client:
     all of its calls may run at the same time, in one event loop.
     """
 
-    def __init__(self, calls: Calls, types: EventTypes) -> None:
-        self.calls, self.types = calls, types
+    def __init__(self, calls: Calls, types: EventTypes, logger: Logger | None = None) -> None:
+        self.calls, self.types, self.logger = calls, types, logger
         #: Streams to end when the client closes.
         self.streams: weakref.WeakSet[LiveStream[Any]] = weakref.WeakSet()
 
@@ -121,6 +122,7 @@ def connect(
     keepalive: float = 30.0,
     refresh: float = 30.0,
     max_calls: int | None = None,
+    logger: Logger | None = None,
 ) -> Client:
     """A client of the store at ``target``: ``"host:port"``, or several of them (a list, or joined by commas).
 
@@ -139,6 +141,7 @@ def connect(
         refresh: Seconds after which DNS names are resolved again and files of certificates read again, so that servers
             that were added, and certificates that were renewed, are used without a restart; 0 for never.
         max_calls: Calls that may be under way at a time; one more raises TooManyCalls at once.
+        logger: Is told of appends, conflicts and reads, with counts and positions and never with values of data.
 
     Raises InvalidArgument for an address that is none, or a certificate that cannot be read.
     """
@@ -149,4 +152,4 @@ def connect(
     with_tls = tls if isinstance(tls, TLS) else TLS() if tls else None
     endpoints = Endpoints(target, with_tls, keepalive, refresh)
     session = Session(username, password, token)
-    return Client(Calls(endpoints, session, retry or RetryPolicy(), timeout, max_calls), types or EventTypes())
+    return Client(Calls(endpoints, session, retry or RetryPolicy(), timeout, max_calls), types or EventTypes(), logger)

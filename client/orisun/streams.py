@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from .errors import Conflict, refuse
 from .events import Event, as_new_event
 from .jsontext import key_text
+from .logs import Logger
 from .position import NOTHING, Position
 from .queries import AppendCondition, Query, where
 from .retries import RetryPolicy
@@ -81,6 +82,7 @@ class AggregateStream:
 
     def __init__(self, store: Store, aggregate_type: str, aggregate_id: object) -> None:
         self._store = store
+        self._logger: Logger | None = getattr(store, "logger", None)
         self.aggregate_type, self.aggregate_id = aggregate_type, key_text(ID, aggregate_id)
         #: The events of this aggregate.
         self.query: Query = where({TYPE: aggregate_type, ID: self.aggregate_id})
@@ -129,7 +131,10 @@ class AggregateStream:
                     raise
                 await asyncio.sleep(policy.pause(failures))
                 continue
-            return Appended(version + len(items), last)
+            appended = Appended(version + len(items), last)
+            if log := self._logger:
+                log.debug("appended to stream", stream=str(self), events=len(items), version=appended.version)
+            return appended
 
     async def version(self, *, timeout: float | None = None) -> int:
         """The version of the last event; 0 when there is none."""

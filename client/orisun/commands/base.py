@@ -28,7 +28,7 @@ from ..errors import (
     Unavailable,
 )
 from .connection import Connection, connection_options, is_connection_option, take_connection
-from .output import Show
+from .output import Show, output_option
 
 
 class Exit(enum.IntEnum):
@@ -131,11 +131,7 @@ def command(
 
             run(work, connection)
 
-        output = click.option(
-            "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True,
-            envvar="ORISUN_CLIENT_OUTPUT", show_envvar=True, help="table is for people, the others for programs.",
-        )  # fmt: skip
-        decorated = connection_options(output(callback))
+        decorated = connection_options(output_option(callback))
         made = click.command(name, cls=StoreCommand, epilog=examples(shown), help=inspect.getdoc(function))(decorated)
         # one's own parameters first
         made.params.sort(key=lambda parameter: is_connection_option(parameter) + (parameter.name == "output"))

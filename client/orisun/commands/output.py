@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,13 @@ _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 #: What YAML does not allow raw; JSON does, inside texts.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _MOST_BUFFERED = 200
+
+
+#: The option of every command that prints what programs may read.
+output_option = click.option(
+    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True,
+    envvar="ORISUN_CLIENT_OUTPUT", show_envvar=True, help="table is for people, the others for programs.",
+)  # fmt: skip
 
 
 class Raw(str):
@@ -93,13 +101,17 @@ def json_text(value: object, indent: int | None = 2, level: int = 0) -> str:
 
 
 def yaml_text(value: object, level: int = 0) -> str:
-    """YAML 1.1 and 1.2: blocks of mappings, and whatever is inside lists in JSON's form, which is YAML too."""
+    """YAML 1.1 and 1.2: blocks of mappings and of lists of them, other lists in JSON's form, which is YAML too."""
     pad = "  " * level
     if isinstance(value, Mapping) and value:
         lines = []
         for key, item in value.items():
-            nested = isinstance(item, Mapping) and item
-            lines.append(f"{pad}{key}:\n{yaml_text(item, level + 1)}" if nested else f"{pad}{key}: {yaml_text(item)}\n")
+            if isinstance(item, Mapping) and item:
+                lines.append(f"{pad}{key}:\n{yaml_text(item, level + 1)}")
+            elif isinstance(item, list | tuple) and item and all(isinstance(one, Mapping) and one for one in item):
+                lines.append(f"{pad}{key}:\n" + textwrap.indent("".join(map(yaml_item, item)), pad))
+            else:
+                lines.append(f"{pad}{key}: {yaml_text(item)}\n")
         return "".join(lines)
     if isinstance(value, str) and not isinstance(value, Raw) and _PLAIN.fullmatch(value):
         return value if value.lower() not in _WORDS else f'"{value}"'

@@ -19,13 +19,14 @@
 ``pip install 'orisun[projections]'`` brings asyncpg along.
 """
 
+from ..logs import Logger, StandardLogger
 from .admin import Administration, PartitionStatus, Replayed
 from .app import ProjectionApp
 from .batches import Stats
 from .calling import Connection
 from .checkpoints import AdministeredCheckpoints, Assignment, Batch, Checkpoints, Keeper, ParkedEvent, Standing, Taken
 from .cli import commands
-from .config import BatchReport, Logger, PoisonPolicy, ProcessorConfig, StandardLogger
+from .config import BatchReport, PoisonPolicy, ProcessorConfig
 from .errors import (
     NotParked,
     PartitionMismatch,

@@ -4,42 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from ..errors import refuse
+from ..logs import Logger
 from ..position import Position
 from .partitions import HashPartitions, PartitionStrategy
-
-
-class Logger(Protocol):
-    """Where a processor tells what it does. structlog's loggers fit as they are, those of the standard library through
-    ``StandardLogger``. Fields are names, counts and positions, never an event's data."""
-
-    def debug(self, message: str, /, **fields: Any) -> object: ...
-
-    def info(self, message: str, /, **fields: Any) -> object: ...
-
-    def error(self, message: str, /, **fields: Any) -> object: ...
-
-
-class StandardLogger:
-    """Writes to a logger of the standard library: the message, then ``field=value`` for each field."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def _log(self, level: int, message: str, fields: dict[str, Any]) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s %s", message, " ".join(f"{name}={value}" for name, value in fields.items()))
-
-    def debug(self, message: str, /, **fields: Any) -> None:
-        self._log(10, message, fields)
-
-    def info(self, message: str, /, **fields: Any) -> None:
-        self._log(20, message, fields)
-
-    def error(self, message: str, /, **fields: Any) -> None:
-        self._log(40, message, fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from ..codecs import Codec, EventTypes
 from ..decisions import Decision, Projector
 from ..errors import refuse
 from ..events import Event
+from ..logs import Logger
 from ..position import Position
 from ..pubsub import Message
 from ..queries import EVERYTHING, Query
@@ -225,6 +226,7 @@ def connect(
     keepalive: float = 30.0,
     refresh: float = 30.0,
     max_calls: int | None = None,
+    logger: Logger | None = None,
 ) -> Client:
     return Client(
         aio_client.connect(
@@ -239,5 +241,6 @@ def connect(
             keepalive=keepalive,
             refresh=refresh,
             max_calls=max_calls,
+            logger=logger,
         )
     )
