@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from e2e.kubernetes import Kubernetes, Object, run, until
+
+WAVE = "argocd.argoproj.io/sync-wave"
+
+
+def in_wave(number: int, obj: Object) -> str:
+    """A file of one object, for Argo CD to apply in this wave; the CRDs may come in an earlier one."""
+    obj["metadata"].setdefault("annotations", {}).update(
+        {WAVE: str(number), "argocd.argoproj.io/sync-options": "SkipDryRunOnMissingResource=true"}
+    )
+    return json.dumps(obj, indent=2) + "\n"
+
+
+def texts(directory: Path) -> dict[str, str]:
+    """All files, by path."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_text() for path in files}
 
 
 class Argo:
@@ -34,6 +51,25 @@ class Argo:
         made = Repository(directory, push, pull)
         await made.start()
         return made
+
+    async def follow(self, name: str, repository: Repository, namespace: str, *, path: str = ".") -> None:
+        """An Application that keeps a namespace as a directory of the repository says."""
+        application = {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Application",
+            "metadata": {"name": name, "namespace": "argocd"},
+            "spec": {
+                "project": "default",
+                "source": {"repoURL": repository.url, "path": path, "targetRevision": "main"},
+                "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace},
+                "syncPolicy": {
+                    "automated": {"prune": True, "selfHeal": True},
+                    "syncOptions": ["ServerSideApply=true", "CreateNamespace=true"],
+                    "retry": {"limit": 5, "backoff": {"duration": "2s", "maxDuration": "20s"}},
+                },
+            },
+        }
+        await self.kubernetes.apply(application, namespace="argocd")
 
     async def application(self, name: str) -> Object:
         return await self.kubernetes.must("application", name, "argocd")
@@ -73,8 +109,9 @@ class Repository:
         await self._git("remote", "add", "origin", self._push)
 
     async def push(self, message: str) -> None:
-        for name in [*self._directory.rglob("*.yaml")]:
-            name.unlink()
+        for entry in self._directory.iterdir():
+            if entry.name != ".git":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         for name, text in self.files.items():
             file = self._directory / name
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -13,13 +14,14 @@ import pytest
 
 from e2e.access import Access
 from e2e.database import Database
-from e2e.gitops import Argo, Repository
-from e2e.kubernetes import Kubernetes, Object, run, until
+from e2e.gitops import Argo, Repository, in_wave, texts
+from e2e.kubernetes import Kubernetes, run, until
 from e2e.release import CHART, ROOT, Release
 from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index, show
+from tests.manifests import documents
 
 HEALTH = ROOT / "docs" / "argocd" / "health"
-WAVE = "argocd.argoproj.io/sync-wave"
+KUSTOMIZE = ROOT / "examples" / "kubernetes" / "kustomize"
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +38,11 @@ async def argo(kubernetes: Kubernetes) -> AsyncIterator[Argo]:
         await argo.down()
 
 
-def in_wave(number: int, obj: Object) -> str:
-    obj["metadata"].setdefault("annotations", {}).update(
-        {WAVE: str(number), "argocd.argoproj.io/sync-options": "SkipDryRunOnMissingResource=true"}
-    )
-    return json.dumps(obj, indent=2) + "\n"
-
-
 async def _operator(release: Release) -> str:
     """The chart as Argo CD itself would render it, without its hooks."""
     return await run(
         "helm", "template", release.name, str(CHART), "-n", release.namespace, "--no-hooks", *(await release.values())
     )
-
-
-async def _follow(kubernetes: Kubernetes, argo: Argo, name: str, repository: Repository, namespace: str) -> None:
-    application = {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Application",
-        "metadata": {"name": name, "namespace": "argocd"},
-        "spec": {
-            "project": "default",
-            "source": {"repoURL": repository.url, "path": ".", "targetRevision": "main"},
-            "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace},
-            "syncPolicy": {
-                "automated": {"prune": True, "selfHeal": True},
-                "syncOptions": ["ServerSideApply=true", "CreateNamespace=true"],
-                "retry": {"limit": 5, "backoff": {"duration": "2s", "maxDuration": "20s"}},
-            },
-        },
-    }
-    await kubernetes.apply(application, namespace="argocd")
 
 
 @pytest.mark.timeout(1200)
@@ -94,20 +70,21 @@ async def test_from_git(
     try:
         began = time.monotonic()
         await repository.push("operator, cluster, boundary, index")
-        await _follow(kubernetes, argo, name, repository, space)
+        await argo.follow(name, repository, space)
         await argo.until(name, "Synced", "Healthy", timeout=300)
         show("Argo CD, push to Synced and Healthy, seconds", round(time.monotonic() - began, 1))
         made = [
             (await kubernetes.must(kind, thing, space))["metadata"]["creationTimestamp"]
             for kind, thing in (("orisun", "store"), ("bnd", "orders"), ("evidx", "orders-account"))
         ]
-        assert made == sorted(made), "waves out of order"
+        # a wave begins when all of the last is Healthy, and a pause later
+        assert made[0] < made[1] < made[2], f"waves out of order: {made}"
         async with store.client("orders") as client:
             await client.save({"account": "a"})
 
         await _heals_drift(kubernetes, argo, name, space)
         await _tells_what_is_stalled(argo, name, repository)
-        await _tells_of_a_build(argo, name, repository, database)
+        await _tells_of_work(argo, name, repository, database)
         await _rolls_an_image(kubernetes, argo, name, repository, store, database, next_image)
         await _stays_in_sync(argo, name, operator, access)
 
@@ -118,14 +95,18 @@ async def test_from_git(
         assert await database.execute("SELECT count(*) FROM orders.orders_orisun_es_event") == "1"
         await argo.until(name, "Synced", "Healthy")
     finally:
-        await kubernetes.kubectl("delete", "application", name, "-n", "argocd", "--ignore-not-found", "--wait=true")
-        labels = f"app.kubernetes.io/instance={operator.name},app.kubernetes.io/component=operator"
-        kinds = "deployment,service,serviceaccount,role,rolebinding,poddisruptionbudget"
-        spaces = [operator.namespace, *operator.watched]
-        for one in spaces:
-            await kubernetes.kubectl("delete", kinds, "-n", one, "-l", labels, "--ignore-not-found")
-        await kubernetes.kubectl("delete", "clusterrole,clusterrolebinding", "-l", labels, "--ignore-not-found")
-        await operator.ensure()
+        await _leave(kubernetes, operator, name)
+
+
+async def _leave(kubernetes: Kubernetes, operator: Release, *applications: str) -> None:
+    """Argo CD looks after nothing any more, and the operator is Helm's again."""
+    await kubernetes.kubectl("delete", "application", *applications, "-n", "argocd", "--ignore-not-found")
+    labels = f"app.kubernetes.io/instance={operator.name},app.kubernetes.io/component=operator"
+    kinds = "deployment,service,serviceaccount,role,rolebinding,poddisruptionbudget"
+    for one in (operator.namespace, *operator.watched):
+        await kubernetes.kubectl("delete", kinds, "-n", one, "-l", labels, "--ignore-not-found")
+    await kubernetes.kubectl("delete", "clusterrole,clusterrolebinding", "-l", labels, "--ignore-not-found")
+    await operator.ensure()
 
 
 async def _heals_drift(kubernetes: Kubernetes, argo: Argo, name: str, space: str) -> None:
@@ -161,19 +142,30 @@ async def _tells_what_is_stalled(argo: Argo, name: str, repository: Repository) 
     await argo.until(name, "Synced", "Healthy", timeout=120)
 
 
-async def _tells_of_a_build(argo: Argo, name: str, repository: Repository, database: Database) -> None:
-    """Progressing while an index is built, which an open transaction holds up; Healthy once it is there."""
-    async with database.held("LOCK TABLE orders.orders_orisun_es_event IN ROW EXCLUSIVE MODE"):
-        repository.files["more.yaml"] = in_wave(3, index("kind", "orders", "kind"))
-        await repository.push("another index")
-        await argo.refresh(name)
+async def _tells_of_work(argo: Argo, name: str, repository: Repository, database: Database) -> None:
+    """Progressing while tables are migrated and while an index is built, which an open transaction holds up; Healthy
+    once they are there."""
+    await database.execute("CREATE SCHEMA late")
+    for held, file, obj, what in (
+        ("CREATE TABLE late.late_orisun_es_event ()", "late.yaml", in_wave(2, boundary("late")), "Boundary/late"),
+        (
+            "LOCK TABLE orders.orders_orisun_es_event IN ROW EXCLUSIVE MODE",
+            "more.yaml",
+            in_wave(3, index("kind", "orders", "kind")),
+            "EventIndex/orders-kind",
+        ),
+    ):
+        async with database.held(held):
+            repository.files[file] = obj
+            await repository.push(what)
+            await argo.refresh(name)
 
-        async def told() -> bool:
-            assert await argo.health_of(name, "EventIndex", "orders-kind") == "Progressing"
-            return await argo.is_so(name, "Synced", "Progressing")
+            async def told(what: str = what) -> bool:
+                assert await argo.health_of(name, *what.split("/")) == "Progressing"
+                return await argo.is_so(name, "Synced", "Progressing")
 
-        await until(told, 90, "Progressing")
-    await argo.until(name, "Synced", "Healthy", timeout=120)
+            await until(told, 90, f"{what} Progressing")
+        await argo.until(name, "Synced", "Healthy", timeout=120)
 
 
 async def _rolls_an_image(
@@ -219,6 +211,67 @@ async def _stays_in_sync(argo: Argo, name: str, operator: Release, access: Acces
     assert len(history) == before, json.dumps(history[before:])
 
 
+async def test_the_documents_applications(
+    kubernetes: Kubernetes,
+    argo: Argo,
+    operator: Release,
+    namespace: Namespace,
+    access: Access,
+    images: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    """application.yaml with a repository and images of ours: the operator from its chart, a store from a directory.
+    Then both from the Kustomize overlay over install.yaml."""
+    if operator.watched:
+        pytest.skip("they look after all namespaces, and others work in this cluster")
+    name = f"documented-{secrets.token_hex(3)}"
+    repository = await argo.repository(name, tmp_path / "git")
+    cluster_yaml, boundary_yaml, index_yaml = documents((KUSTOMIZE / "overlay" / "store.yaml").read_text())
+    repository.files = {
+        **{str(Path("helm") / CHART.name / path): text for path, text in texts(CHART).items()},
+        "store/cluster.yaml": in_wave(1, cluster_yaml),
+        "store/boundary.yaml": in_wave(2, boundary_yaml),
+        "store/index.yaml": in_wave(3, index_yaml),
+    }
+    await operator.uninstall()
+    applications = documents((ROOT / "docs" / "argocd" / "application.yaml").read_text())
+    (server, tag), (nats, nats_tag) = (image.rsplit(":", 1) for image in images)
+    for one, space in zip(applications, (operator.namespace, namespace.name), strict=True):
+        one["spec"]["source"].update(repoURL=repository.url, targetRevision="main")
+        one["spec"]["destination"]["namespace"] = space
+    values = applications[0]["spec"]["source"]["helm"]["valuesObject"]
+    values["image"]["repository"] = server
+    values |= {"natsImage": {"repository": nats, "tag": nats_tag}}
+    values["image"]["tag"] = tag
+    names = [one["metadata"]["name"] for one in applications]
+    try:
+        await repository.push("the operator's chart, and a store")
+        await kubernetes.apply(*applications, namespace="argocd")
+        for one in names:
+            await argo.until(one, "Synced", "Healthy", timeout=300)
+        async with Servers(namespace, access, "quickstart").client("orders") as client:
+            await client.save({"account": "a"})
+        await kubernetes.kubectl("delete", "application", *names, "-n", "argocd")
+
+        overlay = "kustomize/overlay"
+        repository.files = {f"kustomize/{path}": text for path, text in texts(KUSTOMIZE).items()}
+        kustomization = f"{overlay}/kustomization.yaml"
+        text = repository.files[kustomization]
+        text = re.sub(r"registry.example/orisun:.*", images[0], text)
+        text = re.sub(r"newName: .*", f"newName: {server}", re.sub(r"newTag: .*", f"newTag: {tag}", text))
+        repository.files[kustomization] = re.sub(r"registry.example/nats:.*", images[1], text)
+        await repository.push("all of it by Kustomize")
+        await argo.follow(name, repository, namespace.name, path=overlay)
+        await argo.until(name, "Synced", "Healthy", timeout=240)
+        repository.files[f"{overlay}/store.yaml"] += "---\n" + json.dumps(boundary("payments", cluster="quickstart"))
+        await repository.push("another boundary")
+        await argo.refresh(name)
+        await kubernetes.wait_for("bnd", "payments", namespace.name)
+        await argo.until(name, "Synced", "Healthy")
+    finally:
+        await _leave(kubernetes, operator, name, *names)
+
+
 async def test_health_of_every_state(
     kubernetes: Kubernetes, argo: Argo, operator: Release, namespace: Namespace, tmp_path: Path
 ) -> None:
@@ -231,7 +284,7 @@ async def test_health_of_every_state(
     await repository.push("a store")
     seen: set[str] = set()
     try:
-        await _follow(kubernetes, argo, name, repository, namespace.name)
+        await argo.follow(name, repository, namespace.name)
 
         async def healthy() -> bool:
             seen.update(
