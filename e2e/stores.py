@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -126,6 +127,19 @@ class Servers:
 
     async def patch(self, **spec: Any) -> None:
         await self.kubernetes.patch("orisun", self.name, {"spec": spec}, self.namespace.name)
+
+    async def execute(self, sql: str) -> None:
+        """In the embedded PostgreSQL, as somebody with its password."""
+        script = textwrap.dedent("""\
+            import asyncio, asyncpg, os, sys
+            async def main():
+                login = {key: os.environ[f"ORISUN_PG_{key.upper()}"] for key in ("user", "password", "port")}
+                connection = await asyncpg.connect(host="127.0.0.1", database=os.environ["ORISUN_PG_NAME"], **login)
+                await connection.execute(sys.argv[1])
+            asyncio.run(main())
+            """)
+        pod = ("exec", "-n", self.namespace.name, f"{self.name}-postgres-0", "--")
+        await self.kubernetes.kubectl(*pod, "python", "-c", script, sql)
 
     @contextlib.asynccontextmanager
     async def client(self, boundary: str) -> AsyncIterator[Client]:

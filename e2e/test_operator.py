@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import textwrap
+import secrets
 from collections.abc import AsyncIterator
 
 import grpc
@@ -13,12 +13,13 @@ import pytest
 from e2e import chaos
 from e2e.access import Access
 from e2e.conftest import tell
-from e2e.database import Database
 from e2e.kubernetes import Kubernetes, Object, until
 from e2e.release import Release
 from e2e.stores import EMBEDDED, Namespace, Servers, boundary, cluster, index, show
 from orisun_api import admin_pb2, admin_pb2_grpc
 from orisun_api import eventstore_pb2 as pb
+from tests.faults.clients import Client
+from tests.harness import basic
 
 READY = ("orisun/store", "bnd/orders", "evidx/orders-account")
 
@@ -111,7 +112,7 @@ async def test_drift_of_what_runs_is_repaired(kubernetes: Kubernetes, store: Ser
     await store.ready()
     assert {pod["metadata"]["uid"] for pod in await store.pods()} == pods
     status = (await kubernetes.must("evidx", "orders-account", space))["status"]
-    await _execute(kubernetes, space, f"DROP INDEX orders.{status['pgName']}")
+    await store.execute(f"DROP INDEX orders.{status['pgName']}")
 
     async def built_again() -> bool:
         now = await kubernetes.must("evidx", "orders-account", space)
@@ -121,19 +122,6 @@ async def test_drift_of_what_runs_is_repaired(kubernetes: Kubernetes, store: Ser
     await kubernetes.ready(space, *READY)
     events = [e for e in await kubernetes.events(space, "DriftRepaired") if e["regarding"]["kind"] == "EventIndex"]
     assert events, "nobody was told"
-
-
-async def _execute(kubernetes: Kubernetes, space: str, sql: str) -> None:
-    """In the embedded PostgreSQL, as somebody with its password."""
-    script = textwrap.dedent("""\
-        import asyncio, asyncpg, os, sys
-        async def main():
-            login = {key: os.environ[f"ORISUN_PG_{key.upper()}"] for key in ("user", "password", "port")}
-            connection = await asyncpg.connect(host="127.0.0.1", database=os.environ["ORISUN_PG_NAME"], **login)
-            await connection.execute(sys.argv[1])
-        asyncio.run(main())
-        """)
-    await kubernetes.kubectl("exec", "-n", space, "store-postgres-0", "--", "python", "-c", script, sql)
 
 
 async def test_data_path_does_not_need_it(kubernetes: Kubernetes, store: Servers, operator: Release) -> None:
@@ -154,40 +142,6 @@ async def test_data_path_does_not_need_it(kubernetes: Kubernetes, store: Servers
     finally:
         await operator.scale(2)
     await store.ready()
-
-
-async def test_status_tells_what_is_wrong_and_heals(
-    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database
-) -> None:
-    external = {"external": {"host": "nowhere", "database": "orisun", "credentialsSecretRef": {"name": "missing"}}}
-    await namespace.apply(cluster(external, replicas=1), boundary("orders"), index("x", "ordres", "x"))
-    space = namespace.name
-
-    async def says(kind: str, name: str, word: str) -> bool:
-        condition = await kubernetes.condition(kind, name, space)
-        assert condition.get("status") == "False", condition
-        assert word in condition["message"], condition
-        return True
-
-    async def secret(password: str) -> None:
-        data = {"username": "postgres", "password": password}
-        await namespace.apply(
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "missing"}, "stringData": data}
-        )
-
-    await until(lambda: says("orisun", "store", "missing"), 60, "the missing Secret is named")
-    await until(lambda: says("bnd", "orders", "missing"), 60, "by the Boundary too")
-    await until(lambda: says("evidx", "ordres-x", "ordres"), 60, "the missing Boundary is named")
-    show("status of mistakes", "\n" + await kubernetes.kubectl("get", "orisun,bnd,evidx", "-o", "wide", "-n", space))
-    await secret("wrong")
-    await until(lambda: says("orisun", "store", "nowhere"), 90, "the host that is not there is named")
-    await kubernetes.patch("orisun", "store", {"spec": {"postgres": {"external": {"host": "db"}}}}, space)
-    await until(lambda: says("orisun", "store", "password"), 90, "the wrong password is told")
-    assert "wrong" not in (await kubernetes.condition("orisun", "store", space))["message"].replace(
-        "wrong password", ""
-    )
-    await secret(database.PASSWORD)
-    await kubernetes.ready(space, "orisun/store", "bnd/orders", timeout=240)
 
 
 async def test_what_clients_make_is_left_alone(kubernetes: Kubernetes, store: Servers) -> None:
@@ -239,13 +193,41 @@ async def test_a_plan_waits_for_its_approval(kubernetes: Kubernetes, store: Serv
     await kubernetes.wait_for("bnd", "planned", space, "Stalled", reason="PlanPending")
     condition = await kubernetes.condition("bnd", "planned", space)
     assert plan in condition["message"], condition
-    await _execute(kubernetes, space, "CREATE SCHEMA planned; DROP SCHEMA planned")  # fails where it was made
+    await store.execute("CREATE SCHEMA planned; DROP SCHEMA planned")  # fails where it was made
     await approve(plan)
     await kubernetes.ready(space, "bnd/planned", "orisun/store")
     assert await told("pendingPlan") == ""
     async with store.client("planned") as client:
         await client.save({"n": "1"})
         assert len(await client.log()) == 1
+
+
+async def test_a_changed_secret_changes_the_password(kubernetes: Kubernetes, store: Servers) -> None:
+    space, new = store.namespace.name, secrets.token_hex(12)
+    old = await kubernetes.password(space, "store")
+
+    async def answer(password: str) -> str:
+        """What a client with this password hears."""
+        async with (
+            store.access.service(space, "store") as address,
+            Client("orders", address, metadata=basic("admin", password)) as client,
+        ):
+            try:
+                await client.page(1)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return "OK"
+
+    assert [await answer(old), await answer(new)] == ["OK", "UNAUTHENTICATED"]
+    await kubernetes.patch("secret", "store-admin", {"stringData": {"password": new}}, space)
+
+    async def changed() -> bool:
+        heard = [await answer(old), await answer(new)]
+        assert heard == ["UNAUTHENTICATED", "OK"], heard
+        return True
+
+    await until(changed, 120, "the new password, and no other")
+    await store.ready()
 
 
 async def test_lost_rights_are_told_and_heal(kubernetes: Kubernetes, store: Servers, operator: Release) -> None:

@@ -1,10 +1,11 @@
-"""Specs that ask for trouble are refused with words that say what to do instead."""
+"""Specs that ask for trouble are refused with words that say what to do instead, or their status says so."""
 
 from __future__ import annotations
 
 import pytest
 
-from e2e.kubernetes import CommandError, Kubernetes, Object
+from e2e.database import Database
+from e2e.kubernetes import CommandError, Kubernetes, Object, until
 from e2e.release import Release
 from e2e.stores import EMBEDDED, Namespace, boundary, cluster, index, show
 
@@ -62,3 +63,37 @@ async def test_unknown_fields_are_told(operator: Release, shared_namespace: Name
     obj["spec"]["replicsa"] = 5
     with pytest.raises(CommandError, match="replicsa"):
         await shared_namespace.apply(obj)
+
+
+async def test_status_tells_what_is_wrong_and_heals(
+    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database
+) -> None:
+    external = {"external": {"host": "nowhere", "database": "orisun", "credentialsSecretRef": {"name": "missing"}}}
+    await namespace.apply(cluster(external, replicas=1), boundary("orders"), index("x", "ordres", "x"))
+    space = namespace.name
+
+    async def says(kind: str, name: str, word: str) -> bool:
+        condition = await kubernetes.condition(kind, name, space)
+        assert condition.get("status") == "False", condition
+        assert word in condition["message"], condition
+        return True
+
+    async def secret(password: str) -> None:
+        data = {"username": "postgres", "password": password}
+        await namespace.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "missing"}, "stringData": data}
+        )
+
+    await until(lambda: says("orisun", "store", "missing"), 60, "the missing Secret is named")
+    await until(lambda: says("bnd", "orders", "missing"), 60, "by the Boundary too")
+    await until(lambda: says("evidx", "ordres-x", "ordres"), 60, "the missing Boundary is named")
+    show("status of mistakes", "\n" + await kubernetes.kubectl("get", "orisun,bnd,evidx", "-o", "wide", "-n", space))
+    await secret("wrong")
+    await until(lambda: says("orisun", "store", "nowhere"), 90, "the host that is not there is named")
+    await kubernetes.patch("orisun", "store", {"spec": {"postgres": {"external": {"host": "db"}}}}, space)
+    await until(lambda: says("orisun", "store", "password"), 90, "the wrong password is told")
+    assert "wrong" not in (await kubernetes.condition("orisun", "store", space))["message"].replace(
+        "wrong password", ""
+    )
+    await secret(database.PASSWORD)
+    await kubernetes.ready(space, "orisun/store", "bnd/orders", timeout=240)
