@@ -85,7 +85,7 @@ def _not_installed(name: str, missing: str) -> click.Command:
 
 @click.group(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""\b
 Examples:
   orisun serve                 a store on localhost:5005 with everything it needs; Ctrl-C stops it

@@ -8,18 +8,19 @@ import functools
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 import structlog
 
+from orisun.commands.output import Column, Format, Show, output_option
 from orisun_server import environment, logs
 from orisun_server.errors import OrisunError
 from orisun_server.settings import Settings
 
 if TYPE_CHECKING:
     from orisun_server.app import App
-    from orisun_server.storage.migrate import Migrator
+    from orisun_server.storage.migrate import Migrator, Step
     from orisun_server.storage.migrations import Scope
 
 T = TypeVar("T")
@@ -89,13 +90,16 @@ def serve() -> None:
     epilog="""\b
 Examples:
   orisun config                       a table: variable, value, where it came from
-  orisun config --output json         for scripts
+  orisun config --output json         for scripts; or yaml
   orisun config --output markdown     the reference of all variables
 """
 )
-@click.option("--output", type=click.Choice(["table", "json", "markdown"]), default="table", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "json", "yaml", "markdown"]), default="table", show_default=True,
+    envvar="ORISUN_CLIENT_OUTPUT", show_envvar=True,
+)  # fmt: skip
 @reports_errors
-def config(output: str) -> None:
+def config(output: Literal[Format, "markdown"]) -> None:
     """Show the effective settings, secrets masked, and where each came from.
 
     The origin is "environment", "default", or "derived" (from other variables). All mistakes are listed at once, and
@@ -107,11 +111,13 @@ def config(output: str) -> None:
     loaded = environment.load(os.environ)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if output == "json":
-        click.echo(environment.as_json(loaded.settings, loaded.origins))
-        return
-    rows = [(name, loaded.origins[name], value) for name, value in environment.effective(loaded.settings).items()]
-    click.echo(_table(("VARIABLE", "ORIGIN", "VALUE"), rows))
+    values = environment.effective(loaded.settings).items()
+    if output == "table":
+        click.echo(
+            _table(("VARIABLE", "ORIGIN", "VALUE"), [(name, loaded.origins[name], value) for name, value in values])
+        )
+    else:
+        Show(output).record({name: {"value": value, "origin": loaded.origins[name]} for name, value in values})
 
 
 @click.group(
@@ -130,54 +136,54 @@ def migrate() -> None:
     """
 
 
+_STEPS = (Column("SCOPE", "scope"), Column("SCHEMA", "schema"), Column("MIGRATION", "migration"))
+_STATES = (*_STEPS[:2], Column("VERSION", "version"), Column("STATE", "state"))
+
+
 @migrate.command()
+@output_option
 @reports_errors
-def plan() -> None:
+def plan(output: Format) -> None:
     """Show the migrations that `apply` would run."""
-
-    async def work(migrator: Migrator, scopes: list[Scope]) -> str:
-        steps = [(step.scope, step.schema, f"{step.version:04} {step.name}") for step in await migrator.plan(scopes)]
-        return _table(("SCOPE", "SCHEMA", "MIGRATION"), steps) if steps else "Nothing to do: the schema is up to date."
-
-    click.echo(_migrate(work))
+    _show_steps(output, _migrate(lambda migrator, scopes: migrator.plan(scopes)))
 
 
 @migrate.command()
+@output_option
 @reports_errors
-def apply() -> None:
-    """Run the pending migrations."""
-
-    async def work(migrator: Migrator, scopes: list[Scope]) -> str:
-        steps = [(step.scope, step.schema, f"{step.version:04} {step.name}") for step in await migrator.apply(scopes)]
-        return _table(("SCOPE", "SCHEMA", "APPLIED"), steps) if steps else "Nothing to do: the schema is up to date."
-
-    click.echo(_migrate(work))
+def apply(output: Format) -> None:
+    """Run the pending migrations, and show them."""
+    _show_steps(output, _migrate(lambda migrator, scopes: migrator.apply(scopes)))
 
 
 @migrate.command()
+@output_option
 @reports_errors
-def status() -> None:
+def status(output: Format) -> None:
     """Show where each schema stands; the exit status is 1 where this server cannot run on one."""
+    from orisun_server.storage.migrate import newest_applied
 
-    async def work(migrator: Migrator, scopes: list[Scope]) -> tuple[str, bool]:
-        from orisun_server.storage.migrate import newest_applied
-
-        states = await migrator.status(scopes)
-        rows = [
-            (
-                state.scope.label,
-                state.scope.schema,
-                str(newest_applied(state)),
-                state.problem or (f"{len(state.pending)} pending" if state.pending else "up to date"),
-            )
-            for state in states
-        ]
-        return _table(("SCOPE", "SCHEMA", "VERSION", "STATE"), rows), any(state.problem for state in states)
-
-    text, is_bad = _migrate(work)
-    click.echo(text)
-    if is_bad:
+    states = _migrate(lambda migrator, scopes: migrator.status(scopes))
+    rows = [
+        {
+            "scope": state.scope.label,
+            "schema": state.scope.schema,
+            "version": newest_applied(state),
+            "state": state.problem or (f"{len(state.pending)} pending" if state.pending else "up to date"),
+        }
+        for state in states
+    ]
+    Show(output).records(rows, _STATES)
+    if any(state.problem for state in states):
         sys.exit(1)
+
+
+def _show_steps(output: Format, steps: Sequence[Step]) -> None:
+    if not steps and output == "table":
+        click.echo("Nothing to do: the schema is up to date.")
+        return
+    rows = [{"scope": one.scope, "schema": one.schema, "migration": f"{one.version:04} {one.name}"} for one in steps]
+    Show(output).records(rows, _STEPS)
 
 
 def _migrate(work: Callable[[Migrator, list[Scope]], Coroutine[Any, Any, T]]) -> T:

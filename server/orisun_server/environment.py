@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -208,9 +207,3 @@ def _origin(variable: str, field: str | None, given: Mapping[str, str], settings
     if field is not None and (field == "grpc_host" or getattr(settings, field) != getattr(Settings(), field)):
         return "derived"
     return "default"
-
-
-def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
-    """``orisun config --output json``."""
-    rows = {name: {"value": value, "origin": origins[name]} for name, value in effective(settings).items()}
-    return json.dumps(rows, indent=2, ensure_ascii=False)

@@ -79,6 +79,9 @@ def test_yaml_is_read_as_what_was_written(record: dict[str, object]) -> None:
     keys = {f"k_{key}": value for key, value in record.items()}
     if keys:
         assert yaml.safe_load(yaml_text({"nested": keys, "list": [keys]})) == {"nested": keys, "list": [keys]}
+        deep = {"all": {"records": [keys, {"inner": [keys, keys]}], "after": 1}}
+        assert yaml.safe_load(yaml_text(deep)) == deep
+        assert yaml.safe_load(yaml_item(deep)) == [deep]
         assert yaml.safe_load(yaml_item(keys) + yaml_item({"a": {}})) == [keys, {"a": {}}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from google.protobuf import json_format
 
 from orisun_api import eventstore_pb2 as wire
@@ -193,8 +195,14 @@ async def test_migrate_beside_a_server_and_without_one(data_dir: Path) -> None:
 
     server = laptop(data_dir)
     assert "0001" in await orisun("migrate", "plan")
-    assert "orisun_test_1" in await orisun("migrate", "apply")
+    planned = json.loads(await orisun("migrate", "plan", "--output", "json"))
+    assert {"scope": "boundary:orisun_test_1", "schema": "public", "migration": "0001 event_log"} in planned
+    applied = yaml.safe_load(await orisun("migrate", "apply", "-o", "yaml"))
+    assert sorted(applied, key=str) == sorted(planned, key=str)
     assert "up to date" in await orisun("migrate", "plan")
+    assert await orisun("migrate", "plan", "-o", "json") == "[]\n"
     async with server:
-        assert await orisun("migrate", "status")
+        states = json.loads(await orisun("migrate", "status", "-o", "json"))
+        assert {state["state"] for state in states} == {"up to date"}
+        assert "orisun_test_1" in await orisun("migrate", "status")
         await save(server.connection, "a")

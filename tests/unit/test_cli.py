@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from orisun import cli
@@ -86,9 +87,12 @@ def test_config_shows_values_and_origins() -> None:
     assert "hush" not in result.output
 
 
-def test_config_as_json() -> None:
-    rows = json.loads(orisun("config", "--output", "json", environ={"ORISUN_GRPC_PORT": "6005"}).stdout)
+def test_config_for_programs() -> None:
+    environ = {"ORISUN_GRPC_PORT": "6005"}
+    rows = json.loads(orisun("config", "--output", "json", environ=environ).stdout)
     assert rows["ORISUN_GRPC_PORT"] == {"value": "6005", "origin": "environment"}
+    assert yaml.safe_load(orisun("config", "-o", "yaml", environ=environ).stdout) == rows
+    assert json.loads(orisun("config", environ=environ | {"ORISUN_CLIENT_OUTPUT": "json"}).stdout)
 
 
 def test_the_clients_own_variables_are_no_mistakes() -> None:
