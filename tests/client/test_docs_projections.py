@@ -162,8 +162,10 @@ async def test_the_command_line_of_projections(place: Place, accounts: orisun.Bo
 
 async def test_migrations_of_your_own(place: Place) -> None:
     page = DOCS / "in-process.md"
-    generate, apply = snippets.commands(page)
+    generate, tables, apply = snippets.commands(page)
     await place.output(generate)
+    command, _, file = tables.partition(" > ")
+    (place.directory / file).write_text(await place.output(command))
     shell = shutil.which("sh")
     assert shell
     environ = os.environ | {
@@ -180,5 +182,6 @@ async def test_migrations_of_your_own(place: Place) -> None:
     assert process.returncode == 0, output.decode()
     connection = await asyncpg.connect(place.dsn)
     rows = await connection.fetch("SELECT name, status FROM admin.orisun_boundary WHERE name = 'orders'")
+    assert await connection.fetchval("SELECT count(*) FROM orisun_projection_checkpoint") == 0
     await connection.close()
     assert [tuple(row) for row in rows] == [("orders", "ACTIVE")]

@@ -113,7 +113,7 @@ def test_the_standard_logger_formats_only_what_is_written(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "status", "parked", "replay", "discard", "reset", "rebuild", "repartition"],
+    ["", "run", "status", "parked", "replay", "discard", "reset", "rebuild", "repartition", "tables"],
 )
 def test_help(command: str) -> None:
     result = CliRunner().invoke(main, ["projections", *command.split(), "--help"])

@@ -18,6 +18,7 @@ from .admin import Administration
 from .app import ProjectionApp
 from .rebuild import Progress
 from .runner import ProjectionConfig, run_multiple_projections, stop_on_signals
+from .tables import Tables
 
 _EXAMPLES = """\b
 Examples (shop.projections holds `app = ProjectionApp([...], ...)`):
@@ -27,6 +28,7 @@ Examples (shop.projections holds `app = ProjectionApp([...], ...)`):
   orisun projections --app shop.projections:app parked balances
   orisun projections --app shop.projections:app replay balances
   orisun projections --app shop.projections:app rebuild balances
+  orisun projections tables --schema public > migrations/0001_projections.sql
 """
 
 
@@ -46,7 +48,7 @@ def commands(app: ProjectionApp | Callable[[], ProjectionApp], name: str = "proj
         if context.invoked_subcommand is None:
             _run(_made(context.obj), **options)
 
-    for command in (run, status, parked, replay, discard, reset, rebuild, repartition):
+    for command in _COMMANDS:
         group.add_command(command)
     return group
 
@@ -208,6 +210,23 @@ def repartition(app: ProjectionApp, projection: str, total_partitions: int) -> N
     _work(app, work)
 
 
+@click.command()
+@click.option("--schema", help="Schema of the tables with their usual names; without it, the tables of the app.")
+@click.pass_obj
+def tables(make: Callable[[], ProjectionApp], schema: str | None) -> None:
+    """Print the SQL that makes the tables of checkpoints, for migrations of your own.
+
+    Workers make what is missing by themselves where they may.
+    """
+    try:
+        click.echo((_made(make).tables if schema is None else Tables(schema)).ddl().strip())
+    except OrisunError as error:
+        raise click.ClickException(str(error)) from error
+
+
+_COMMANDS = (run, status, parked, replay, discard, reset, rebuild, repartition, tables)
+
+
 @click.group(
     epilog=_EXAMPLES,
 )
@@ -231,7 +250,7 @@ def _found(path: str | None) -> object:
     return found() if callable(found) else found
 
 
-for _command in (run, status, parked, replay, discard, reset, rebuild, repartition):
+for _command in _COMMANDS:
     projections.add_command(_command)
 
 
