@@ -28,7 +28,8 @@ What there is:
 - ``orisun.sync``: the same without asyncio
 """
 
-from .admin import Admin, ApiToken, BoundaryInfo, Index, IndexCondition, IndexField, NewApiToken, User
+from .admin import Admin
+from .administered import ApiToken, BoundaryInfo, Index, IndexBuild, IndexCondition, IndexField, NewApiToken, User
 from .boundary import Boundary
 from .channels import TLS
 from .client import Client, ServerInfo, connect
@@ -104,6 +105,7 @@ __all__ = [
     "FailedPrecondition",
     "Folded",
     "Index",
+    "IndexBuild",
     "IndexCondition",
     "IndexField",
     "InternalError",

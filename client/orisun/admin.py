@@ -5,110 +5,36 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orisun_api import admin_pb2 as admin_pb
 from orisun_api import eventstore_pb2 as pb
 
+from .administered import (
+    ApiToken,
+    BoundaryInfo,
+    Index,
+    IndexBuild,
+    IndexCondition,
+    IndexField,
+    NewApiToken,
+    User,
+    boundary_of,
+    condition_message,
+    field_message,
+    index_of,
+    token_of,
+    user_of,
+)
 from .calls import Calls
 from .errors import DeadlineExceeded, FailedPrecondition, refuse
 
 T = TypeVar("T")
-ValueType = Literal["text", "numeric", "boolean", "timestamptz"]
 #: Seconds between two looks at something that is being made.
 _AGAIN = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class BoundaryInfo:
-    """A boundary as the catalog has it."""
-
-    name: str
-    description: str
-    #: The PostgreSQL schema of its tables.
-    schema: str
-    #: ``provisioning``, ``active`` or ``failed``.
-    status: str
-    #: Why its creation failed, when it did.
-    last_error: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexField:
-    """A top-level key of the events' data that an index covers; ``eventType`` means the event's type."""
-
-    key: str
-    #: How the key's text is understood, for conditions other than equality.
-    type: ValueType = "text"
-
-
-@dataclass(frozen=True, slots=True)
-class IndexCondition:
-    """Which events an index holds: ``key operator value``; the operator is one of =, >, <, >=, <=."""
-
-    key: str
-    operator: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """An index of a boundary."""
-
-    name: str
-    fields: tuple[IndexField, ...]
-    conditions: tuple[IndexCondition, ...]
-    #: Whether one condition is enough, instead of all.
-    any_condition: bool
-    #: Whether it is in use; a build may take a while.
-    ready: bool
-
-
-@dataclass(frozen=True, slots=True)
-class IndexBuild:
-    """How far the build of an index is."""
-
-    ready: bool
-    #: Of the whole, about, from 0 to 100.
-    percent: int
-    #: What PostgreSQL does at this moment, in its words; "" while the build waits for its turn.
-    phase: str
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A user of the store."""
-
-    user_id: str
-    name: str
-    username: str
-    roles: tuple[str, ...]
-    created_at: datetime.datetime
-    updated_at: datetime.datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ApiToken:
-    """An API token, without its secret."""
-
-    token_id: str
-    name: str
-    roles: tuple[str, ...]
-    created_at: datetime.datetime
-    expires_at: datetime.datetime
-    created_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewApiToken:
-    """An API token that was just made; ``token`` is told this once."""
-
-    info: ApiToken
-    token: str = field(repr=False)
 
 
 class Admin:
@@ -138,7 +64,7 @@ class Admin:
             existed_before_catalog=existed_before,
         )
         deadline = time.monotonic() + timeout
-        made = _boundary((await self._admin("CreateBoundary", request, repeatable=False)).boundary)
+        made = boundary_of((await self._admin("CreateBoundary", request, repeatable=False)).boundary)
         while made.status == "provisioning":
             _check_time(deadline, f'boundary "{name}" is not active yet')
             await asyncio.sleep(_AGAIN)
@@ -150,11 +76,11 @@ class Admin:
     async def boundaries(self) -> list[BoundaryInfo]:
         """The boundaries, by name."""
         found = await self._admin("ListBoundaries", admin_pb.ListBoundariesRequest())
-        return [_boundary(info) for info in found.boundaries]
+        return [boundary_of(info) for info in found.boundaries]
 
     async def boundary(self, name: str) -> BoundaryInfo:
         """One boundary. Raises NotFound."""
-        return _boundary((await self._admin("GetBoundary", admin_pb.GetBoundaryRequest(name=name))).boundary)
+        return boundary_of((await self._admin("GetBoundary", admin_pb.GetBoundaryRequest(name=name))).boundary)
 
     async def event_count(self, boundary: str) -> int:
         """How many events a boundary has; at most a second late under load."""
@@ -180,8 +106,8 @@ class Admin:
         request = pb.CreateIndexRequest(
             boundary=boundary,
             name=name,
-            fields=[_field_message(item) for item in _listed("fields", fields)],
-            conditions=[_condition_message(item) for item in conditions],
+            fields=[field_message(item) for item in _listed("fields", fields)],
+            conditions=[condition_message(item) for item in conditions],
             condition_combinator=pb.OR if any_condition else pb.AND,
         )
         await self._calls.unary("events", "CreateIndex", request)
@@ -199,12 +125,12 @@ class Admin:
     async def indexes(self, boundary: str) -> list[Index]:
         """The indexes of a boundary, by name."""
         found = await self._calls.unary("events", "ListIndexes", pb.ListIndexesRequest(boundary=boundary))
-        return [_index(definition) for definition in found.indexes]
+        return [index_of(definition) for definition in found.indexes]
 
     async def index(self, boundary: str, name: str) -> Index:
         """One index. Raises NotFound."""
         request = pb.GetIndexRequest(boundary=boundary, name=name)
-        return _index((await self._calls.unary("events", "GetIndex", request)).index)
+        return index_of((await self._calls.unary("events", "GetIndex", request)).index)
 
     async def index_build(self, boundary: str, name: str) -> IndexBuild:
         """How far the build of an index is. Raises NotFound, and Unimplemented from older servers."""
@@ -218,7 +144,7 @@ class Admin:
         request = admin_pb.CreateUserRequest(
             name=name or username, username=username, password=password, roles=_listed("roles", roles)
         )
-        return _user((await self._admin("CreateUser", request, repeatable=False)).user)
+        return user_of((await self._admin("CreateUser", request, repeatable=False)).user)
 
     async def delete_user(self, user_id: str) -> None:
         """Delete a user; its sessions end at once. Raises NotFound, FailedPrecondition for oneself."""
@@ -227,7 +153,7 @@ class Admin:
     async def set_roles(self, user_id: str, roles: Iterable[str]) -> User:
         """Replace a user's roles; they hold at once. The last ADMIN stays one."""
         request = admin_pb.SetUserRolesRequest(user_id=user_id, roles=_listed("roles", roles))
-        return _user((await self._admin("SetUserRoles", request)).user)
+        return user_of((await self._admin("SetUserRoles", request)).user)
 
     async def change_password(self, user_id: str, current: str, new: str) -> None:
         """Change one's own password; all sessions end, this client's too: connect again with the new one.
@@ -239,7 +165,7 @@ class Admin:
 
     async def users(self) -> list[User]:
         """The users, by user name."""
-        return [_user(user) for user in (await self._admin("ListUsers", admin_pb.ListUsersRequest())).users]
+        return [user_of(user) for user in (await self._admin("ListUsers", admin_pb.ListUsersRequest())).users]
 
     async def user_count(self) -> int:
         """How many users there are."""
@@ -249,7 +175,7 @@ class Admin:
         """The user whom they belong to, None when they do not belong together."""
         request = admin_pb.ValidateCredentialsRequest(username=username, password=password)
         answer = await self._admin("ValidateCredentials", request)
-        return _user(answer.user) if answer.success else None
+        return user_of(answer.user) if answer.success else None
 
     async def create_token(self, name: str, roles: Iterable[str], expires_at: datetime.datetime) -> NewApiToken:
         """Issue an API token that holds until ``expires_at`` (with a time zone); its secret is told this once."""
@@ -259,11 +185,11 @@ class Admin:
         expiry.FromDatetime(expires_at)
         request = admin_pb.CreateTokenRequest(name=name, roles=_listed("roles", roles), expires_at=expiry)
         answer = await self._admin("CreateToken", request, repeatable=False)
-        return NewApiToken(_token(answer.info), answer.token)
+        return NewApiToken(token_of(answer.info), answer.token)
 
     async def tokens(self) -> list[ApiToken]:
         """The API tokens that were not revoked, by name; never their secrets."""
-        return [_token(token) for token in (await self._admin("ListTokens", admin_pb.ListTokensRequest())).tokens]
+        return [token_of(token) for token in (await self._admin("ListTokens", admin_pb.ListTokensRequest())).tokens]
 
     async def revoke_token(self, token_id: str) -> None:
         """Revoke an API token; it is refused everywhere within a second. Raises NotFound."""
@@ -283,49 +209,3 @@ def _listed(what: str, given: Iterable[T]) -> list[T]:
 def _check_time(deadline: float, message: str) -> None:
     if time.monotonic() > deadline:
         raise DeadlineExceeded(message)
-
-
-def _time(message: Timestamp) -> datetime.datetime:
-    return message.ToDatetime(tzinfo=datetime.UTC)
-
-
-def _boundary(info: admin_pb.BoundaryInfo) -> BoundaryInfo:
-    status = admin_pb.BoundaryLifecycleStatus.Name(info.status).removeprefix("BOUNDARY_LIFECYCLE_STATUS_").lower()
-    return BoundaryInfo(info.name, info.description, info.placement.namespace, status, info.last_error)
-
-
-def _user(user: admin_pb.AdminUser) -> User:
-    roles = tuple(user.roles)
-    return User(user.user_id, user.name, user.username, roles, _time(user.created_at), _time(user.updated_at))
-
-
-def _token(token: admin_pb.ApiToken) -> ApiToken:
-    roles = tuple(token.roles)
-    return ApiToken(
-        token.token_id, token.name, roles, _time(token.created_at), _time(token.expires_at), token.created_by
-    )
-
-
-def _index(index: pb.IndexDefinition) -> Index:
-    names: Mapping[int, ValueType] = {
-        pb.TEXT: "text", pb.NUMERIC: "numeric", pb.BOOLEAN: "boolean", pb.TIMESTAMPTZ: "timestamptz",
-    }  # fmt: skip
-    return Index(
-        index.name,
-        tuple(IndexField(item.json_key, names[item.value_type]) for item in index.fields),
-        tuple(IndexCondition(item.key, item.operator, item.value) for item in index.conditions),
-        index.condition_combinator == pb.OR,
-        index.state == pb.INDEX_STATE_READY,
-    )
-
-
-def _field_message(item: str | IndexField) -> pb.IndexField:
-    given = IndexField(item) if isinstance(item, str) else item
-    if given.type not in get_args(ValueType):
-        refuse(f'field "{given.key}": "{given.type}" is no type; it is one of {", ".join(get_args(ValueType))}')
-    return pb.IndexField(json_key=given.key, value_type=given.type.upper())
-
-
-def _condition_message(item: IndexCondition | tuple[str, str, str]) -> pb.IndexCondition:
-    given = item if isinstance(item, IndexCondition) else IndexCondition(*item)
-    return pb.IndexCondition(key=given.key, operator=given.operator, value=given.value)

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from ..admin import BoundaryInfo
+from ..administered import BoundaryInfo
 from .base import Session, command, group
 from .output import Column, Record
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from ..admin import Index, IndexCondition, IndexField, ValueType
+from ..administered import Index, IndexCondition, IndexField, ValueType
 from ..errors import DeadlineExceeded, Unimplemented
 from .base import Session, command, confirmed, group
 from .output import Column, Record

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import grpc
 
-from ..admin import BoundaryInfo
+from ..administered import BoundaryInfo
 from ..channels import addresses
 from ..client import Client
 from ..endpoints import Endpoints

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..admin import ApiToken
+from ..administered import ApiToken
 from ..errors import NotFound
 from .base import Session, command, confirmed, group
 from .output import Column, Record, write

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..admin import User
+from ..administered import User
 from ..errors import NotFound, PermissionDenied
 from .base import Session, command, confirmed, group
 from .connection import read_secret
