@@ -7,18 +7,23 @@ also with plans that were made while the table was empty or held a few rows.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import asyncpg
 import pytest
 
+from orisun_server.core.append import Context, checked_events
 from orisun_server.core.criteria import Criterion, Query, criterion, query
+from orisun_server.core.event import NewEvent
 from orisun_server.core.position import Position
 from orisun_server.settings import Settings
 from orisun_server.storage import counts, read_sql
 from orisun_server.storage.counts import EventCounts
+from orisun_server.storage.criteria_sql import Plans as Kinds
 from orisun_server.storage.criteria_sql import access, latest_sql
+from orisun_server.storage.flush import Flush
 from orisun_server.storage.names import literal
 from orisun_server.storage.read_sql import Statement
 from tests.integration.stores import BOOLEAN, NUMERIC, TIMESTAMPTZ, Store, index
@@ -114,6 +119,20 @@ class Plans:
             touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
             assert touched <= buffers, f"{what}, {mode}: {touched} buffers\n{_outline(plan)}"
 
+    async def check_contexts(self, cases: Mapping[str, Criterion], *, most: int | None = None, times: int = 1) -> None:
+        """Flush an event for each context, all of which have changed, touching at most so many buffers."""
+        for number in range(times):
+            flush = Flush(self.boundary, Kinds(INDEXES))
+            for one in cases.values():
+                event = NewEvent(secrets.token_hex(12), "Placed", "{}", "{}")
+                flush.add(checked_events([event], 1), Context(Position(2**40, number), (one,)))
+            text = await self._connection.fetchval(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {flush.statement}", *flush.arguments()
+            )
+            plan = json.loads(text)[0]["Plan"]
+            touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+            assert most is None or touched <= most, f"append under {', '.join(cases)}: {touched} buffers"
+
     async def check_all(self) -> None:
         """Every kind of statement for every case."""
         for name, one in CASES.items():
@@ -185,6 +204,20 @@ async def test_with_plans_from_when_the_table_was_small(plans: Plans, rows: int,
     await plans.check_all()
     await plans.add(rows, EVENTS - 1)
     await plans.check_all()
+
+
+async def test_the_context_checks_of_an_append(plans: Plans) -> None:
+    """The append function itself, in a session that has used it since the table was empty."""
+    await plans.check_contexts(CASES, times=20)
+    await plans.add(0, EVENTS - 1)
+    for statement in ("", f"VACUUM ANALYZE {plans.table}"):
+        await plans.execute(statement)
+        for name, one in CASES.items():
+            await plans.check_contexts(
+                {name: one}
+            )  # the first to come reads PostgreSQL's catalog, where it has changed
+            await plans.check_contexts({name: one}, most=PROBE)
+        await plans.check_contexts(CASES, most=len(CASES) * PROBE)
 
 
 @pytest.mark.parametrize("analyze", [False, True])
