@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -63,6 +64,29 @@ def issue(authority: Issued, names: Sequence[str], duration: datetime.timedelta,
 def end_of(certificate: bytes) -> datetime.datetime:
     """When a PEM certificate ends. Raises ValueError."""
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def check_authorities(certificates: bytes) -> None:
+    """Raises ValueError unless it is one PEM certificate or several."""
+    try:
+        x509.load_pem_x509_certificates(certificates)
+    except ValueError:
+        raise ValueError("is no certificate in PEM") from None
+
+
+def check_pair(certificate: bytes, key: bytes) -> None:
+    """Whether servers can use them, both PEM. Raises ValueError that says what is wrong."""
+    try:
+        first, *_ = x509.load_pem_x509_certificates(certificate)
+    except ValueError:
+        raise ValueError("tls.crt is no certificate in PEM") from None
+    try:
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("tls.key is no private key in PEM without a password") from None
+    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if private.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
+        raise ValueError("tls.key is not the key of the first certificate of tls.crt")
 
 
 def is_due(

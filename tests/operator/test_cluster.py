@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from orisun_operator.api import API_VERSION
+from orisun_operator.certificates import issue, make_authority
 from orisun_operator.jetstream import Health, Peer
 from orisun_operator.kube import Kube, KubeError, Object, Ref
 from orisun_operator.reconcile import boundary
@@ -432,6 +434,35 @@ async def test_tls_of_the_operator_is_issued_and_renewed_without_a_restart(stage
     writes = stage.kube.writes
     await stage.reconcile()
     assert stage.kube.writes == writes
+
+
+async def test_certificates_of_no_use_are_told_and_heal(stage: Stage) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    authority = make_authority("company", now)
+    good, other = (issue(authority, ["store"], datetime.timedelta(hours=1), now) for _ in range(2))
+    await stage.create(
+        tls={"mode": "secret", "secretName": "mine", "clientAuth": {"caSecretRef": {"name": "clients", "key": "ca"}}}
+    )
+    clients = authority.certificate.decode()
+    for certificate, key, ca, words in (
+        (good.certificate, good.key, "x", "Secret {}/clients: ca is no certificate in PEM"),
+        (b"x", good.key, clients, "Secret {}/mine: tls.crt is no certificate in PEM"),
+        (good.certificate, b"x", clients, "Secret {}/mine: tls.key is no private key"),
+        (good.certificate, other.key, clients, "Secret {}/mine: tls.key is not the key"),
+    ):
+        await stage.secret("mine", **{"tls.crt": certificate.decode(), "tls.key": key.decode()})
+        await stage.secret("clients", ca=ca)
+        await stage.reconcile()
+        assert (await stage.condition("Stalled"))[:2] == ("True", "BadCertificate")
+        assert words.format(stage.namespace) in (await stage.condition("Ready"))[2]
+    await stage.secret("mine", **{"tls.crt": good.certificate.decode(), "tls.key": good.key.decode()})
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+    # nobody renews it
+    stage.late = 2 * 3600.0
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "CertificateExpired")
+    assert (await stage.condition("Available"))[0] == "True"
 
 
 async def test_cert_manager_is_asked_for_and_named_when_it_is_missing(stage: Stage) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 import pytest
 
+from orisun_operator.certificates import make_authority
 from orisun_operator.kube import Kube, Ref
 from orisun_operator.reconcile import Blocked
 from orisun_operator.reconcile.postgres import Postgres, explained
@@ -35,8 +37,9 @@ CREDENTIALS = {"username": b"events", "password": b"a secret"}
 
 async def test_external(kube: Kube, namespace: str) -> None:
     await secret(kube, namespace, "db", {"login": b"events", "word": b"a secret"})
-    await secret(kube, namespace, "authority", {"root.pem": b"-----BEGIN CERTIFICATE-----"})
-    external = {
+    authority = make_authority("company", datetime.datetime.now(datetime.UTC))
+    await secret(kube, namespace, "authority", {"root.pem": authority.certificate, "key": b"another secret"})
+    external: dict[str, Any] = {
         "host": "db.example.com",
         "port": 6432,
         "database": "shop",
@@ -45,8 +48,12 @@ async def test_external(kube: Kube, namespace: str) -> None:
         "caSecretRef": {"name": "authority", "key": "root.pem"},
     }
     assert await find_target(kube, cluster(namespace, {"external": external})) == Target(
-        "db.example.com", 6432, "shop", "events", "a secret", "verify-full", "-----BEGIN CERTIFICATE-----"
+        "db.example.com", 6432, "shop", "events", "a secret", "verify-full", authority.certificate.decode()
     )
+    external["caSecretRef"]["key"] = "key"
+    with pytest.raises(Blocked, match="key is no certificate in PEM") as caught:
+        await find_target(kube, cluster(namespace, {"external": external}))
+    assert (caught.value.reason, "another secret" in str(caught.value)) == ("BadCertificate", False)
 
 
 async def test_cloudnativepg(kube: Kube, namespace: str) -> None:
@@ -62,7 +69,8 @@ async def test_embedded(kube: Kube, namespace: str) -> None:
         await find_target(kube, spec)
     # the operator makes it: waiting is enough
     assert (caught.value.reason, caught.value.stalled) == ("SecretNotFound", False)
-    await secret(kube, namespace, "store-postgres", {**CREDENTIALS, "host": b"store-postgres", "database": b"orisun"})
+    where = {"host": b"store-postgres", "port": b"5432", "database": b"orisun"}
+    await secret(kube, namespace, "store-postgres", {**CREDENTIALS, **where})
     found = await find_target(kube, spec)
     assert found[:5] == (f"store-postgres.{namespace}.svc", 5432, "orisun", "events", "a secret")
     spec["spec"]["hibernate"] = True

@@ -97,6 +97,7 @@ def test_credentials_come_from_the_secrets_that_the_spec_names() -> None:
     env = _env(_cluster(postgres={"cloudNativePG": {"clusterName": "pg"}}))
     assert env["ORISUN_PG_HOST"] == "pg-rw"
     assert env["ORISUN_PG_NAME"] == {"secretKeyRef": {"name": "pg-app", "key": "dbname"}}
+    assert env["ORISUN_PG_PORT"] == {"secretKeyRef": {"name": "pg-app", "key": "port"}}
     assert env["ORISUN_PG_SSLMODE"] == "require"
 
 

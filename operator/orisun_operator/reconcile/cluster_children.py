@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from ..api.conditions import timestamp
 from ..drift import contains
 from ..kube import Applied, KindMissing, Kube, KubeError, Object, Ref
 from ..resources import nats, postgres, services
@@ -189,6 +190,12 @@ class Children:
         if before and ends and before != ends:
             await self._report.event(
                 "CertificateRenewed", f"the certificate in {cluster.tls_secret} lasts until {ends}"
+            )
+        if ends and ends <= timestamp(self._report.context.clock()):
+            self.remark = Blocked(
+                "CertificateExpired",
+                f"the certificate in {cluster.tls_secret} ended {ends}, and clients refuse it: renew it",
+                retry=10.0,
             )
         if not ends:
             raise Blocked(

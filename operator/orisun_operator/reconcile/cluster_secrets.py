@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from ..certificates import Issued, end_of, is_due, issue, make_authority
+from ..certificates import Issued, check_authorities, check_pair, end_of, is_due, issue, make_authority
 from ..kube import Kube, Object, Ref
 from ..resources import nats, postgres
 from ..resources.cluster import Cluster
@@ -128,7 +129,9 @@ class Secrets:
         tls, cluster = self._cluster.spec.tls, self._cluster
         if tls.client_auth is not None:
             ca = tls.client_auth.ca_secret_ref
-            await self.need(ca.name, [ca.key], "spec.tls.clientAuth.caSecretRef")
+            there = await self.need(ca.name, [ca.key], "spec.tls.clientAuth.caSecretRef")
+            with self._certificates_of(ca.name, f"{ca.key} "):
+                check_authorities(there[ca.key])
         if tls.mode == "operator":
             authority, server = await self._issue()
             trust = {
@@ -137,14 +140,24 @@ class Secrets:
                 "metadata": cluster.metadata(f"{cluster.name}-ca"),
                 "data": {"ca.crt": base64.b64decode(server["data"]["ca.crt"]).decode()},
             }
-            return [authority, server, trust], _end(base64.b64decode(server["data"]["tls.crt"]), "")
+            return [authority, server, trust], _end(base64.b64decode(server["data"]["tls.crt"]))
         if tls.mode == "secret":
             there = await self.need(tls.secret_name, ["tls.crt", "tls.key"], "spec.tls.secretName")
-            return [], _end(there["tls.crt"], f"Secret {cluster.namespace}/{tls.secret_name}")
+            with self._certificates_of(tls.secret_name):
+                check_pair(there["tls.crt"], there["tls.key"])
+            return [], _end(there["tls.crt"])
         if tls.mode == "certManager":
             there = await self.read(cluster.tls_secret) or {}
-            return [self._certificate()], _end(there["tls.crt"], "") if there.get("tls.crt") else ""
+            return [self._certificate()], _end(there["tls.crt"]) if there.get("tls.crt") else ""
         return [], ""
+
+    @contextlib.contextmanager
+    def _certificates_of(self, secret: str, what: str = "") -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            where = f"Secret {self._cluster.namespace}/{secret}"
+            raise Blocked("BadCertificate", f"{where}: {what}{error}: correct it", retry=10.0) from None
 
     def names(self) -> list[str]:
         """What clients may call the servers."""
@@ -232,10 +245,8 @@ def _certificates(bundle: bytes) -> list[bytes]:
     return re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", bundle, re.DOTALL)
 
 
-def _end(certificate: bytes, where: str) -> str:
+def _end(certificate: bytes) -> str:
     try:
         return end_of(certificate).strftime("%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
-        if where:
-            raise Blocked("BadCertificate", f"{where}: tls.crt is no certificate in PEM: correct it") from None
         return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -248,6 +249,13 @@ def _unavailable(target: str, error: Unavailable) -> Blocked:
     if isinstance(cause, asyncpg.InvalidCatalogNameError):
         return Blocked(
             "UnknownDatabase", f"PostgreSQL at {target} has no such database: create it, or name another", retry=15.0
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Blocked(
+            "UntrustedCertificate",
+            f"PostgreSQL at {target} shows a certificate that is not taken ({cause.verify_message.rstrip('.')}):"
+            " correct caSecretRef, host or sslMode of spec.postgres.external, or the certificate",
+            retry=15.0,
         )
     return Blocked(
         "UnreachablePostgres",

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from orisun_server.settings import Settings
 
 from ..api.cluster import ClusterSpec, read_spec
+from ..certificates import check_authorities
 from ..kube import Kube, Ref
 from . import Blocked
 
@@ -73,7 +74,7 @@ async def find_target(kube: Kube, cluster: Mapping[str, Any]) -> Target:
         secret = await secrets.get(reference.name, "spec.postgres.external.credentialsSecretRef")
         if (authority := external.ca_secret_ref) is not None:
             ca_secret = await secrets.get(authority.name, "spec.postgres.external.caSecretRef")
-            ca = ca_secret.value(authority.key)
+            ca = ca_secret.authorities(authority.key)
         return Target(
             _reachable(external.host, namespace),
             external.port,
@@ -89,7 +90,7 @@ async def find_target(kube: Kube, cluster: Mapping[str, Any]) -> Target:
         return Target(
             _reachable(f"{of}-rw", namespace),
             secret.port(),
-            native.database or secret.optional("dbname") or "app",
+            native.database or secret.value("dbname"),
             secret.value("username"),
             secret.value("password"),
             "require",
@@ -148,8 +149,17 @@ class _Secret:
             )
         return found
 
+    def authorities(self, key: str) -> str:
+        """Certificates in PEM, and nothing that a message of a failure must not quote."""
+        text = self.value(key)
+        try:
+            check_authorities(text.encode())
+        except ValueError as error:
+            raise Blocked("BadCertificate", f"Secret {self._name}: {key} {error}: correct it") from None
+        return text
+
     def port(self) -> int:
-        text = self.optional("port") or "5432"
+        text = self.value("port")
         if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
             raise Blocked("InvalidSecret", f"Secret {self._name}: key port must be a number from 1 to 65535")
         return int(text)

@@ -42,12 +42,9 @@ def connection(cluster: Cluster) -> Connection:
         )
     if (native := postgres.cloud_native_pg) is not None:
         secret = f"{native.cluster_name}-app"
-        values = {
-            "ORISUN_PG_HOST": f"{native.cluster_name}-rw",
-            "ORISUN_PG_PORT": "5432",
-            "ORISUN_PG_SSLMODE": "require",
-        }
-        keys = {"ORISUN_PG_USER": (secret, "username"), "ORISUN_PG_PASSWORD": (secret, "password")}
+        values = {"ORISUN_PG_HOST": f"{native.cluster_name}-rw", "ORISUN_PG_SSLMODE": "require"}
+        names = {"PORT": "port", "USER": "username", "PASSWORD": "password"}
+        keys = {f"ORISUN_PG_{name}": (secret, key) for name, key in names.items()}
         if native.database:
             values["ORISUN_PG_NAME"] = native.database
         else:
