@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -273,44 +272,60 @@ async def test_the_default_password_is_warned_about(users: Users, settings: Sett
         assert any("DEFAULT PASSWORD" in line["event"] for line in logs) == warned
 
 
-async def test_unknown_user_and_wrong_password_take_the_same_time(server: Connection) -> None:
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passwords that were hashed."""
+    real, seen = Passwords._matches, list[str]()
+
+    def counted(passwords: Passwords, password_hash: str | None, password: str) -> bool:
+        seen.append(password)
+        return real(passwords, password_hash, password)
+
+    monkeypatch.setattr(Passwords, "_matches", counted)
+    return seen
+
+
+async def test_unknown_user_and_wrong_password_take_the_same_time(server: Connection, hashed: list[str]) -> None:
     async def seconds(username: str) -> float:
         began = time.perf_counter()
         await refusal(server.events.Ping(PING, metadata=basic(username, "wrong-" + secrets.token_hex(4))))
         return time.perf_counter() - began
 
     known, _ = await new_user(server, "READER")
+    hashed.clear()
     wrong, unknown = [], []
     for _ in range(9):
         wrong.append(await seconds(known.username))
         unknown.append(await seconds("nobody-" + known.username))
-    assert 0.5 < statistics.median(wrong) / statistics.median(unknown) < 2
+    assert len(hashed) == 18
+    # the quickest of each: what a busy machine adds tells nothing
+    assert 0.5 < min(wrong) / min(unknown) < 2
 
 
-async def test_known_basic_and_tokens_cost_no_hash(server: Connection) -> None:
+async def test_known_basic_and_tokens_cost_no_hash(server: Connection, hashed: list[str]) -> None:
     token = with_token(await token_of(server.events.Ping(PING, metadata=ADMIN)))
+    hashed.clear()
     for metadata in (ADMIN, token):
-        took = []
         for _ in range(50):
-            began = time.perf_counter()
             await server.events.Ping(PING, metadata=metadata)
-            took.append(time.perf_counter() - began)
-        # 50 hashes would take a second and more
-        assert statistics.median(took) * 50 < 0.8
+    assert hashed == []
+    await refusal(server.events.Ping(PING, metadata=basic("admin", "wrong-password")))
+    assert hashed == ["wrong-password"]
 
 
-async def test_a_flood_of_wrong_passwords_starves_nobody(server: Connection) -> None:
+async def test_a_flood_of_wrong_passwords_starves_nobody(server: Connection, hashed: list[str]) -> None:
     token = with_token(await token_of(server.events.Ping(PING, metadata=ADMIN)))
     flood = [
         asyncio.ensure_future(refusal(server.events.Ping(PING, metadata=basic(f"user{number}", "wrong-password"))))
         for number in range(300)
     ]
-    took = []
-    for _ in range(20):
-        began = time.perf_counter()
+    # some are refused: as many as may are waiting for their hashes
+    await eventually(lambda: any(one.done() for one in flood))
+    before = len(hashed)
+    for _ in range(5):
         await server.events.Ping(PING, metadata=token)
         await server.events.Ping(PING, metadata=ADMIN)
-        took.append(time.perf_counter() - began)
-    assert statistics.median(took) * 20 < 3
+    # others were answered in between, long before their turn behind those would have come
+    assert len(hashed) - before < 60
     codes = {code for code, _ in await asyncio.gather(*flood)}
     assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
