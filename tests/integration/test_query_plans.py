@@ -210,8 +210,9 @@ async def test_the_context_checks_of_an_append(plans: Plans) -> None:
     """The append function itself, in a session that has used it since the table was empty."""
     await plans.check_contexts(CASES, times=20)
     await plans.add(0, EVENTS - 1)
-    for statement in ("", f"VACUUM ANALYZE {plans.table}"):
-        await plans.execute(statement)
+    for analyze in (False, True):
+        if analyze:
+            await plans.execute(f"VACUUM ANALYZE {plans.table}")
         for name, one in CASES.items():
             await plans.check_contexts(
                 {name: one}
