@@ -6,6 +6,7 @@ payloads, passwords or tokens.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any, ClassVar, NoReturn
 
@@ -72,9 +73,15 @@ class FailedPrecondition(OrisunError):
 
 
 class PermissionDenied(OrisunError):
-    """The user has no role that may do this."""
+    """The user has no role that may do this.
+
+    ``roles`` are those of which one would suffice, and ``boundary`` the one that it has to hold for, "" for all of
+    them or none; both empty where the server does not tell.
+    """
 
     code = "PERMISSION_DENIED"
+    roles: tuple[str, ...] = ()
+    boundary: str = ""
 
 
 class Unauthenticated(OrisunError):
@@ -168,31 +175,33 @@ def of_rpc(error: grpc.aio.AioRpcError) -> OrisunError:
     message = error.details() or error.code().name
     code = error.code().name
     if code == "ALREADY_EXISTS":
-        reason = _reason(error)
+        reason = str(_info(error).reason)
         conflict = _CONFLICT.search(message)
         if conflict and reason in ("", Reasons.CONTEXT_CHANGED):
             numbers = [int(number) for number in conflict.groups()]
             return Conflict(message, Position(*numbers[:2]), Position(*numbers[2:]))
         if reason == Reasons.DUPLICATE_EVENT_ID or message.startswith("DuplicateEventId"):
             return DuplicateEventId(message)
+    if code == "PERMISSION_DENIED":
+        about, denied = _info(error).metadata, PermissionDenied(message)
+        denied.roles = tuple(about["roles"].split(", ")) if "roles" in about else ()
+        denied.boundary = about.get("boundary", "")
+        return denied
     kind = _BY_CODE.get(code)
     return kind(message) if kind else OtherError(message, code)
 
 
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    """The reason of the status' ErrorInfo, "" when it has none."""
+def _info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """The status' ErrorInfo, an empty one when it has none."""
+    info = error_details_pb2.ErrorInfo()
     trailing: Any = error.trailing_metadata() or ()  # the stubs call one pair what is a sequence of them
     for key, value in trailing:
         if key == _DETAILS:
-            try:
-                status = status_pb2.Status.FromString(value)
-                for detail in status.details:
-                    info = error_details_pb2.ErrorInfo()
+            with contextlib.suppress(DecodeError):
+                for detail in status_pb2.Status.FromString(value).details:
                     if detail.Unpack(info):
-                        return str(info.reason)
-            except DecodeError:
-                return ""
-    return ""
+                        return info
+    return error_details_pb2.ErrorInfo()
 
 
 def refuse(message: str) -> NoReturn:

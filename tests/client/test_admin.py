@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import pickle
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -64,10 +65,13 @@ async def test_users(
     assert await admin.validate_credentials("reader", "secret-1") == user
     assert await admin.validate_credentials("reader", "wrong") is None
     mine = make_client(server.address, username="reader", password="secret-1")
-    with pytest.raises(orisun.PermissionDenied):
+    with pytest.raises(orisun.PermissionDenied) as denied:
         await mine.boundary(settings.boundaries[0].name).append([NewEvent("A")])
-    with pytest.raises(orisun.PermissionDenied):
+    told = pickle.loads(pickle.dumps(denied.value))
+    assert (told.roles, told.boundary) == (("ADMIN", "OPERATIONS", "USER"), "")
+    with pytest.raises(orisun.PermissionDenied) as denied:
         await mine.admin.users()
+    assert (denied.value.roles, denied.value.boundary) == (("ADMIN",), "")
     assert (await admin.set_roles(user.user_id, ["USER"])).roles == ("USER",)
     await mine.boundary(settings.boundaries[0].name).append([NewEvent("A")])
     await mine.admin.change_password(user.user_id, "secret-1", "secret-2")

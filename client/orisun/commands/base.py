@@ -218,7 +218,7 @@ def _told(error: OrisunError, message: str, connection: Connection) -> str:
     if isinstance(error, Unauthenticated):
         return f"{connection.caller} is refused: {message}; check ORISUN_CLIENT_USERNAME and _PASSWORD, or the token"
     if isinstance(error, PermissionDenied):
-        return f"{message}: {connection.caller} may not do this; docs/roles.md says which role may"
+        return f"{message}: {connection.caller} may not do this; {_needed(error)}"
     if isinstance(error, Conflict):
         return (
             f"nothing was stored: the context has changed. Expected {error.expected}, the latest matching event is at "
@@ -227,6 +227,14 @@ def _told(error: OrisunError, message: str, connection: Connection) -> str:
     if isinstance(error, FailedPrecondition) and "is not active" in message:
         return f"{message}; `orisun boundary list` shows which there are"
     return message.replace("give tls=True for TLS", "give --tls for TLS")
+
+
+def _needed(error: PermissionDenied) -> str:
+    """Which role would do."""
+    if not error.roles:
+        return "docs/roles.md says which role may"
+    place = f' for boundary "{error.boundary}"' if error.boundary else ""
+    return f"it needs the role {' or '.join(error.roles)}{place}"
 
 
 def confirmed(question: str) -> Callable[[Any], Any]:
