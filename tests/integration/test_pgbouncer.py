@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +19,7 @@ from orisun_server.delivery.signals import Signals
 from orisun_server.errors import FailedPrecondition
 from orisun_server.settings import Settings
 from orisun_server.storage.database import Database
-from tests.harness import ADMIN, Connection, eventually
+from tests.harness import ADMIN, Connection, environment, eventually
 from tests.integration.test_auth import code_of, new_user
 from tests.integration.test_database import pooler  # noqa: F401 - a fixture
 
@@ -71,6 +76,40 @@ async def test_everything_a_server_does(
     made = await two.admin.CreateBoundary(request, metadata=ADMIN)
     assert made.boundary.status == admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE
     await eventually(lambda: _is_ok(one.events.SaveEvents(save(f"{boundary}_x", "a"), metadata=ADMIN)))
+
+
+async def test_commands_that_ask_postgresql_themselves(
+    pooler: Settings,  # noqa: F811
+    make_settings: Callable[..., Settings],
+    make_server: MakeServer,
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(pg_host=pooler.pg_host, pg_port=pooler.pg_port)
+    server = await make_server(settings)
+    one = settings.boundaries[0]
+    await server.events.SaveEvents(save(one.name, "a"), metadata=ADMIN)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ORISUN_")}
+    who = {"ORISUN_SERVER": server.address, "ORISUN_CLIENT_USERNAME": "admin", "ORISUN_CLIENT_PASSWORD": "changeit"}
+
+    async def orisun(*arguments: str, code: int = 0) -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "orisun", *arguments, env=inherited | environment(settings) | who,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == code, out.decode()
+        return out.decode()
+
+    states = json.loads(await orisun("migrate", "status", "-o", "json"))
+    assert {state["state"] for state in states} == {"up to date"}
+    assert await orisun("migrate", "plan", "-o", "json") == "[]\n"
+    await orisun("archive", one.name, "--schema", one.schema, "--output", str(tmp_path))
+    (line,) = gzip.decompress((tmp_path / f"{one.name}.jsonl.gz").read_bytes()).decode().splitlines()
+    assert json.loads(line)["event_id"] == "a"
+    # the tests' PostgreSQL does not sync what it writes
+    found = {check["check"]: check["level"] for check in json.loads(await orisun("doctor", "-o", "json", code=1))}
+    assert [name for name, level in found.items() if level == "problem"] == ["PostgreSQL's fsync"]
+    assert found["PostgreSQL"] == found["schema"] == "ok"
 
 
 @pytest.mark.parametrize("direct", [True, False])
