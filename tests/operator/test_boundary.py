@@ -306,13 +306,20 @@ async def test_hostile_specs_are_refused_in_words(
 async def test_what_is_immutable_says_so(store: Store) -> None:
     await store.boundary("orders")
     for change, message in (
-        ({"name": "orders"}, "name is immutable"),
+        ({"name": "payments"}, "name is immutable"),
         ({"schema": "other"}, "schema is immutable"),
         ({"clusterRef": {"name": "other"}}, "clusterRef is immutable"),
     ):
         with pytest.raises(KubeError, match=message):
             await store.patch("Boundary", "orders", change)
     await store.patch("Boundary", "orders", {"description": "may change", "deletionPolicy": "Archive"})
+    # to say what is so anyway changes nothing
+    await store.patch("Boundary", "orders", {"name": "orders"})
+    await store.create("Boundary", "payments", {"clusterRef": {"name": CLUSTER}})
+    await store.patch("Boundary", "payments", {"schema": "payments"})
+    await store.patch("Boundary", "payments", {"schema": None, "name": "payments"})
+    with pytest.raises(KubeError, match="schema is immutable"):
+        await store.patch("Boundary", "payments", {"schema": "public"})
 
 
 def test_a_plan_is_the_sql_of_one_boundary() -> None:

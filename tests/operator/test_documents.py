@@ -121,3 +121,24 @@ def test_every_reason_is_documented() -> None:
     assert reasons > {"Announcing", "DefaultPassword", "DriftRepaired", "BuildFailed", "AwaitingJetStream"}
     pages = "".join((_ROOT / "docs" / page).read_text() for page in ("operator.md", "boundaries.md"))
     assert sorted(reason for reason in reasons if f"`{reason}`" not in pages) == []
+
+
+def _schemas(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A schema and all below it, with their paths."""
+    yield path, schema
+    for name, below in (schema.get("properties") or {}).items():
+        yield from _schemas(below, f"{path}.{name}")
+    for within in ("items", "additionalProperties"):
+        if isinstance(below := schema.get(within), dict):
+            yield from _schemas(below, f"{path}[]")
+
+
+@pytest.mark.parametrize("file", sorted((_ROOT / "crds").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_field_is_documented_and_every_rule_says_what_it_wants(file: Path) -> None:
+    (version,) = yaml.safe_load(file.read_text())["spec"]["versions"]
+    schemas = dict(_schemas(version["schema"]["openAPIV3Schema"], "self"))
+    assert len(schemas) > 40
+    fields = {path: schema for path, schema in schemas.items() if not path.endswith("[]") and path != "self.metadata"}
+    assert [path for path, schema in fields.items() if len(schema.get("description", "")) < 8] == []
+    rules = [rule for schema in schemas.values() for rule in schema.get("x-kubernetes-validations", ())]
+    assert [rule["rule"] for rule in rules if len(rule.get("message", "")) < 20] == []

@@ -44,7 +44,12 @@ def _cluster(namespace: str, name: str = "store", **spec: Any) -> Object:
         ({"admin": {"boundary": "no spaces"}}, "a boundary's name has letters, digits and underscores only"),
         ({"nats": {"streamReplicas": 5}}, "nats.streamReplicas cannot exceed replicas"),
         ({"nats": {"streamReplicas": 2}}, "streamReplicas must be 1, 3 or 5"),
-        ({"nats": {"storage": {"size": "big"}}}, "should match"),
+        ({"nats": {"storage": {"size": "2GB"}}}, "a size is a number and a unit such as Mi, Gi or Ti"),
+        ({"nats": {"jetstream": {"maxAge": "5d"}}}, "a duration is numbers with the units h, m, s and ms"),
+        ({"tls": {"mode": "operator", "duration": "90d"}}, "such as 720h, which is 30 days"),
+        ({"image": "no image"}, "an image is NAME:TAG or NAME@sha256:DIGEST"),
+        ({"postgres": {"external": {**_DB["external"], "host": "db:5432"}}}, "host is a name or an address alone"),
+        ({"postgres": {"external": {**_DB["external"], "host": "postgres://db/x"}}}, "host is a name or an address"),
         ({"grpc": {"service": {"nodePort": 30000}}}, "nodePort needs type NodePort or LoadBalancer"),
         ({"postgres": {"external": {**_DB["external"], "sslMode": "verify-full"}}}, "need caSecretRef"),
     ],
@@ -55,6 +60,11 @@ async def test_what_cannot_be_is_refused_in_words(
     with pytest.raises(KubeError, match=r"[Ii]nvalid") as refused:
         await kube.create(_cluster(namespace, **spec))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["db", "db.example.com", "10.0.0.1", "2001:db8::1", "/run/postgresql"])
+async def test_hosts(kube: Kube, namespace: str, host: str) -> None:
+    assert await kube.create(_cluster(namespace, postgres={"external": {**_DB["external"], "host": host}})) is not None
 
 
 @pytest.mark.parametrize("name", ["a" * 41, "with.dots", "1st"])

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orisun_server.setting_types import default_schema
-
 from .cluster import Model
 
 KIND = "Boundary"
@@ -37,7 +35,7 @@ class Archive(Model):
     """Where deletionPolicy Archive writes to."""
 
     claim_name: str = ""
-    size: int | str = "1Gi"
+    size: str = "1Gi"
     storage_class_name: str | None = None
 
 
@@ -57,5 +55,5 @@ def parse(obj: Mapping[str, Any]) -> BoundarySpec:
     """The spec of an object that the API server let in, with its defaults. Raises pydantic.ValidationError."""
     spec = dict(obj["spec"])
     name = spec.setdefault("name", obj["metadata"]["name"])
-    spec.setdefault("schema", default_schema(str(name)))
+    spec.setdefault("schema", name)
     return BoundarySpec.model_validate(spec)

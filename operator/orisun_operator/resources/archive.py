@@ -40,7 +40,7 @@ def claim(obj: Mapping[str, Any], spec: BoundarySpec) -> Object:
     """The claim that is made where the spec names none. It has no owner: the archive outlives its boundary."""
     wanted: Object = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": str(spec.archive.size)}},
+        "resources": {"requests": {"storage": spec.archive.size}},
     }
     if spec.archive.storage_class_name is not None:
         wanted["storageClassName"] = spec.archive.storage_class_name
