@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-from orisun_api import admin_pb2
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
+
+from orisun_api import admin_pb2, eventstore_pb2  # noqa: F401 - the services are in the pool then
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -14,6 +19,26 @@ def test_every_rpc_of_administration_has_a_section() -> None:
     sections = set(re.findall(r"^### (\w+)$", (DOCS / "admin-api.md").read_text(), re.MULTILINE))
     rpcs = {method.name for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods}
     assert sections == rpcs | {"CreateIndex", "DropIndex", "ListIndexes", "GetIndex"}
+
+
+def test_what_documents_tell_grpcurl_to_send_is_what_rpcs_take() -> None:
+    """Also by field names: a key that no message has, or a value of another type, does not parse."""
+    checked = []
+    for document in (DOCS.parent / "README.md", *DOCS.rglob("*.md")):
+        for block in re.findall(r"^ *```bash\n(.*?)^ *```$", document.read_text(), re.MULTILINE | re.DOTALL):
+            for command in block.split("grpcurl ")[1:]:
+                line, _, given = command.partition(" <<EOF\n")
+                words = shlex.split(line.replace("\\\n", " "), comments=True)
+                rpc = next((word for word in words if re.fullmatch(r"orisun\.\w+/\w+", word)), None)
+                if rpc is None:
+                    continue
+                service, _, method = rpc.partition("/")
+                request = Default().FindServiceByName(service).FindMethodByName(method).input_type
+                body = words[words.index("-d") + 1] if "-d" in words else "{}"
+                body = given.partition("EOF\n")[0] if body == "@" else body
+                json_format.Parse(body, GetMessageClass(request)())
+                checked.append(rpc)
+    assert len(checked) > 20
 
 
 def test_links_between_documents_lead_somewhere() -> None:
