@@ -68,8 +68,14 @@ async def test_killed_between_publish_and_checkpoint(settings: Settings) -> None
             await load.more(50)
         await stream.reaches((await client.log())[-1].position)
         took = time.monotonic() - killed
-        print(f"hand-over after SIGKILL: {took:.2f} s")
+        # the names of those who were subscribed there are free as soon
+        for follower in (one, other):
+            await follower.has(len(await client.log()))
+        freed = time.monotonic() - killed
+        print(f"hand-over after SIGKILL: {took:.2f} s, subscribed again under the same names after {freed:.2f} s")
         assert took < 10
+        assert freed < 10
+        assert any((one, other)[holder].endings), "it was not subscribed at the server that was killed"
         await all_is_well(client, stream, one, other)
 
 

@@ -43,6 +43,7 @@ INDEXES = (
     index("flag", ("flag", BOOLEAN)),
     index("at", ("at", TIMESTAMPTZ)),
     index("large", "total", where=(("total", ">", "100"), ("vip", "=", "true")), combinator="OR"),
+    index("middle", "grade", where=(("grade", ">=", "g2"), ("grade", "<", "g5"), ("grade", "<=", "g9"))),
 )
 
 #: half of the events, the older one, share the values of "half" and "flag"
@@ -53,7 +54,7 @@ SELECT g, g / 10 * 10 + 10, pg_current_xact_id(), 'e' || g, CASE g % 3 WHEN 0 TH
            'user', 'u' || g / 100, 'half', CASE WHEN g < 50000 THEN 'old' ELSE 'x' || g END, 'flag', g < 50000,
            'category', 'c' || g % 10, 'priority', 'p' || g % 7, 'amount', g, 'number', g,
            'at', to_char(timestamp '2024-01-01' + g * interval '1 second', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-           'total', g % 1000, 'vip', g % 2 = 0, 'padding', repeat('x', 100)),
+           'grade', 'g' || g % 1000, 'total', g % 1000, 'vip', g % 2 = 0, 'padding', repeat('x', 100)),
        '{{}}', now()
 FROM generate_series({first}, {last}) AS g
 """
@@ -78,6 +79,7 @@ CASES: dict[str, Criterion] = {
         "missing time": {"at": "2023-01-01T00:10:00Z"},
         "partial by OR": {"total": "500"},
         "partial by OR, other side": {"total": "5", "vip": "true"},
+        "partial by AND": {"grade": "g2"},
         "long": {"user": "u" * 100_000},
     }.items()
 }

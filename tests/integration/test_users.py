@@ -14,6 +14,8 @@ from orisun_api import admin_pb2 as pb
 from orisun_api import eventstore_pb2
 from orisun_server.app import App
 from orisun_server.settings import Settings
+from orisun_server.storage.names import quote
+from tests.faults.parts import connected
 from tests.harness import ADMIN, Connection, basic
 from tests.integration.test_auth import code_of, new_user, refusal
 
@@ -41,7 +43,7 @@ def user(**changes: Any) -> pb.CreateUserRequest:
     return pb.CreateUserRequest(**{**valid, "roles": ["USER"], **changes})
 
 
-async def test_create_list_count_and_delete(server: Connection) -> None:
+async def test_create_list_count_and_delete(server: Connection, settings: Settings) -> None:
     before = (await server.admin.GetUserCount(pb.GetUserCountRequest(), metadata=ADMIN)).count
     made = (await server.admin.CreateUser(user(roles=["operations", "Reader", "READER"]), metadata=ADMIN)).user
     assert list(made.roles) == ["OPERATIONS", "READER"]
@@ -53,6 +55,10 @@ async def test_create_list_count_and_delete(server: Connection) -> None:
     assert made in listed
     assert [one.username for one in listed] == sorted(one.username for one in listed)
     assert b"argon2" not in b"".join(one.SerializeToString() for one in listed)
+    async with connected(settings) as connection:
+        hashes = await connection.fetch(f"SELECT hash FROM {quote(settings.admin_schema)}.orisun_credential")
+    assert hashes
+    assert all(row["hash"].startswith("$argon2id$") for row in hashes)
     assert (await server.admin.DeleteUser(pb.DeleteUserRequest(user_id=made.user_id), metadata=ADMIN)).success
     assert made not in (await server.admin.ListUsers(pb.ListUsersRequest(), metadata=ADMIN)).users
 
