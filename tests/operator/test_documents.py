@@ -66,7 +66,7 @@ def _shown() -> Iterator[Any]:
                 yield pytest.param(obj, id=f"{page.relative_to(_ROOT)}:{obj['kind']}/{obj['metadata']['name']}")
 
 
-async def _offer(kube: Kube, namespace: str, obj: Object) -> None:
+async def offer(kube: Kube, namespace: str, obj: Object) -> None:
     """As ``kubectl apply --server-side --dry-run=server --validate=strict``."""
     shown = {**obj, "metadata": {**obj["metadata"]}}
     path = await kube._server.path(Ref.of(shown)._replace(namespace=namespace))
@@ -88,14 +88,14 @@ def test_there_are_such_objects() -> None:
 
 @pytest.mark.parametrize("obj", [*_shown()])
 async def test_the_api_server_takes_what_is_shown(kube: Kube, namespace: str, obj: Object) -> None:
-    await _offer(kube, namespace, obj)
+    await offer(kube, namespace, obj)
 
 
 async def test_a_field_that_does_not_exist_would_be_found(kube: Kube, namespace: str) -> None:
     (obj, *_) = _objects((_ROOT / "examples" / "kubernetes" / "cluster.yaml").read_text())
     obj["spec"]["nats"] = {"jetstream": {"storage": {"size": "2Gi"}}}
     with pytest.raises(KubeError, match="storage"):
-        await _offer(kube, namespace, obj)
+        await offer(kube, namespace, obj)
 
 
 #: Functions of the operator that take a reason.

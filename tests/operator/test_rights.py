@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +16,8 @@ from orisun_operator.reconcile import Context
 from orisun_operator.reconcile.postgres import Postgres
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
-from tests.operator.kubernetes import ApiServer, cache
+from tests.operator.helm import OPERATOR, helm, values
+from tests.operator.kubernetes import ApiServer
 from tests.operator.stores import Store
 from tests.operator.test_removal import deleting, has_tables
 
@@ -122,20 +120,11 @@ async def test_a_namespace_that_has_lost_its_role_ends(store: Store, api_server:
     assert await has_tables(store)
 
 
-async def _rendered(*values: str) -> list[Object]:
+async def _rendered(*given: str) -> list[Object]:
     """Roles and bindings of the chart."""
-    helm = shutil.which("helm", path=os.pathsep.join([str(cache()), os.environ.get("PATH", "")]))
-    if helm is None:
-        pytest.skip("no helm: the chart's Roles for single namespaces are NOT TESTED")
-    process = await asyncio.create_subprocess_exec(
-        *(helm, "template", "op", str(_ROOT / "helm" / "orisun-operator"), "--namespace", "orisun-system"),
-        *(part for value in values for part in ("--set", value)),
-        *("--show-only", "templates/rbac.yaml"),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    return [one for one in yaml.safe_load_all(output.decode()) if one]
+    where = ("op", OPERATOR, "--namespace", "orisun-system", "--show-only", "templates/rbac.yaml")
+    output = await helm("template", *where, *values(*given))
+    return [one for one in yaml.safe_load_all(output) if one]
 
 
 @pytest.fixture

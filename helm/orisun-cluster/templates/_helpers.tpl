@@ -2,6 +2,11 @@
 {{- default .Release.Name .Values.name }}
 {{- end }}
 
+{{/* The name of the resource of a boundary or an index: those may have what Kubernetes does not take. */}}
+{{- define "orisun-cluster.resource" -}}
+{{- . | replace "_" "-" | lower }}
+{{- end }}
+
 {{/* metadata of a resource: dict "root" $ "name" NAME "wave" WAVE; waves matter to Argo CD alone */}}
 {{- define "orisun-cluster.metadata" -}}
 name: {{ .name }}
