@@ -42,7 +42,11 @@ async def test_everything_a_server_does(
     make_server: MakeServer,
 ) -> None:
     settings = make_settings(pg_host=pooler.pg_host, pg_port=pooler.pg_port, publisher_poll_interval="200ms")
-    one, two = await make_server(settings), await make_server(settings)
+    await everything(await make_server(settings), await make_server(settings), settings)
+
+
+async def everything(one: Connection, two: Connection, settings: Settings) -> None:
+    """What touches PostgreSQL, on two servers of one store whose boundary is empty."""
     boundary = settings.boundaries[0].name
     follow = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="follower")
     stream = two.events.CatchUpSubscribeToEvents(follow, metadata=ADMIN)
