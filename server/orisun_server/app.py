@@ -138,7 +138,7 @@ class App:
             watch=watch,
         )
         await self._run(publishers)
-        await self._run(Origins(nats, watch.tracing, settings.admin_schema, publishers.published_here))
+        await self._run(Origins(nats, watch.tracing, publishers.published_here))
         appender.on_commit(publishers.committed)
         self._parts.push_async_callback(appender.stop)
         # once more, before the appender: the last denied calls are still written
@@ -204,7 +204,7 @@ class App:
             nats=nats,
         )
         await self._run(telemetry)
-        roll_call = RollCall(nats, subscriptions, settings.admin_schema)
+        roll_call = RollCall(nats, subscriptions)
         await self._run(roll_call)
         self.health.set_storage(True)
         await server.start()

@@ -117,7 +117,7 @@ async def test_the_publisher_knows_the_calls_of_other_servers(make_settings: Cal
 )
 async def test_an_origin_that_is_none_is_not_learnt(data: bytes) -> None:
     tracing = Tracing()
-    origins = Origins(Nats([]), tracing, "store", lambda: [])
+    origins = Origins(Nats([]), tracing, lambda: [])
     await origins._learn(Msg(Client(), data=data))
     assert tracing.origins("orders", ["a"]) == {}
     good = f"00-{TRACE}-{PARENT}-01"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 
+import asyncpg
+
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.setting_types import BoundarySetting
 from orisun_server.settings import Settings
-from tests.harness import ADMIN, Connection
+from tests.harness import ADMIN, Connection, eventually
+from tests.integration.web import running
 
 
 async def test_stores_that_share_a_nats_keep_apart(
@@ -30,3 +33,28 @@ async def test_stores_that_share_a_nats_keep_apart(
         got = [(await stream.read()).event_id for _ in range(20)]
         assert got == [f"{which}-{number}" for number in range(20)]
         stream.cancel()
+
+
+async def test_stores_of_one_name_do_not_answer_for_each_other(
+    make_settings: Callable[..., Settings], pg_dsn: str
+) -> None:
+    """Admin schema and boundaries are called the same, in two databases."""
+    settings, other = make_settings(), f"other_{secrets.token_hex(4)}"
+    database = await asyncpg.connect(pg_dsn)
+    try:
+        await database.execute(f"CREATE DATABASE {other}")
+        async with running(settings) as one, running(settings.model_copy(update={"pg_name": other})) as two:
+            connection = Connection(two.address)
+            key = (settings.boundaries[0].name, "follower")
+            request = pb.CatchUpSubscribeToEventStoreRequest(boundary=key[0], subscriber_name=key[1])
+            stream = connection.events.CatchUpSubscribeToEvents(request, metadata=ADMIN)
+            await stream.initial_metadata()
+            calls = [app.web._state.parts.roll_call for app in (one, two) if app.web._state.parts is not None]
+            await eventually(lambda: calls[1].ask([key]))
+            await eventually(lambda: all(app.telemetry.sampler.nats.connected for app in (one, two)))
+            assert await calls[0].ask([key]) == {}
+            stream.cancel()
+            await connection.close()
+        await database.execute(f"DROP DATABASE {other}")
+    finally:
+        await database.close()

@@ -27,9 +27,9 @@ _REMEMBERED = 3.0
 class Appetite:
     """What this server says and hears about wanting more boundaries."""
 
-    def __init__(self, nats: Nats, store: str, node: str) -> None:
-        """``store`` tells apart the stores that share one NATS, ``node`` the servers of a store."""
-        self._nats, self._subject, self._node = nats, _SUBJECT + store, node.encode()
+    def __init__(self, nats: Nats, node: str) -> None:
+        """``node`` tells apart the servers of a store."""
+        self._nats, self._subject, self._node = nats, _SUBJECT + nats.store, node.encode()
         self._connection: Connection | None = None
         self._heard_at = float("-inf")
         self._free_since: dict[str, float] = {}

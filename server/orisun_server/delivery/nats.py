@@ -96,7 +96,7 @@ class Nats:
     def __init__(
         self, urls: Sequence[str], *, user: str = "", password: str = "", name: str = "orisun", store: str = ""
     ) -> None:
-        self._store = store
+        self.store = store
         self._servers: dict[str, None] = {}
         self._user, self._password, self._name = user, password, name
         for url in urls:
@@ -163,7 +163,7 @@ class Nats:
         for uri in client.discovered_servers:
             self._servers[f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"] = None
         log.info("connected to NATS", version=str(client.connected_server_version))
-        self._connection = Connection(client, lost, self._store)
+        self._connection = Connection(client, lost, self.store)
         self._up.set()
         try:
             self._changed()

@@ -27,10 +27,9 @@ _MOST_WAITING = 100
 class Origins:
     """Tells the other servers what this one traces, and hears what they do."""
 
-    def __init__(self, nats: Nats, tracing: Tracing, store: str, published_here: Callable[[], Collection[str]]) -> None:
-        """``store`` tells apart the stores that share one NATS; ``published_here`` names the boundaries of which no
-        other server has to know."""
-        self._nats, self._tracing, self._subject = nats, tracing, _SUBJECT + store
+    def __init__(self, nats: Nats, tracing: Tracing, published_here: Callable[[], Collection[str]]) -> None:
+        """``published_here`` names the boundaries of which no other server has to know."""
+        self._nats, self._tracing, self._subject = nats, tracing, _SUBJECT + nats.store
         self._published_here = published_here
         self._waiting: list[Origin] = []
         self._something = asyncio.Event()

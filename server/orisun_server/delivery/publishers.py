@@ -67,7 +67,7 @@ class Publishers:
         self._settings, self._database, self._reader, self._watch = settings, database, reader, watch
         self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
         self._lookout = lookout
-        self._appetite = Appetite(nats, settings.admin_schema, uuid.uuid4().hex)
+        self._appetite = Appetite(nats, uuid.uuid4().hex)
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
         self._refused: set[str] = set()
         self._look = asyncio.Event()

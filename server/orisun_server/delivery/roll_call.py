@@ -52,9 +52,8 @@ class Standing(NamedTuple):
 class RollCall:
     """Answers for this server's subscriptions, and asks for those of all."""
 
-    def __init__(self, nats: Nats, subscriptions: Subscriptions, store: str) -> None:
-        """``store`` tells apart the stores that share one NATS."""
-        self._nats, self._subscriptions, self._subject = nats, subscriptions, _SUBJECT + store
+    def __init__(self, nats: Nats, subscriptions: Subscriptions) -> None:
+        self._nats, self._subscriptions, self._subject = nats, subscriptions, _SUBJECT + nats.store
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
