@@ -11,6 +11,7 @@ import itertools
 import os
 import secrets
 import shutil
+import subprocess
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -58,7 +59,10 @@ def provider(
         # a copy, because pytest-kubernetes deletes its own
         kubeconfig = shutil.copy(given, tmp_path_factory.mktemp("kubernetes") / "config")
     manager = k8s_manager(name)("orisun", None, kubeconfig)
-    manager.create(timeout=300)
+    try:
+        manager.create(timeout=300)
+    except subprocess.CalledProcessError as error:  # such as a cluster that an interrupted run has left
+        pytest.exit(f"no cluster by {name}: {error.stderr.decode().strip()}", 1)
     yield manager
     manager.delete()
 

@@ -92,7 +92,8 @@ async def test_while_an_index_is_built(
         await one.namespace.apply(index("account", "orders", "account"))
         build = await until(builds, 60, "a build")
         await kubernetes.wait_for("evidx", "orders-account", space, "BlockedByTransaction")
-        show("a build that waits", (await kubernetes.condition("evidx", "orders-account", space))["message"])
+        blocked = await kubernetes.condition("evidx", "orders-account", space, "BlockedByTransaction")
+        show("a build that waits", blocked["message"])
         builder = await shared_database.holder("index-build", "orders")
         assert builder
         await _killed(kubernetes, operator)
