@@ -127,6 +127,58 @@ async def test_a_secret_deleted_by_hand_is_made_anew_and_rolled_out(stage: Stage
     assert not set(uids.values()) & set((await _uids(stage)).values())
 
 
+async def test_everything_is_written_by_one_field_manager(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    kinds = [("v1", kind) for kind in ("Service", "Secret", "ConfigMap", "ServiceAccount")]
+    kinds += [("apps/v1", "StatefulSet"), ("policy/v1", "PodDisruptionBudget")]
+    kinds += [("networking.k8s.io/v1", "NetworkPolicy"), (API_VERSION, "OrisunCluster")]
+    written = [obj for kind in kinds for obj in await stage.kube.list(*kind, stage.namespace)]
+    owned = [obj for obj in written if obj["metadata"].get("ownerReferences")]
+    assert len(owned) > 8
+    for obj in owned:
+        entries = [(one["manager"], one["operation"]) for one in obj["metadata"]["managedFields"]]
+        assert entries == [("orisun-operator", "Apply")], obj["metadata"]["name"]
+    (cluster,) = (obj for obj in written if obj["kind"] == "OrisunCluster")
+    status = [one for one in cluster["metadata"]["managedFields"] if one.get("subresource") == "status"]
+    assert [one["manager"] for one in status] == ["orisun-operator"]
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        ("orisun:1", "orisun:2"),
+        ("orisun", "orisun:2"),
+        ("localhost:5000/team/orisun:1@sha256:0123", "localhost:5000/team/orisun:2"),
+        ("localhost:5000/orisun", "localhost:5000/orisun:2"),
+    ],
+)
+async def test_a_version_is_a_tag_of_the_operators_image(stage: Stage, default: str, expected: str) -> None:
+    stage.context = replace(stage.context, settings=stage.context.settings.model_copy(update={"server_image": default}))
+    await stage.create(version="2", nats={"image": "example.com/nats:9"})
+    await stage.settle()
+    containers = (await stage.statefulset())["spec"]["template"]["spec"]["containers"]
+    assert {one["name"]: one["image"] for one in containers} == {"server": expected, "nats": "example.com/nats:9"}
+    status = await stage.status()
+    assert (status["image"], status["natsImage"]) == (expected, "example.com/nats:9")
+
+
+async def test_on_delete_waits_for_a_person(stage: Stage) -> None:
+    await stage.create(updateStrategy={"type": "OnDelete"})
+    await stage.settle()
+    before = await _uids(stage)
+    await stage.patch(image="orisun:9")
+    await stage.settle()
+    assert await _uids(stage) == before
+    status, reason, message = await stage.condition("Ready")
+    assert (status, reason, "delete store-0, store-1, store-2" in message) == ("False", "AwaitingDeletion", True)
+    for name in before:
+        await stage.end(name)
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+    assert {one["spec"]["containers"][0]["image"] for one in (await stage.pods()).values()} == {"orisun:9"}
+
+
 async def test_an_image_rolls_out_one_pod_at_a_time(stage: Stage) -> None:
     await stage.create()
     await stage.settle()

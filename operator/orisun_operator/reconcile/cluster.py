@@ -97,8 +97,7 @@ class _Work:
             )
         marker = f"{kind}-{incarnation}"
         status["jetstream"] = {**(status.get("jetstream") or {}), "incarnation": marker}
-        repository = settings.server_image.rpartition(":")[0] if ":" in settings.server_image.rpartition("/")[2] else ""
-        tagged = f"{repository or settings.server_image}:{spec.version}" if spec.version else ""
+        tagged = f"{repository_of(settings.server_image)}:{spec.version}" if spec.version else ""
         cluster = Cluster(
             namespace=self._namespace,
             name=self._name,
@@ -270,3 +269,9 @@ class _Work:
             return Outcome()
         report.resting(step.reason, step.message)
         return Outcome()
+
+
+def repository_of(image: str) -> str:
+    """An image's name without tag and digest; a registry may have a port."""
+    place, slash, name = image.partition("@")[0].rpartition("/")
+    return place + slash + name.partition(":")[0]
