@@ -34,6 +34,7 @@ class Place:
         self.replaced = {
             "localhost:5005": server.address,
             "postgresql://localhost/shop": dsn,
+            "postgresql+psycopg://localhost/shop": dsn.replace("postgresql:", "postgresql+psycopg:"),
             'admin_schema="admin"': f'admin_schema="{settings.admin_schema}"',
         }
         self._programs = {"python": [sys.executable], "orisun": [sys.executable, "-m", "orisun"]}

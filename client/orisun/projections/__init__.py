@@ -13,7 +13,7 @@
 - ``Projection``, ``projection`` (of a function), ``by_key``
 - ``Processor``, ``ProcessorConfig``, ``PoisonPolicy``, ``Stats``, ``Lag``, ``BatchReport``
 - ``run_projection_partitions``, ``run_multiple_projections``, ``stop_on_signals``
-- ``PostgresCheckpoints`` (exactly once), ``FileCheckpoints`` (at least once), ``Tables``
+- ``PostgresCheckpoints``, ``DbapiCheckpoints`` (exactly once), ``FileCheckpoints`` (at least once), ``Tables``
 - ``Administration``: what is parked, replay, reset, rebuild, repartition; ``commands`` makes a command line of it
 
 ``pip install 'orisun[projections]'`` brings asyncpg along.
@@ -27,6 +27,7 @@ from .calling import Connection
 from .checkpoints import AdministeredCheckpoints, Assignment, Batch, Checkpoints, Keeper, ParkedEvent, Standing, Taken
 from .cli import commands
 from .config import BatchReport, PoisonPolicy, ProcessorConfig
+from .dbapi import DbapiCheckpoints
 from .errors import (
     NotParked,
     PartitionMismatch,
@@ -51,6 +52,7 @@ __all__ = [
     "BatchReport",
     "Checkpoints",
     "Connection",
+    "DbapiCheckpoints",
     "FileCheckpoints",
     "HashPartitions",
     "Keeper",

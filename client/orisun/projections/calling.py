@@ -31,12 +31,15 @@ async def call(function: Callable[..., Any], tx: Any, *arguments: Any) -> None:
             made.close()
             raise ProjectionError(f"{function.__qualname__} gave a coroutine: write it as `async def`")
 
+    if connection is None:
+        # nobody can take from it what it writes to, so the transaction or the lock is not given away meanwhile
+        await Caller.do_to_the_end(work)
+        return
     try:
         await Caller.do(work)
     finally:
         # whoever was cancelled leaves a thread behind, which writes nothing any more: the transaction is not its own
-        if connection is not None:
-            await connection.end()
+        await connection.end()
 
 
 class Connection:

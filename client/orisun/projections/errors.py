@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from ..errors import OrisunError
 from ..position import Position
 
+_DRIVERS = frozenset({"psycopg", "psycopg2", "psycopg_pool"})
+#: SQLSTATE: connection, transaction rolled back, resources, intervention of an operator; read-only, a lock not free.
+_PASSING_CLASSES, _PASSING_STATES = frozenset({"08", "40", "53", "57"}), frozenset({"25006", "55P03"})
+
 
 class ProjectionError(OrisunError):
     """Root of the errors of projections."""
@@ -57,6 +61,8 @@ def is_passing(error: BaseException) -> bool:
     it says nothing about the event."""
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return True  # outside a handler: a connection that cannot be made
+    if any(_is_passing_of_dbapi(link) for link in _chain(error)):
+        return True
     asyncpg = sys.modules.get("asyncpg")
     if asyncpg is None:
         return False
@@ -75,6 +81,17 @@ def is_passing(error: BaseException) -> bool:
         if isinstance(link, asyncpg.InterfaceError) and ("clos" in str(link) or "released" in str(link)):
             return True
     return False
+
+
+def _is_passing_of_dbapi(error: BaseException) -> bool:
+    """The same of psycopg and psycopg2, also where SQLAlchemy or Django has wrapped it."""
+    if type(error).__module__.partition(".")[0] not in _DRIVERS:
+        return False
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state is not None:
+        return state[:2] in _PASSING_CLASSES or state in _PASSING_STATES
+    # without a state it was not PostgreSQL that said it: a lost connection, or none that is free
+    return any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in type(error).__mro__)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -89,6 +89,15 @@ class PostgresCheckpoints:
         """See ``AdministeredCheckpoints``."""
         return PostgresKeeper(self, boundary)
 
+    @property
+    def most_connections(self) -> float:
+        """How many there may be at a time."""
+        return float(self.pool.get_max_size())
+
+    def given(self, tx: Any) -> Any:
+        """What ``handle``, ``setup`` and ``reset`` get for a transaction."""
+        return tx
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """A connection in a transaction; the tables exist."""
@@ -112,7 +121,7 @@ class PostgresCheckpoints:
         if projection.schema:
             await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(projection.schema)}")
         await self.use_schema(tx, projection.schema)
-        await call(projection.setup, tx)
+        await call(projection.setup, self.given(tx))
 
     async def positions(self, tx: Any, projection: str, boundary: str, *, lock: bool = False) -> list[Position]:
         """The checkpoints of all partitions, in their order; locked, no worker commits until the transaction ends."""
@@ -249,8 +258,9 @@ class PostgresBatch:
     def __init__(
         self, checkpoints: PostgresCheckpoints, tx: Any, assignment: Assignment, parked_keys: frozenset[str]
     ) -> None:
-        self.tx, self.parked_keys = tx, parked_keys
+        self.tx, self.parked_keys = checkpoints.given(tx), parked_keys
         self.parked = 0
+        self._tx = tx
         self._tables, self._assignment = checkpoints.tables, assignment
 
     async def park(self, event: Event, key: str | None, *, reason: str, attempts: int) -> None:
@@ -258,7 +268,7 @@ class PostgresBatch:
         self.parked += 1
         if key is not None:
             self.parked_keys |= {key}
-        await self.tx.execute(
+        await self._tx.execute(
             f"INSERT INTO {self._tables.q(self._tables.parked)} (projection, boundary, event_id, event_key, event_type,"
             " commit_position, prepare_position, reason, attempts) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
             " ON CONFLICT DO NOTHING",
@@ -274,7 +284,7 @@ class PostgresBatch:
 
     async def advance(self, position: Position, handled: int) -> None:
         """See ``Batch``."""
-        await self.tx.execute(
+        await self._tx.execute(
             f"UPDATE {self._tables.q(self._tables.checkpoints)} SET commit_position = $4, prepare_position = $5,"
             " handled = handled + $6, updated_at = now() WHERE projection = $1 AND boundary = $2 AND partition = $3",
             self._assignment.projection.name,

@@ -63,7 +63,7 @@ class PostgresKeeper:
                 yield None
                 return
             await self._store.use_schema(tx, projection.schema)
-            yield Taken(tx)
+            yield Taken(self._store.given(tx))
 
     async def failed_again(self, projection: Projection, event_id: str, reason: str) -> None:
         """See ``Keeper``."""
@@ -100,7 +100,7 @@ class PostgresKeeper:
                 await tx.execute(f"DROP SCHEMA IF EXISTS {quoted(projection.schema)} CASCADE")
                 await store.setup(tx, projection)
             else:
-                await call(projection.reset, tx)
+                await call(projection.reset, store.given(tx))
             await tx.execute(f"DELETE FROM {self._parked} WHERE projection = $1 AND boundary = $2", name, boundary)
             positions = [NOTHING] * row["total_partitions"]
             await store.restart(tx, name, boundary, positions, row["strategy"], version=projection.version)

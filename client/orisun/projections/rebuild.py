@@ -73,10 +73,10 @@ class Rebuild:
                 " name of the present one; use reset, or give the projection a schema"
             )
         needed = config.total_partitions + _CONNECTIONS
-        if checkpoints.pool.get_max_size() < needed:
+        if checkpoints.most_connections < needed:
             raise ProjectionError(
                 f"this rebuild needs a pool of {needed} connections, and this one has"
-                f" {checkpoints.pool.get_max_size()}: while the swap holds one, the last events need others"
+                f" {checkpoints.most_connections:.0f}: while the swap holds one, the last events need others"
             )
         self._store, self._boundary, self._projection = checkpoints, boundary, projection
         self._next, self._config = _Next(projection), config

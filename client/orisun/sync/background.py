@@ -88,22 +88,42 @@ class Caller:
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        #: What was being done when this thread was interrupted.
+        self._interrupted: Future[Any] | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of the coroutine, in which ``Caller.do`` leads here."""
+        """The result of the coroutine, in which ``Caller.do`` leads here.
+
+        When the waiting is interrupted the coroutine is cancelled, and what it then still has to do here is done.
+        """
+
+        async def ending() -> T:
+            try:
+                return await coroutine
+            finally:
+                self._work.put(None)
+
         reset = self._current.set(self)
         try:
-            future = LOOP.submit(coroutine)
+            future = LOOP.submit(ending())
+        except BaseException:
+            coroutine.close()
+            raise
         finally:
             self._current.reset(reset)
-        future.add_done_callback(lambda _: self._work.put(None))
         try:
-            while (work := self._work.get()) is not None:
-                work()
-            return future.result()
+            self._serve()
         except BaseException:
             future.cancel()
+            if self._interrupted is not None:
+                self._interrupted.set_exception(OrisunError("the thread that does this was interrupted"))
+            self._serve()
             raise
+        return future.result()
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
 
     @classmethod
     async def do(cls, function: Callable[[], T]) -> T:
@@ -126,11 +146,24 @@ class Caller:
                 done.set_exception(failure)
             except Exception as error:
                 done.set_exception(error)
+            except BaseException:
+                caller._interrupted = done
+                raise
             else:
                 done.set_result(result)
 
         caller._work.put(work)
         return await asyncio.wrap_future(done)
+
+    @classmethod
+    async def do_to_the_end(cls, function: Callable[[], T]) -> T:
+        """``do``, where nobody may go on before it is done: who is cancelled waits for it."""
+        doing = asyncio.ensure_future(cls.do(function))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait([doing])
+            raise
 
 
 class Face(Generic[A]):

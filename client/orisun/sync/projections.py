@@ -31,6 +31,7 @@ from typing import Any, Self
 from .. import projections as aio
 from ..projections import (
     Connection,
+    DbapiCheckpoints,
     FileCheckpoints,
     ProcessorConfig,
     Projection,
@@ -45,6 +46,7 @@ from .client import Boundary
 __all__ = [
     "Administration",
     "Connection",
+    "DbapiCheckpoints",
     "FileCheckpoints",
     "Pool",
     "PostgresCheckpoints",
