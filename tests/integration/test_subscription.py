@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import signal
+import statistics
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -202,13 +203,16 @@ async def test_live_delivery_is_quick(node: Node) -> None:
         await node.append(0)
         await subscriber.has(1)
         await subscriber.is_live()
-        delays = []
+        appends, delays = [], []
         for number in range(1, 101):
+            began = loop.time()
             await node.append(number)
             committed = loop.time()
             await subscriber.has(number + 1)
+            appends.append(committed - began)
             delays.append(arrived[-1] - committed)
-        assert sorted(delays)[50] < 0.02
+        # on a machine that is busy with something else everything takes longer; whoever polls takes half a second
+        assert statistics.median(delays) < max(0.02, 5 * statistics.median(appends))
 
 
 async def test_an_event_larger_than_a_message_of_nats(node: Node) -> None:
