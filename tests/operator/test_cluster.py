@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from orisun_operator.api import API_VERSION
 from orisun_operator.certificates import issue, make_authority
@@ -488,6 +489,34 @@ async def test_tls_of_the_operator_is_issued_and_renewed_without_a_restart(stage
     assert stage.kube.writes == writes
 
 
+async def test_an_authority_is_known_before_it_signs_and_trusted_to_its_end(stage: Stage) -> None:
+    await stage.create(tls={"mode": "operator"})
+    year = 365 * 86400.0
+    found = []
+    for years in (0.0, 4.9, 5.1, 5.4, 5.6, 9.9, 10.1):
+        stage.late = years * year
+        await stage.settle()
+        bundle = await stage.get("v1", "ConfigMap", f"{NAME}-ca")
+        assert bundle is not None
+        trusted = x509.load_pem_x509_certificates(bundle["data"]["ca.crt"].encode())
+        server = await _certificate(stage)
+        (signer,) = (one for one in trusted if _is_signed_by(server, one))
+        found.append((len(trusted), signer))
+        writes = stage.kube.writes
+        await stage.reconcile()
+        assert stage.kube.writes == writes
+    first = found[0][1]
+    assert [(count, signer == first) for count, signer in found] == [
+        (1, True),
+        (1, True),
+        (2, True),
+        (2, True),
+        (2, False),
+        (2, False),
+        (2, False),
+    ]
+
+
 async def test_certificates_of_no_use_are_told_and_heal(stage: Stage) -> None:
     now = datetime.datetime.now(datetime.UTC)
     authority = make_authority("company", now)
@@ -656,6 +685,14 @@ async def _certificate(stage: Stage) -> x509.Certificate:
     secret = await stage.get("v1", "Secret", f"{NAME}-tls")
     assert secret is not None
     return x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+
+
+def _is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 async def _uids(stage: Stage) -> dict[str, str]:

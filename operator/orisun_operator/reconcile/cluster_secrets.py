@@ -22,8 +22,12 @@ from . import Blocked
 #: 192 random bits, of characters that need no quoting anywhere.
 _BYTES = 24
 _UNITS = {"h": 3600, "m": 60, "s": 1}
-#: An authority is replaced when this part of its life is over; the old one stays trusted until its end.
-_AUTHORITY_RENEWED = datetime.timedelta(days=365 * 5)
+#: How long before its end an authority gets a successor, which is trusted from then on; and how long before its end the
+#: successor signs in its place. Clients have half a year to read the new one; the old one stays trusted until its end.
+_SUCCESSOR, _SUCCEEDED = datetime.timedelta(days=365 * 5), datetime.timedelta(days=365 * 5 - 183)
+#: Keys of the authority's Secret: of itself, and of its successor while there is one.
+_PAIR, _NEXT = ("tls.crt", "tls.key"), ("next.crt", "next.key")
+_NOBODY = Issued(b"", b"")
 
 
 class Secrets:
@@ -198,24 +202,29 @@ class Secrets:
         tls, cluster = self._cluster.spec.tls, self._cluster
         authority_name = f"{cluster.name}-ca"
         there = await self.read(authority_name) or {}
-        trusted = there.get("ca.crt", b"")
-        authority = Issued(there.get("tls.crt", b""), there.get("tls.key", b""))
-        if not authority.key or not _lasts(authority.certificate, self._now + _AUTHORITY_RENEWED):
-            authority = make_authority(f"{cluster.namespace}/{cluster.name}", self._now)
-            still = [pem for pem in _certificates(trusted) if _lasts(pem, self._now)]
-            trusted = b"".join([authority.certificate, *still])
+        authority, successor = (Issued(there.get(crt, b""), there.get(key, b"")) for crt, key in (_PAIR, _NEXT))
+        name = f"{cluster.namespace}/{cluster.name}"
+        if not _lasts(authority, self._now + _SUCCEEDED):
+            authority = successor if _lasts(successor, self._now + _SUCCEEDED) else make_authority(name, self._now)
+            successor = _NOBODY
+        if not _lasts(authority, self._now + _SUCCESSOR) and not _lasts(successor, self._now):
+            successor = make_authority(name, self._now)
+        known = [authority.certificate, successor.certificate, *_certificates(there.get("ca.crt", b""))]
+        trusted = b"".join(dict.fromkeys(pem for pem in known if _is_valid(pem, self._now)))
         server = await self.read(cluster.tls_secret) or {}
         issued = Issued(server.get("tls.crt", b""), server.get("tls.key", b""))
         names, before = self.names(), seconds_of(tls.renew_before)
         if not issued.key or is_due(issued.certificate, authority.certificate, names, before, self._now):
             issued = issue(authority, names, seconds_of(tls.duration), self._now)
         return (
-            self._tls_secret(authority_name, authority, trusted),
+            self._tls_secret(authority_name, authority, trusted, successor),
             self._tls_secret(cluster.tls_secret, issued, trusted),
         )
 
-    def _tls_secret(self, name: str, issued: Issued, trusted: bytes) -> Object:
+    def _tls_secret(self, name: str, issued: Issued, trusted: bytes, successor: Issued = _NOBODY) -> Object:
         data = {"tls.crt": issued.certificate, "tls.key": issued.key, "ca.crt": trusted}
+        if successor.key:
+            data |= dict(zip(_NEXT, (successor.certificate, successor.key), strict=True))
         return {
             "apiVersion": "v1",
             "kind": "Secret",
@@ -234,7 +243,11 @@ def _password() -> str:
     return secrets.token_urlsafe(_BYTES)
 
 
-def _lasts(certificate: bytes, until: datetime.datetime) -> bool:
+def _lasts(issued: Issued, until: datetime.datetime) -> bool:
+    return bool(issued.key) and _is_valid(issued.certificate, until)
+
+
+def _is_valid(certificate: bytes, until: datetime.datetime) -> bool:
     try:
         return end_of(certificate) > until
     except ValueError:
