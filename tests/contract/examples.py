@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -292,12 +292,3 @@ def grpcurl(unpack_into: Path) -> Path | None:
         return program
     found = shutil.which("grpcurl")
     return Path(found) if found else None
-
-
-async def first(count: int, answers: AsyncIterator[Json]) -> list[Json]:
-    """The first messages of a stream, which ends then."""
-    taken: list[Json] = []
-    async with aclosing(answers) as stream:  # type: ignore[type-var]
-        while len(taken) < count:
-            taken.append(await anext(stream))
-    return taken

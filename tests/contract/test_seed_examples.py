@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from tests.contract.examples import (
     Reflected,
     Refused,
     commands,
-    first,
     parse,
     without_comments,
 )
@@ -81,7 +81,7 @@ class Walk:
             return await self._of_the_user(example, body)
         if rpc == "CatchUpSubscribeToEvents":
             stored = await self._get_events(example, body, 1000)
-            return await first(len(stored), self._client.stream(example, body)), stored
+            return await self._followed(example, body, len(stored)), stored
         await self._replace_placeholders(example, body)
         answer = await self._client.call(example, body)
         if rpc == "SaveEvents":
@@ -99,12 +99,25 @@ class Walk:
         created = await self._connection.admin.CreateBoundary(request, metadata=self._connection.metadata)
         assert created.boundary.status == admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE
         for number, (kind, data) in enumerate(STORED.get(boundary, []) if self._prepared else []):
-            event = eventstore_pb2.EventToSave(event_id=f"stored-{number}", event_type=kind, data=data)
-            asked = eventstore_pb2.SaveEventsRequest(boundary=boundary, events=[event])
-            result = await self._connection.events.SaveEvents(asked, metadata=self._connection.metadata)
-            place = result.log_position
-            position = {"transaction_id": str(place.commit_position), "global_id": str(place.prepare_position)}
-            self.returned[boundary].append(position)
+            await self._save(boundary, f"stored-{number}", kind, data)
+
+    async def _save(self, boundary: str, event_id: str, kind: str, data: str) -> None:
+        event = eventstore_pb2.EventToSave(event_id=event_id, event_type=kind, data=data)
+        asked = eventstore_pb2.SaveEventsRequest(boundary=boundary, events=[event])
+        result = await self._connection.events.SaveEvents(asked, metadata=self._connection.metadata)
+        place = result.log_position
+        position = {"transaction_id": str(place.commit_position), "global_id": str(place.prepare_position)}
+        self.returned[boundary].append(position)
+
+    async def _followed(self, example: Example, body: Json, stored: int) -> list[Json]:
+        """What is stored comes first; then, as it is saved, what is new."""
+        async with aclosing(self._client.stream(example, body)) as stream:  # type: ignore[type-var]
+            came = [await anext(stream) for _ in range(stored)]
+            await self._save(body["boundary"], f"new-{secrets.token_hex(4)}", came[-1]["eventType"], came[-1]["data"])
+            new = await anext(stream)
+        assert new["eventId"].startswith("new-")
+        assert (new["eventType"], new["data"]) == (came[-1]["eventType"], came[-1]["data"])
+        return came
 
     async def _replace_placeholders(self, example: Example, body: Json) -> None:
         for field in ("from_position", "after_position"):
@@ -214,7 +227,7 @@ async def test_the_older_guide(walk: Walk) -> None:
     assert changed == {"success": True}
     assert deleted == {"success": True}
     assert user_count == {"count": "1"}
-    assert event_count == {"count": "3"}
+    assert event_count == {"count": "5"}  # each subscription had one come
 
 
 async def test_the_older_reference(walk: Walk) -> None:
