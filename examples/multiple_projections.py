@@ -41,7 +41,8 @@ async def main() -> None:
         async def complete() -> bool:
             if not await pool.fetchval("SELECT to_regclass('total') IS NOT NULL"):
                 return False
-            return await taken_in(pool) == 1_000 == await pool.fetchval("SELECT amount FROM total")
+            total: int = await pool.fetchval("SELECT amount FROM total")
+            return await taken_in(pool) == 1_000 == total
 
         await until(complete, "both read models have taken in 1000 events")
         stop.set()

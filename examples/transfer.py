@@ -39,7 +39,8 @@ def balance(name: str, account: str) -> Projector[int | None]:
         data = event.data
         if event.event_type == "AccountOpened":
             return int(data["amount"])
-        return (before or 0) + (data["amount"] if data["target"] == account else -data["amount"])
+        amount = int(data["amount"])
+        return (before or 0) + (amount if data["target"] == account else -amount)
 
     criteria = where("AccountOpened", account=account) | where(source=account) | where(target=account)
     return Projector(name, criteria, None, apply)

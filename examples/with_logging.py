@@ -6,6 +6,7 @@ The client takes a logger as well: ``orisun.connect(..., logger=...)`` tells it 
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 import time
@@ -70,7 +71,7 @@ async def cost(here: Place, checkpoints: PostgresCheckpoints) -> None:
     print("a message costs, of the transaction that it is about:")
     for name, logger in loggers.items():
         config = ProcessorConfig(logger=logger)
-        seconds = min(timeit.repeat(lambda config=config: hook(config), number=2_000, repeat=5)) / 2_000
+        seconds = min(timeit.repeat(functools.partial(hook, config), number=2_000, repeat=5)) / 2_000
         print(f"  {name}: {100 * seconds / transaction:.3f} %")
 
 

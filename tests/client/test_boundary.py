@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +76,25 @@ async def test_reads_go_through_pages(orders: orisun.Boundary) -> None:
     assert await read(orders, after=everything[19].position) == everything[20:]
     assert await read(orders, start=everything[19].position, page_size=2) == everything[19:]
     assert await read(orders, start=everything[2].position, descending=True) == everything[2::-1]
+
+
+async def test_a_long_read_holds_a_page_at_a_time(orders: orisun.Boundary) -> None:
+    """Row by row: what is worked on, and what is read ahead, is a page and not the log."""
+    text = "x" * 10_000
+    for _ in range(10):
+        await orders.append([NewEvent("Noted", {"text": text}) for _ in range(100)])
+    count = most = 0
+    gc.collect()
+    tracemalloc.start()
+    try:
+        async for event in orders.read(page_size=50):
+            count += 1
+            assert len(event.data["text"]) == len(text)
+            most = max(most, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert count == 1_000
+    assert most < 0.2 * count * len(text), "far from all of it at any time"
 
 
 async def test_reads_by_types_and_keys(orders: orisun.Boundary) -> None:
