@@ -97,7 +97,10 @@ def next_step(view: View) -> Step:
     if len(view.pods) < view.asked or ending:
         gone = view.asked - sum(not pod.terminating for pod in view.pods)
         leaving = [pod.name for pod in view.pods if pod.terminating]
-        what = f"{', '.join(leaving)} to end" if leaving else f"{servers(max(gone, 1))} to be made"
+        what = f"{', '.join(leaving)} to end"
+        if not leaving:
+            # quotas and admission keep pods away without a word in any status
+            what = f"{servers(max(gone, 1))} to be made; if that lasts, kubectl describe statefulset says why"
         return Step(Action.WAIT, "AwaitingPods", f"waiting for {what}")
     if broken and not view.on_delete:
         pod = broken[-1]

@@ -76,6 +76,15 @@ async def test_a_certificate_is_asked_for_awaited_and_used(stage: Stage) -> None
     assert spec["issuerRef"] == {**issuer, "group": "cert-manager.io"}
     assert {f"{NAME}.{stage.namespace}.svc", "events.example"} <= set(spec["dnsNames"])
     assert (await stage.condition("Ready"))[:2] == ("False", "AwaitingCertificate")
+    said = {
+        "type": "Ready",
+        "status": "False",
+        "reason": "DoesNotExist",
+        "message": 'ClusterIssuer "company" not found',
+    }
+    await stage.kube.patch(Ref.of(certificate), {"status": {"conditions": [said]}})
+    await stage.reconcile()
+    assert 'it says: ClusterIssuer "company" not found' in (await stage.condition("Ready"))[2]
     now = datetime.datetime.now(datetime.UTC)
     authority = make_authority("company", now)
     made = issue(authority, spec["dnsNames"], datetime.timedelta(days=90), now)

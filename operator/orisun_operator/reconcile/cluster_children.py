@@ -198,9 +198,16 @@ class Children:
                 retry=10.0,
             )
         if not ends:
+            said = await self._said_by_cert_manager(cluster)
             raise Blocked(
                 "AwaitingCertificate",
-                f"waiting for cert-manager to write {cluster.tls_secret}",
+                f"waiting for cert-manager to write {cluster.tls_secret}" + (f"; it says: {said}" if said else ""),
                 stalled=False,
                 retry=3.0,
             )
+
+    async def _said_by_cert_manager(self, cluster: Cluster) -> str:
+        """Why the certificate is not ready, "" while it says nothing."""
+        found = await self._kube.get(Ref("cert-manager.io/v1", "Certificate", cluster.namespace, cluster.tls_secret))
+        conditions = ((found or {}).get("status") or {}).get("conditions") or ()
+        return next((str(c.get("message") or "") for c in conditions if c["type"] == "Ready"), "")
