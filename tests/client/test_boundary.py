@@ -94,7 +94,7 @@ async def test_a_long_read_holds_a_page_at_a_time(orders: orisun.Boundary) -> No
     finally:
         tracemalloc.stop()
     assert count == 1_000
-    assert most < 0.2 * count * len(text), "far from all of it at any time"
+    assert most < 0.5 * count * len(text), "far from all of it at any time"
 
 
 async def test_reads_by_types_and_keys(orders: orisun.Boundary) -> None:
