@@ -128,6 +128,35 @@ async def test_a_changed_context_is_refused_and_the_transaction_goes_on(
     assert len(await store.read(connection, orders, of_o1)) == 2
 
 
+async def test_a_logger_is_told_of_appends_conflicts_and_reads(
+    server_store: Store, settings: Settings, names: tuple[str, str], connect: Connect
+) -> None:
+    told: list[tuple[str, str, dict[str, object]]] = []
+
+    class Told:
+        def debug(self, message: str, /, **fields: object) -> None:
+            told.append(("debug", message, fields))
+
+        def info(self, message: str, /, **fields: object) -> None:
+            told.append(("info", message, fields))
+
+        def error(self, message: str, /, **fields: object) -> None:
+            raise AssertionError(message)
+
+    store, (orders, _), connection = InProcessStore(settings.admin_schema, logger=Told()), names, await connect()
+    of_o1 = query([[("order", "o1")]])
+    await store.append(connection, orders, [placed(order="o1"), placed(order="o1")])
+    with pytest.raises(ContextChanged):
+        await store.append(connection, orders, [placed(order="o1")], Context(NOTHING, of_o1))
+    await store.read(connection, orders, of_o1)
+    name = {"boundary": orders}
+    assert told == [
+        ("debug", "appended", name | {"events": 2, "position": "(2, 1)"}),
+        ("info", "append conflicts", name | {"events": 1, "expected": "(-1, -1)", "actual": "(2, 1)"}),
+        ("debug", "read", name | {"criteria": 1, "asked": 1_000, "events": 2}),
+    ]
+
+
 async def test_a_repeat_is_the_first_and_an_id_taken_is_told(
     store: InProcessStore, names: tuple[str, str], connect: Connect
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import asyncpg
 
@@ -35,6 +36,9 @@ from .lane import SHORT_LOG
 from .names import quote
 from .reads import Reader
 from .survey import PATIENCE, UNSERVED, Seen, lookup_sql
+
+if TYPE_CHECKING:
+    from orisun.logs import Logger
 
 __all__ = [
     "NOTHING",
@@ -64,11 +68,19 @@ class InProcessStore:
 
     ``admin_schema`` is where the catalog of boundaries lies (the schema of the admin boundary). Boundaries and READY
     indexes are looked up there through the caller's connection and remembered for ``refresh`` seconds. One object
-    serves a whole process.
+    serves a whole process. ``logger`` is told of appends, conflicts and reads, with counts and positions (as that of
+    ``orisun.connect``).
     """
 
-    def __init__(self, admin_schema: str = "admin", *, max_events: int = 10_000, refresh: float = 1.0) -> None:
-        self._schema, self._max_events, self._refresh = admin_schema, max_events, refresh
+    def __init__(
+        self,
+        admin_schema: str = "admin",
+        *,
+        max_events: int = 10_000,
+        refresh: float = 1.0,
+        logger: Logger | None = None,
+    ) -> None:
+        self._schema, self._max_events, self._refresh, self._logger = admin_schema, max_events, refresh, logger
         self._known: dict[str, _Known] = {}
 
     async def append(
@@ -105,12 +117,17 @@ class InProcessStore:
             row = await connection.fetchrow(flush.statement, *flush.arguments())
         base, status, commits, prepares = tuple(row)[:4]
         known.head = base
-        if status is None:
-            return Position(base + len(checked), base + len(checked) - 1)
-        code, found = status[0], (commits[0], prepares[0])
+        code, found = _APPENDED, Position(base + len(checked), base + len(checked) - 1)
+        if status is not None:
+            code, found = status[0], Position(commits[0], prepares[0])
         if code in (_APPENDED, _REPEATED):
-            return Position(*found)
+            if log := self._logger:
+                log.debug("appended", boundary=boundary, events=len(checked), position=str(tuple(found)))
+            return found
         if code == _CHANGED and context is not None:
+            if log := self._logger:
+                positions = {"expected": str(tuple(context.expected)), "actual": str(tuple(found))}
+                log.info("append conflicts", boundary=boundary, events=len(checked), **positions)
             raise ContextChanged(context.expected, found)
         raise DuplicateEventId(found[1], checked[found[1]].event.event_id)
 
@@ -143,7 +160,10 @@ class InProcessStore:
         """
         known = await self._boundary(connection, boundary)
         reader = Reader(Borrowed(connection), known)  # type: ignore[arg-type] # it needs no more of Indexes than ready
-        return await reader.page(known.boundary, query, count, after=after, descending=descending)
+        events = await reader.page(known.boundary, query, count, after=after, descending=descending)
+        if log := self._logger:
+            log.debug("read", boundary=boundary, criteria=len(query), asked=count, events=len(events))
+        return events
 
     async def latest(
         self, connection: asyncpg.Connection, boundary: str, criteria: Sequence[Criterion]
