@@ -170,25 +170,29 @@ class Reasons:
     DUPLICATE_EVENT_ID: ClassVar[str] = "DUPLICATE_EVENT_ID"
 
 
-def of_rpc(error: grpc.aio.AioRpcError) -> OrisunError:
-    """The error that a failed call means."""
-    message = error.details() or error.code().name
-    code = error.code().name
+def of_status(code: str, message: str, reason: str = "") -> OrisunError:
+    """The error that a status means; ``reason`` is that of its ``google.rpc.ErrorInfo``."""
     if code == "ALREADY_EXISTS":
-        reason = str(_info(error).reason)
         conflict = _CONFLICT.search(message)
         if conflict and reason in ("", Reasons.CONTEXT_CHANGED):
             numbers = [int(number) for number in conflict.groups()]
             return Conflict(message, Position(*numbers[:2]), Position(*numbers[2:]))
         if reason == Reasons.DUPLICATE_EVENT_ID or message.startswith("DuplicateEventId"):
             return DuplicateEventId(message)
-    if code == "PERMISSION_DENIED":
-        about, denied = _info(error).metadata, PermissionDenied(message)
-        denied.roles = tuple(about["roles"].split(", ")) if "roles" in about else ()
-        denied.boundary = about.get("boundary", "")
-        return denied
     kind = _BY_CODE.get(code)
     return kind(message) if kind else OtherError(message, code)
+
+
+def of_rpc(error: grpc.aio.AioRpcError) -> OrisunError:
+    """The error that a failed call means."""
+    code = error.code().name
+    reason = str(_info(error).reason) if code == "ALREADY_EXISTS" else ""
+    made = of_status(code, error.details() or code, reason)
+    if isinstance(made, PermissionDenied):
+        about = _info(error).metadata
+        made.roles = tuple(about["roles"].split(", ")) if "roles" in about else ()
+        made.boundary = about.get("boundary", "")
+    return made
 
 
 def _info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:

@@ -7,10 +7,13 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 import pytest
 
+import orisun
 from orisun_server.delivery import signals
 from orisun_server.errors import (
     BoundaryNotActive,
@@ -24,9 +27,19 @@ from orisun_server.errors import (
 from orisun_server.settings import Settings
 from orisun_server.storage import in_process
 from orisun_server.storage.in_process import NOTHING, Command, Context, InProcessStore, NewEvent, Position, query
+from orisun_server.storage.in_process_boundary import InProcessBoundary
 from orisun_server.storage.lane import SHORT_LOG
 from tests.harness import eventually
 from tests.integration.stores import Store
+
+
+@dataclass(frozen=True)
+class Deposit:
+    """A command, and an event."""
+
+    account: str
+    amount: int
+
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
 
@@ -376,3 +389,98 @@ async def test_a_command_is_stored_with_its_events_or_not_at_all(
                 if outcome is not None:
                     raise outcome
         assert await connection.fetchval(f"SELECT count(*) FROM {table}") == (0 if outcome else 1)
+
+
+# -- the client's view of it ---------------------------------------------------------------------------------------
+
+
+def deposited(account: str, amount: int) -> orisun.NewEvent:
+    return orisun.NewEvent("Deposited", {"account": account, "amount": amount})
+
+
+def balance_of(account: str) -> orisun.Projector[int]:
+    criteria = orisun.where("Deposited", account=account)
+    return orisun.Projector(account, criteria, 0, lambda sum, event: sum + int(event.data["amount"]))
+
+
+async def test_decisions_and_streams_share_the_fate_of_the_transaction(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    connection, other = await connect(), await connect()
+    accounts, elsewhere = store.boundary(connection, names[0]), store.boundary(other, names[0])
+    async with connection.transaction():
+        assert await accounts.append([deposited("a", 5), deposited("b", 1)]) == (2, 1)
+        decision = await orisun.decide(accounts, balance_of("a"), balance_of("b"))
+        assert (decision["a"], decision["b"]) == (5, 1)
+        assert (await orisun.decide(elsewhere, balance_of("a")))["a"] == 0, "not committed yet"
+        stream = orisun.AggregateStream(accounts, "User", "u-1")
+        assert (await stream.append([orisun.NewEvent("Created")], expected=orisun.NO_STREAM)).version == 1
+        assert (await stream.append([orisun.NewEvent("Renamed"), orisun.NewEvent("Renamed")])).version == 3
+        with pytest.raises(orisun.VersionConflict) as caught:
+            await stream.append([orisun.NewEvent("Renamed")], expected=1)
+        assert caught.value.actual_version == 3
+        assert [orisun.version_of(event) async for event in stream.read(2)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the transaction is what ends with it
+        async with connection.transaction():
+            await accounts.append([deposited("a", -5)], condition=decision.condition)
+            assert (await orisun.decide(accounts, balance_of("a")))["a"] == 0
+            raise ZeroDivisionError
+    assert (await orisun.decide(elsewhere, balance_of("a")))["a"] == 5
+    # the condition that the first decision gave still holds for it, and not for long
+    position = await elsewhere.append([deposited("a", 1)], condition=decision.condition)
+    with pytest.raises(orisun.Conflict) as conflict:
+        await accounts.append([deposited("a", 1)], condition=decision.condition)
+    assert (conflict.value.expected, conflict.value.actual) == (decision.position, position)
+
+
+async def test_commands_are_executed_in_the_transaction(
+    server_store: Store, store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    table, connection = server_store.catalog.get(names[0]).names.q_commands, await connect()
+    accounts = store.boundary(connection, names[0])
+    executor = orisun.CommandExecutor(accounts)
+
+    @executor.handler(Deposit, lambda command: [balance_of(command.account)])
+    def deposit(command: Deposit, decision: orisun.Decision) -> list[orisun.NewEvent]:
+        return [deposited(command.account, command.amount)]
+
+    async with connection.transaction():
+        first = await executor.execute(Deposit("a", 3), command_id="c-1")
+        again = await executor.execute(Deposit("a", 3), command_id="c-1")
+    assert (first.repeated, again.repeated, first.position == again.position) == (False, True, True)
+    assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 1, "the command is stored with its events"
+
+
+async def test_payload_classes_pages_and_errors_are_the_client_s(
+    store: InProcessStore, names: tuple[str, str], connect: Connect
+) -> None:
+    types = orisun.EventTypes()
+    types.register(Deposit)
+    connection = await connect()
+    accounts = store.boundary(connection, names[0], types=types)
+    await accounts.append([Deposit("a", number) for number in range(7)])
+    amounts = lambda **options: _amounts(accounts, **options)  # noqa: E731
+    assert await amounts(page_size=3) == [0, 1, 2, 3, 4, 5, 6]
+    assert await amounts(page_size=2, descending=True, limit=3) == [6, 5, 4]
+    assert await amounts(after=orisun.Position(7, 2), limit=2) == [3, 4]
+    assert await amounts(start=orisun.Position(7, 2), page_size=2) == [2, 3, 4, 5, 6]
+    latest = await accounts.latest(orisun.where(amount=3) | orisun.where(amount=9))
+    assert ([event and event.data for event in latest.events], latest.position) == ([Deposit("a", 3), None], (7, 3))
+    event = deposited("a", 1)
+    await accounts.append([event])
+    with pytest.raises(orisun.DuplicateEventId):
+        await accounts.append([orisun.NewEvent("Other", {}, event_id=event.event_id)])
+    with pytest.raises(orisun.InvalidArgument, match="no events"):
+        await accounts.append([])
+    with pytest.raises(orisun.FailedPrecondition, match="not active"):
+        await store.boundary(connection, "nowhere").append([event])
+    holder = await connect()
+    async with holder.transaction():
+        await store.lock(holder, names[0])
+        with pytest.raises(orisun.DeadlineExceeded):
+            await accounts.append([deposited("a", 1)], timeout=0.1)
+    await accounts.append([deposited("a", 2)])
+
+
+async def _amounts(accounts: InProcessBoundary, **options: Any) -> list[int]:
+    return [event.data.amount async for event in accounts.read(**options)]

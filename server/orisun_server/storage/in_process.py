@@ -38,7 +38,9 @@ from .reads import Reader
 from .survey import PATIENCE, UNSERVED, Seen, lookup_sql
 
 if TYPE_CHECKING:
-    from orisun.logs import Logger
+    from orisun import EventTypes, Logger
+
+    from .in_process_boundary import InProcessBoundary
 
 __all__ = [
     "NOTHING",
@@ -82,6 +84,15 @@ class InProcessStore:
     ) -> None:
         self._schema, self._max_events, self._refresh, self._logger = admin_schema, max_events, refresh, logger
         self._known: dict[str, _Known] = {}
+
+    def boundary(
+        self, connection: asyncpg.Connection, name: str, *, types: EventTypes | None = None
+    ) -> InProcessBoundary:
+        """The boundary as the client has it (``orisun.Store``), on this connection: for ``orisun.decide``,
+        ``CommandExecutor``, ``AggregateStream`` and payload classes in the application's own transaction."""
+        from .in_process_boundary import InProcessBoundary
+
+        return InProcessBoundary(self, connection, name, types)
 
     async def append(
         self,
@@ -128,7 +139,7 @@ class InProcessStore:
             if log := self._logger:
                 positions = {"expected": str(tuple(context.expected)), "actual": str(tuple(found))}
                 log.info("append conflicts", boundary=boundary, events=len(checked), **positions)
-            raise ContextChanged(context.expected, found)
+            raise ContextChanged(context.expected, (found.commit, found.prepare))
         raise DuplicateEventId(found[1], checked[found[1]].event.event_id)
 
     async def lock(self, connection: asyncpg.Connection, *boundaries: str) -> None:
@@ -151,16 +162,18 @@ class InProcessStore:
         query: Query = WHOLE_BOUNDARY,
         *,
         after: Position | None = None,
+        start: Position | None = None,
         count: int = 1_000,
         descending: bool = False,
     ) -> list[Event]:
-        """Up to ``count`` events that match, in the order of positions, those of this transaction included.
+        """Up to ``count`` events that match, after a position or from ``start`` on (inclusive), in the order of
+        positions, those of this transaction included.
 
         Raises FailedPrecondition (no such boundary), ResourceExhausted (more than 64 MiB), Unavailable.
         """
         known = await self._boundary(connection, boundary)
         reader = Reader(Borrowed(connection), known)  # type: ignore[arg-type] # it needs no more of Indexes than ready
-        events = await reader.page(known.boundary, query, count, after=after, descending=descending)
+        events = await reader.page(known.boundary, query, count, after=after, start=start, descending=descending)
         if log := self._logger:
             log.debug("read", boundary=boundary, criteria=len(query), asked=count, events=len(events))
         return events
