@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -298,3 +302,28 @@ async def test_completion_knows_commands_and_options(cli: Orisun) -> None:
         assert "_ORISUN_COMPLETE" in (await cli.ok("completion", shell)).out
     asked = {"_ORISUN_COMPLETE": "bash_complete", "COMP_WORDS": "orisun events exp", "COMP_CWORD": "2"}
     assert (await cli.ok(environ=asked)).out == "plain,export\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("orisun even", "events"),
+        ("orisun events exp", "export"),
+        ("orisun index create orders a --fie", "--field"),
+        ("orisun user list --output j", "json"),
+        ("orisun migrate status --output y", "yaml"),
+    ],
+)
+def test_bash_completes(cli: Orisun, line: str, completed: str) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash on this machine")
+    words = line.split()
+    script = (
+        'eval "$(orisun completion bash)"; '
+        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _orisun_completion orisun {words[-1]} {words[-2]}; "
+        'echo "${COMPREPLY[*]}"'
+    )
+    environ = cli.environ() | {"PATH": f"{Path(EXECUTABLE).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([bash, "-c", script], env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == completed

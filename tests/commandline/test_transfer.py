@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import orisun
-from tests.commandline.conftest import Orisun
+from tests.commandline.conftest import EXECUTABLE, Orisun
 from tests.harness import eventually
+from tests.integration.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -131,3 +133,20 @@ async def test_an_export_spares_files_of_others(cli: Orisun, name: str, tmp_path
         refused = await cli("events", "export", name, "--file", str(file))
         assert (refused.code, told in refused.err) == (2, True), refused
         assert file.read_bytes() == content
+
+
+async def test_on_a_terminal_a_bar_shows_how_far_it_is(cli: Orisun, name: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(lines(3_000))
+    for *arguments, what, told in (
+        ["events", "import", name, str(source), f"Importing {source}", "3,000 events are new"],
+        ["events", "export", name, "--file", str(target), f"Exporting {name}", "3,000 events exported"],
+    ):
+        async with Terminal(EXECUTABLE, *arguments, environ=cli.environ()) as terminal:
+            assert await terminal.end() == 0
+            assert re.search(rf"{re.escape(what)} +\[#*-*\] +\d+%", terminal.raw)
+            assert "100%" in terminal.raw
+            assert told in terminal.raw
+        # and none where nobody looks
+        piped = await cli.ok(*arguments)
+        assert "%" not in piped.out + piped.err
