@@ -93,7 +93,11 @@ async def test_a_reconcile_that_hangs_is_told(
         await eventually(lambda: found.fullmatch(operator.healthz()), 30, 0.1)
         assert operator.leads()
 
-        # what nobody answers is given up in time
+        # once it has its answer all is well again
+        server.close()
+        for one in connections:
+            one.transport.abort()
+
         async def told() -> bool:
             with contextlib.suppress(KeyError):
                 return (await stage.condition("Ready"))[1] == "UnreachablePostgres"
