@@ -24,7 +24,14 @@ from google.protobuf.message_factory import GetMessageClass
 from ..core.access import RPCS, check, check_boundary
 from ..core.proxies import Proxies
 from ..core.users import Caller, Session
-from ..errors import InvalidArgument, OrisunError, PermissionDenied, Unauthenticated, Unavailable
+from ..errors import (
+    InvalidArgument,
+    OrisunError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 from ..observation import Watch
 from ..observation.watch import WatchedCall
 from .peer import certificate_names, peer_address
@@ -36,9 +43,12 @@ _SHUTTING_DOWN = "the server is shutting down; call again, on another server if 
 _Context = grpc.aio.ServicerContext[Any, Any]
 WriteAll = Callable[[Any, list[bytes]], Awaitable[None]]
 _SESSION_ENDED = "invalid credentials"
+_IN_HAND = "{} bytes of large requests are in hand already (ORISUN_APPEND_QUEUE_BYTES={}); try again later"
 #: A caller of rpcs that need no authentication.
 _NOBODY = Caller("", "", frozenset(), 0)
 _GET_BOUNDARY = "orisun.Admin/GetBoundary"
+#: Bytes of a request that is worth counting: as many smaller ones as may wait come to little.
+_LARGE = 16 * 1024
 #: Whose handlers are told where a call comes from, for the audit log.
 _ADMINISTRATION = frozenset(rpc for rpc, rule in RPCS.items() if rule.is_administration)
 
@@ -110,9 +120,10 @@ class Calls:
         *,
         denied: Callable[[Caller, str, str], None] = lambda caller, rpc, boundary: None,
         proxies: Proxies | None = None,
+        most_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         """``denied(caller, rpc, boundary)`` notes calls that a role was missing for; ``proxies`` are believed about
-        where a call comes from."""
+        where a call comes from; large requests are in hand up to ``most_bytes`` in all."""
         self._peer_address = functools.partial(peer_address, proxies=proxies or Proxies())
         self._denied = denied
         self._watch = watch or Watch()
@@ -120,6 +131,9 @@ class Calls:
         self._admin_boundary = admin_boundary
         self._streams: set[_Stream] = set()
         self._draining = False
+        self._most_bytes = most_bytes
+        #: Bytes of the large requests that have no answer yet.
+        self._bytes = 0
 
     def handlers(
         self, service: Service, write_all: WriteAll = _write_each
@@ -176,7 +190,23 @@ class Calls:
             watched.failed(abort.code.name)
             return await context.abort(*abort)
 
-        return self._watched(rpc, handle)
+        async def handle_large(raw: bytes, context: _Context, watched: WatchedCall) -> bytes:
+            """Refuses it before anything is made of it, which would take a multiple of its memory."""
+            size = len(raw)
+            if self._bytes and self._bytes + size > self._most_bytes:
+                abort = abort_of(ResourceExhausted(_IN_HAND.format(self._bytes, self._most_bytes)), rpc)
+                watched.failed(abort.code.name)
+                return await context.abort(*abort)
+            self._bytes += size
+            try:
+                return await handle(raw, context, watched)
+            finally:
+                self._bytes -= size
+
+        return self._watched(
+            rpc,
+            lambda raw, context, call: (handle if len(raw) < _LARGE else handle_large)(raw, context, call),
+        )
 
     def _stream(
         self,

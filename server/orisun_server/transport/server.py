@@ -53,7 +53,12 @@ class GrpcServer:
         self._settings = settings
         self._state = state
         self.calls = Calls(
-            authenticator, settings.admin_boundary, watch, denied=denied, proxies=Proxies(settings.trusted_proxies)
+            authenticator,
+            settings.admin_boundary,
+            watch,
+            denied=denied,
+            proxies=Proxies(settings.trusted_proxies),
+            most_bytes=settings.append_queue_bytes,
         )
         self._services = [*services, Service(health.DESCRIPTOR, health.Health(state), authenticated=False)]
         if settings.grpc_enable_reflection:
