@@ -102,7 +102,9 @@ def accounts(place: Place, make_client: Callable[..., orisun.Client]) -> orisun.
 @pytest.mark.parametrize("page", ["projections", "sync", "in-process", "testing"])
 async def test_snippets(page: str, place: Place, pg_dsn: str) -> None:
     # the in-process store is about the store's own database
-    own = {"postgresql://localhost/shop": pg_dsn} if page == "in-process" else {}
+    asyncpg_dsn = pg_dsn.replace("postgresql:", "postgresql+asyncpg:")
+    own = {"postgresql://localhost/shop": pg_dsn, "postgresql+asyncpg://localhost/shop": asyncpg_dsn}
+    own = own if page == "in-process" else {}
     running = snippets.run(DOCS / f"{page}.md", place.replaced | own, place.directory)
     # a loop of its own, so that what a page leaves open ends with it
     await asyncio.to_thread(asyncio.run, running)
