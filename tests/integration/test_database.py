@@ -235,14 +235,21 @@ def _owner(directory: str) -> str:
 @pytest.fixture
 async def pooler(pg_settings: Settings, data_dir: Path) -> AsyncIterator[Settings]:
     """Settings that reach PostgreSQL through a PgBouncer in transaction mode with two sessions."""
+    few = "[pgbouncer]\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 200\nserver_round_robin = 1\n"
+    async with pgbouncer(pg_settings, data_dir, few) as settings:
+        yield settings
+
+
+@contextlib.asynccontextmanager
+async def pgbouncer(pg_settings: Settings, data_dir: Path, configured: str) -> AsyncIterator[Settings]:
+    """Settings that reach PostgreSQL through a PgBouncer; ``configured`` ends with its section ``[pgbouncer]``."""
     if PGBOUNCER is None:
         pytest.skip("no pgbouncer on this machine (set ORISUN_TEST_PGBOUNCER)")
     port = free_port()
     configuration = data_dir / "pgbouncer.ini"
     configuration.write_text(
+        f"{configured}listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
         f"[databases]\n* = host={pg_settings.pg_host} port={pg_settings.pg_port} user={pg_settings.pg_user}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        "pool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 200\nserver_round_robin = 1\n"
     )
     # it refuses to be root, and only its own user may enter the directory of PostgreSQL's socket
     user = ["-u", _owner(pg_settings.pg_host)] if os.geteuid() == 0 else []
@@ -261,7 +268,8 @@ async def pooler(pg_settings: Settings, data_dir: Path) -> AsyncIterator[Setting
         await eventually(answers)
         yield settings
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         await process.wait()
 
 

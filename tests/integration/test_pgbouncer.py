@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from orisun_server.settings import Settings
 from orisun_server.storage.database import Database
 from tests.harness import ADMIN, Connection, environment, eventually
 from tests.integration.test_auth import code_of, new_user
-from tests.integration.test_database import pooler  # noqa: F401 - a fixture
+from tests.integration.test_database import pgbouncer, pooler  # noqa: F401 - a fixture
 
+ROOT = Path(__file__).parents[2]
 Code = grpc.StatusCode
 MakeServer = Callable[..., Awaitable[Connection]]
 
@@ -114,6 +116,23 @@ async def test_commands_that_ask_postgresql_themselves(
     found = {check["check"]: check["level"] for check in json.loads(await orisun("doctor", "-o", "json", code=1))}
     assert [name for name, level in found.items() if level == "problem"] == ["PostgreSQL's fsync"]
     assert found["PostgreSQL"] == found["schema"] == "ok"
+
+
+async def test_the_documented_configuration(
+    pg_settings: Settings, make_settings: Callable[..., Settings], make_server: MakeServer, data_dir: Path
+) -> None:
+    (ini,) = re.findall(r"```ini\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    # where PostgreSQL is alone is the test's own
+    ours = re.sub(r"^orisun = .*\n", "", ini, flags=re.MULTILINE)
+    assert ours != ini
+    async with pgbouncer(pg_settings, data_dir, ours) as through:
+        settings = make_settings(pg_host=through.pg_host, pg_port=through.pg_port)
+        server = await make_server(settings)
+        boundary = settings.boundaries[0].name
+        calls = (server.events.SaveEvents(save(boundary, str(number)), metadata=ADMIN) for number in range(50))
+        await asyncio.gather(*calls)
+        count = await server.admin.GetEventCount(admin_pb2.GetEventCountRequest(boundary=boundary), metadata=ADMIN)
+        assert count.count == 50
 
 
 @pytest.mark.parametrize("direct", [True, False])
