@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import textwrap
 from collections.abc import AsyncIterator
 
 from e2e.kubernetes import Object, until
 from e2e.stores import Namespace
-from orisun_operator.certificates import issue, make_authority
 
 
 class Database:
@@ -64,17 +62,6 @@ class Database:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-    async def speak_tls(self) -> None:
-        """From now on it takes TLS too, with a certificate of its own."""
-        now = datetime.datetime.now(datetime.UTC)
-        own = issue(make_authority(self.NAME, now), [self.NAME], datetime.timedelta(days=1), now)
-        for file, content in (("server.crt", own.certificate), ("server.key", own.key)):
-            write = ("sh", "-c", f"umask 077; cat >/data/pg/{file}")
-            pod = ("exec", "-i", "-n", self._namespace.name, f"{self.NAME}-0", "--")
-            await self._namespace.kubernetes.kubectl(*pod, *write, stdin=content.decode())
-        await self.execute("ALTER SYSTEM SET ssl = on")
-        await self.execute("SELECT pg_reload_conf()")
 
     async def admin_schema(self) -> str:
         """Where the servers keep their catalog."""

@@ -142,14 +142,18 @@ class Servers:
         await self.kubernetes.kubectl(*pod, "python", "-c", script, sql)
 
     @contextlib.asynccontextmanager
-    async def client(self, boundary: str) -> AsyncIterator[Client]:
-        """A client by the Service, as an application beside it has it: one name, whichever pod answers."""
+    async def client(self, boundary: str, *pods: str) -> AsyncIterator[Client]:
+        """A client by the Service, as an application beside it has it: one name, whichever pod answers.
+
+        With ``pods`` by a connection to each of them.
+        """
         password = await self.kubernetes.password(self.namespace.name, self.name)
         async with contextlib.AsyncExitStack() as stack:
             # two channels: a name of which one connection broke still has another
-            addresses = [
-                await stack.enter_async_context(self.access.service(self.namespace.name, self.name)) for _ in range(2)
+            ways = [self.access.pod(self.namespace.name, pod) for pod in pods] or [
+                self.access.service(self.namespace.name, self.name) for _ in range(2)
             ]
+            addresses = [await stack.enter_async_context(way) for way in ways]
             client = await stack.enter_async_context(Client(boundary, *addresses, metadata=basic("admin", password)))
 
             async def known() -> bool:

@@ -200,9 +200,11 @@ async def test_cut_off_from_postgres(kubernetes: Kubernetes, store: Servers, sha
     """The publisher's pod and PostgreSQL hear nothing of each other: another publishes, and the pod serves nobody."""
     if not await chaos.reaches_nodes(kubernetes):
         pytest.skip("needs a node on which packets can be dropped")
-    async with traffic(store) as running:
-        publisher = await shared_database.publisher(BOUNDARY)
-        alone = await kubernetes.must("pod", pod_of(publisher), store.namespace.name)
+    publisher = await shared_database.publisher(BOUNDARY)
+    alone = await kubernetes.must("pod", pod_of(publisher), store.namespace.name)
+    other = next(pod for pod in await store.pods() if pod["metadata"]["uid"] != alone["metadata"]["uid"])
+    # a Service takes no connection away from a pod: whose only one leads there waits as long as the cut lasts
+    async with traffic(store, alone["metadata"]["name"], other["metadata"]["name"]) as running:
         running.begin()
         await chaos.cut(kubernetes, alone, await kubernetes.must("pod", "db-0", store.namespace.name))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import textwrap
 
 from e2e.access import Access
 from e2e.database import Database
@@ -35,7 +36,12 @@ _CERTIFICATES: Object = {
 
 
 async def test_cloud_native_pg(
-    kubernetes: Kubernetes, operator: Release, namespace: Namespace, database: Database, access: Access
+    kubernetes: Kubernetes,
+    operator: Release,
+    namespace: Namespace,
+    database: Database,
+    access: Access,
+    images: tuple[str, str],
 ) -> None:
     await namespace.apply(cluster({"cloudNativePG": {"clusterName": "events"}}, replicas=1), boundary("orders"))
     # it may come later than the store
@@ -45,35 +51,85 @@ async def test_cloud_native_pg(
     await namespace.apply(
         {
             "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "events-rw"},
-            "spec": {"selector": {"app": database.NAME}, "ports": [{"name": "postgres", "port": 5432}]},
-        },
-        {
-            "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": "events-app"},
             "type": "kubernetes.io/basic-auth",
             "stringData": {**login, "port": "5432", "user": "postgres"},
         },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "events-rw"},
+            "spec": {"selector": {"app": database.NAME}, "ports": [{"name": "postgres", "port": 5432}]},
+        },
     )
 
     async def asks_for_tls() -> bool:
-        """CloudNativePG always has TLS, this PostgreSQL has none yet: it was found by Service and Secret."""
+        """CloudNativePG always has TLS, this PostgreSQL has none."""
         condition = await kubernetes.condition("orisun", "store", namespace.name)
         assert "events-rw" in condition["message"], condition
         assert "rejected SSL" in condition["message"], condition
         return True
 
     await until(asks_for_tls, 90, "TLS is asked for")
-    await database.speak_tls()
+    await namespace.apply(*_tls_before(database.NAME, images[0]))
+    await kubernetes.patch("svc", "events-rw", {"spec": {"selector": {"app": "tls"}}}, namespace.name)
     await kubernetes.ready(namespace.name, "orisun/store", "bnd/orders")
-    encrypted = (
-        "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr <> '127.0.0.1'"
-    )
-    assert await database.execute(encrypted) == "t"
     async with Servers(namespace, access, "store").client("orders") as client:
         await client.save({"n": "1"})
+    assert await database.execute("SELECT count(*) FROM orders.orders_orisun_es_event") == "1"
+
+
+def _tls_before(host: str, image: str) -> list[Object]:
+    """A pod that takes PostgreSQL's connections over TLS, those alone, and hands them on to a PostgreSQL without."""
+    now = datetime.datetime.now(datetime.UTC)
+    own = issue(make_authority("tls", now), ["events-rw"], datetime.timedelta(days=1), now)
+    script = textwrap.dedent("""\
+        import asyncio, ssl, sys
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain("/tls/tls.crt", "/tls/tls.key")
+
+        async def copy(reader, writer):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        async def serve(reader, writer):
+            # SSLRequest: its length, and its number
+            if await reader.readexactly(8) != bytes.fromhex("0000000804d2162f"):
+                return writer.close()
+            writer.write(b"S")
+            await writer.start_tls(context)
+            behind = await asyncio.open_connection(sys.argv[1], 5432)
+            await asyncio.gather(copy(reader, behind[1]), copy(behind[0], writer), return_exceptions=True)
+
+        async def main():
+            async with await asyncio.start_server(serve, "0.0.0.0", 5432) as server:
+                await server.serve_forever()
+
+        asyncio.run(main())
+        """)
+    container = {
+        "name": "tls",
+        "image": image,
+        "command": ["python", "-c", script, host],
+        "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
+        "readinessProbe": {"tcpSocket": {"port": 5432}, "periodSeconds": 1},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    secure = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
+    volume = {"name": "tls", "secret": {"secretName": "tls"}}
+    files = {"tls.crt": own.certificate.decode(), "tls.key": own.key.decode()}
+    return [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"}, "stringData": files},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "tls", "labels": {"app": "tls"}},
+            "spec": {"securityContext": secure, "containers": [container], "volumes": [volume]},
+        },
+    ]
 
 
 async def test_cert_manager(kubernetes: Kubernetes, operator: Release, namespace: Namespace, access: Access) -> None:

@@ -67,9 +67,12 @@ class Traffic:
 
 
 @contextlib.asynccontextmanager
-async def traffic(servers: Servers) -> AsyncIterator[Traffic]:
-    """At its end everything is checked: the log against what was acknowledged, the subscriber against the log."""
-    async with servers.client(BOUNDARY) as client:
+async def traffic(servers: Servers, *pods: str) -> AsyncIterator[Traffic]:
+    """By the Service, or by connections to these pods.
+
+    At its end everything is checked: the log against what was acknowledged, the subscriber against the log.
+    """
+    async with servers.client(BOUNDARY, *pods) as client:
         head = await client.page(1, desc=True)
         live = Pauses()
         follower = Follower(client, after=head[0].position if head else None, on_event=live)
