@@ -171,6 +171,34 @@ async def test_tables_that_are_gone_are_drift_that_a_person_has_to_mend(store: S
     assert "restore" in condition(status, "Ready")["message"]
 
 
+@pytest.mark.parametrize("part", ["published", "append"])
+async def test_a_part_that_somebody_drops_is_drift(store: Store, part: str) -> None:
+    await store.boundary("orders")
+    await store.settled("orders")
+    names = Boundary.at("orders", store.schema).names
+    name = getattr(names, part)
+    async with await store.session() as session:
+        admin = session.database.admin
+        if part == "append":
+            functions = await admin.fetch(
+                "SELECT p.oid::regprocedure::text AS name, pg_get_functiondef(p.oid) AS text FROM pg_proc AS p"
+                " JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = $1 AND p.proname = $2",
+                store.schema,
+                name,
+            )
+            await admin.execute(";".join(f"DROP FUNCTION {one['name']}" for one in functions))
+            text = ";".join(one["text"] for one in functions)
+        else:
+            await admin.execute(f'ALTER TABLE "{store.schema}"."{name}" RENAME TO away')
+            text = f'ALTER TABLE "{store.schema}".away RENAME TO "{name}"'
+        status = await store.settled("orders", "TablesMissing")
+        assert (condition(status, "Drifted")["status"], condition(status, "SchemaReady")["status"]) == ("True", "False")
+        assert f"somebody has dropped {name}: restore" in condition(status, "Stalled")["message"]
+        await admin.execute(text)
+    status = await store.settled("orders")
+    assert (condition(status, "Drifted")["status"], condition(status, "SchemaReady")["status"]) == ("False", "True")
+
+
 async def test_an_altered_ledger_is_drift(store: Store) -> None:
     await store.boundary("orders")
     await store.settled("orders")

@@ -127,15 +127,10 @@ async def _migrate(
         _schema(report, False, "SchemaMismatch", state.problem)
         raise Blocked("SchemaMismatch", state.problem)
     is_active = record is not None and record.status is BoundaryStatus.ACTIVE
-    if is_active and not await session.boundaries.has_tables(boundary):
-        text = (
-            f'the tables of boundary "{boundary.name}" are gone from schema "{boundary.schema}": restore them from a'
-            " backup; or, to begin without those events, delete the boundary's rows of orisun_boundary and"
-            " orisun_migration in the admin schema"
-        )
-        _drifted(report, True, "TablesMissing", text)
-        _schema(report, False, "TablesMissing", text)
-        raise Blocked("TablesMissing", text)
+    if is_active and (gone := await _gone(session, boundary, state)):
+        _drifted(report, True, "TablesMissing", gone)
+        _schema(report, False, "TablesMissing", gone)
+        raise Blocked("TablesMissing", gone)
     _drifted(report, False, "AsApplied", "tables and ledger are as the migrations left them")
     pending = plan(state)
     if not pending:
@@ -157,6 +152,21 @@ async def _migrate(
         await report.event("Migrated", f"the tables went from version {state.version} to {pending['toVersion']}")
     report.status.pop("pendingPlan", None)
     return True
+
+
+async def _gone(session: Session, boundary: Boundary, state: ScopeStatus) -> str:
+    """What somebody has dropped of an active boundary, and what to do; "" for nothing."""
+    where = f'boundary "{boundary.name}" in schema "{boundary.schema}"'
+    if not await session.boundaries.has_tables(boundary):
+        return (
+            f"the tables of {where} are gone: restore them from a backup; or, to begin without those events, delete the"
+            " boundary's rows of orisun_boundary and orisun_migration in the admin schema"
+        )
+    # what another release's tables consist of is not known here
+    if state.version != newest(session.migrator.sources.boundary):
+        return ""
+    missing = await session.boundaries.missing(boundary)
+    return f"of {where} somebody has dropped {', '.join(missing)}: restore that from a backup" if missing else ""
 
 
 def plan(state: ScopeStatus) -> dict[str, Any]:

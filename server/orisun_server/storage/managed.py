@@ -75,6 +75,16 @@ SELECT p.oid::pg_catalog.regprocedure::text AS signature FROM pg_catalog.pg_proc
 JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = $1::text::name AND p.proname = ANY ($2)
 """
 
+# $1 schema, $2 names of relations and functions; no relation is called as a function is
+_MISSING = """
+SELECT w.name FROM unnest($2::text[]) WITH ORDINALITY AS w (name, n)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
+                  WHERE s.nspname = $1::text::name AND c.relname = w.name::name)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS s ON s.oid = p.pronamespace
+                  WHERE s.nspname = $1::text::name AND p.proname = w.name::name)
+ORDER BY w.n
+"""
+
 # $1 schema, $2 table of events, $3 trigger
 _IS_CLOSED = """
 SELECT EXISTS (
@@ -161,6 +171,14 @@ class ManagedBoundaries:
     async def has_tables(self, boundary: Boundary) -> bool:
         """Whether the table of events is there."""
         return bool(await existing_tables(self._database, [boundary_scope(boundary.name, boundary.schema)]))
+
+    async def missing(self, boundary: Boundary) -> list[str]:
+        """Tables, sequence, index and function that this release's migrations make and that are gone."""
+        n = boundary.names
+        parts = [n.events, n.sequence, n.event_id_index, n.published, n.checkpoints, n.commands, n.append]
+        with self._database.guard():
+            rows = await self._database.admin.fetch(_MISSING, n.schema, parts)
+        return [row["name"] for row in rows]
 
     async def figures(self, boundary: Boundary) -> Figures:
         """Count, positions and publisher of an active boundary. Raises FailedPrecondition when its tables are gone."""
