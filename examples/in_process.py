@@ -7,7 +7,8 @@ import json
 import asyncpg
 
 from examples.support import place, run
-from orisun import where
+from orisun import NewEvent as ClientEvent
+from orisun import Projector, decide, where
 from orisun_server.errors import ContextChanged
 from orisun_server.storage.in_process import NOTHING, Context, InProcessStore, NewEvent, query
 
@@ -33,6 +34,15 @@ async def main() -> None:
         except ContextChanged as error:
             status = await connection.fetchval("SELECT status FROM shop_order")
             print(f"the decision was out of date ({error.actual} came since): both rolled back, status {status}")
+
+        # the client's decisions, commands and streams work in the transaction too
+        async with connection.transaction():
+            orders = store.boundary(connection, boundary)
+            events_of_order = Projector("events", where(order="o-1"), 0, lambda count, _: count + 1)
+            decision = await decide(orders, events_of_order)
+            await connection.execute("UPDATE shop_order SET status = 'shipped'")
+            await orders.append([ClientEvent("OrderShipped", {"order": "o-1"})], condition=decision.condition)
+        print("shipped after", decision[events_of_order], "event, decided and recorded in one transaction")
 
         # the server delivers what was stored here
         await store.wake(connection, boundary)

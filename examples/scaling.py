@@ -42,7 +42,7 @@ async def main() -> None:
             async def half(least: int = stored - EVENTS // 2) -> bool:
                 return await taken_in(pool) > least
 
-            await until(half, f"{workers} workers are at work")
+            await until(half, f"{workers} at work")
             previous = working
 
         async def complete() -> bool:
