@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -56,6 +59,55 @@ def test_every_command_explains_itself_with_examples(command: click.Command) -> 
     assert (command.help or "").endswith(".")
     names = [parameter.name for parameter in command.params]
     assert len(names) == len(set(names))
+
+
+def _shown() -> Iterator[str]:
+    """The calls of ``orisun`` that documents and examples of ``--help`` show."""
+    for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"^ *```(?:bash)?\n(.*?)^ *```$", document.read_text(), re.MULTILINE | re.DOTALL):
+            for line in re.sub(r"\\\n\s*", "", block).splitlines():
+                if re.search(r"(^|[ (\"])orisun [a-z]", line):
+                    # what it is for stands behind some spaces
+                    yield re.split(r" {2,}", line.strip())[0]
+
+
+def _calls(line: str) -> Iterator[list[str]]:
+    """The arguments of each ``orisun`` in a line of a shell."""
+    try:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = list(lexer)
+    except ValueError:  # prose with an apostrophe
+        return
+    for at, word in enumerate(words):
+        if word == "orisun" and (at == 0 or re.fullmatch(r"[|&;()]+|[A-Z_]+=.*", words[at - 1])):
+            yield list(takewhile(lambda one: not set(one) <= set("|&;<>()#"), words[at + 1 :]))
+
+
+def _type(command: click.Command, name: str, arguments: list[str], parent: click.Context | None = None) -> None:
+    """Reads the arguments as the command would, without running it."""
+    context = command.make_context(name, arguments, parent=parent)
+    if isinstance(command, click.Group):
+        named, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert named is not None
+        assert chosen is not None
+        _type(chosen, named, rest, context)
+
+
+def test_what_documents_show_can_be_typed() -> None:
+    typed = 0
+    for line in dict.fromkeys(_shown()):
+        for arguments in _calls(line):
+            try:
+                _type(main, "orisun", arguments)
+            except click.exceptions.Exit:
+                pass  # --help
+            except click.UsageError as error:
+                # who asks in a terminal, and files of the example's own
+                if not re.search("there is no terminal|does not exist|cannot be read", error.message):
+                    raise AssertionError(f"{line}: {error.message}") from error
+            typed += 1
+    assert typed > 100
 
 
 def test_the_document_is_up_to_date() -> None:
