@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import shlex
@@ -94,7 +95,8 @@ def _type(command: click.Command, name: str, arguments: list[str], parent: click
         _type(chosen, named, rest, context)
 
 
-def test_what_documents_show_can_be_typed() -> None:
+def test_what_documents_show_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}"))
     typed = 0
     for line in dict.fromkeys(_shown()):
         for arguments in _calls(line):
