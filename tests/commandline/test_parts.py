@@ -102,8 +102,8 @@ def test_what_documents_show_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> No
         for arguments in _calls(line):
             try:
                 _type(main, "orisun", arguments)
-            except click.exceptions.Exit:
-                pass  # --help
+            except (click.exceptions.Exit, click.Abort):
+                pass  # --help, or a question
             except click.UsageError as error:
                 # who asks in a terminal, and files of the example's own
                 if not re.search("there is no terminal|does not exist|cannot be read", error.message):
