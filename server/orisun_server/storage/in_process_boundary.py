@@ -24,8 +24,9 @@ from .in_process import InProcessStore
 
 
 class InProcessBoundary:
-    """``InProcessStore.boundary`` makes it. Methods are those of ``orisun.Boundary``, and so are their errors (a deadlock
-    is an ``OtherError`` of the code ABORTED); it is as good as its connection, and in its transaction where one is open.
+    """``InProcessStore.boundary`` makes it; it is as good as its connection, and in its transaction where one is open.
+
+    Methods are those of ``orisun.Boundary``, and so are their errors. (A deadlock is an ``OtherError`` of code ABORTED.)
     """
 
     def __init__(
