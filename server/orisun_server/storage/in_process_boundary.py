@@ -26,7 +26,7 @@ from .in_process import InProcessStore
 class InProcessBoundary:
     """``InProcessStore.boundary`` makes it; it is as good as its connection, and in its transaction where one is open.
 
-    Methods are those of ``orisun.Boundary``, and so are their errors. (A deadlock is an ``OtherError`` of code ABORTED.)
+    Methods and errors are those of ``orisun.Boundary``. (A deadlock is an ``OtherError`` of the code ABORTED.)
     """
 
     def __init__(
