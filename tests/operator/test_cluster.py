@@ -16,6 +16,7 @@ from orisun_operator.certificates import issue, make_authority
 from orisun_operator.jetstream import Health, Peer
 from orisun_operator.kube import Kube, KubeError, Object, Ref
 from orisun_operator.reconcile import boundary
+from orisun_operator.reconcile.cluster_schema import Schema
 from orisun_operator.reconcile.postgres import Postgres
 from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
@@ -653,7 +654,15 @@ async def test_what_was_made_by_rpc_is_listed_and_left_alone(stage: Stage) -> No
     await stage.reconcile()
     status = await stage.status()
     assert "by_rpc" in status["unmanaged"]["boundaries"]
+    assert status["unmanaged"]["boundaryCount"] == len(status["unmanaged"]["boundaries"])
     assert (await stage.condition("SchemaReady"))[0] == "True"
+
+
+def test_more_than_a_status_can_hold_is_counted() -> None:
+    names = [f"{'x' * 50}{number}" for number in range(30_000)]
+    shown = Schema(unmanaged=names, unmanaged_indexes=names).shown()
+    assert (shown["boundaryCount"], shown["indexCount"]) == (30_000, 30_000)
+    assert shown["boundaries"] == shown["indexes"] == names[:200]
 
 
 async def test_a_service_of_somebody_else_is_not_taken(stage: Stage) -> None:

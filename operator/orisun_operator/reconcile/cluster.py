@@ -142,7 +142,7 @@ class _Work:
         )  # fmt: skip
         if schema.blocked is None:
             status["boundaries"] = schema.boundaries
-            status["unmanaged"] = {"boundaries": schema.unmanaged, "indexes": schema.unmanaged_indexes}
+            status["unmanaged"] = schema.shown()
         elif live is None and not status.get("templateHash"):
             raise schema.blocked  # no server before there is something to serve
         return schema

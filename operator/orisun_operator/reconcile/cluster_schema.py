@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..kube import Object
 from . import Blocked, Context
 from .schema import survey
+
+#: Names of each kind that a status lists.
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,15 @@ class Schema:
     unmanaged: list[str] = field(default_factory=list)
     #: As BOUNDARY/INDEX.
     unmanaged_indexes: list[str] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        """What is unmanaged, as the status has it: clients may make more than a Kubernetes object can hold."""
+        return {
+            "boundaries": self.unmanaged[:_SHOWN],
+            "boundaryCount": len(self.unmanaged),
+            "indexes": self.unmanaged_indexes[:_SHOWN],
+            "indexCount": len(self.unmanaged_indexes),
+        }
 
 
 async def look_at_schema(context: Context, obj: Object) -> Schema:
