@@ -43,9 +43,15 @@ async def test_the_starts_are_the_documents() -> None:
 
 @pytest.mark.parametrize("document", ALONE)
 async def test_each_start_serves(document: str, postgres: PostgresAddress, data_dir: Path) -> None:
+    room = asyncio.Semaphore(3)
+
+    async def one(given: dict[str, str], place: Path) -> None:
+        async with room:
+            await start(given, postgres, place)
+
     async with asyncio.TaskGroup() as group:
         for number, given in enumerate(ALONE[document]):
-            group.create_task(start(given, postgres, data_dir / str(number)))
+            group.create_task(one(given, data_dir / str(number)))
 
 
 async def start(given: dict[str, str], postgres: PostgresAddress, place: Path) -> None:

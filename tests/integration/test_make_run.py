@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -38,6 +40,22 @@ def to_try_next(shown: str) -> tuple[str, str]:
     said = shown.partition("Try next, in another terminal:\n")[2].partition("\nCtrl-C stops")[0]
     save, read = said.strip().split("\n\n")
     return save, read
+
+
+async def test_a_fresh_clone_makes_its_environment_from_the_lock_file_first(tmp_path: Path) -> None:
+    """What make would do there; that it works is what .ci/run begins with, on a clean clone."""
+    if shutil.which("make") is None:
+        pytest.skip("NOT TESTED: there is no make")
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    said = await shell(f"make --no-print-directory -C {shlex.quote(str(tmp_path))} -n run", None)
+    steps = (
+        "-m venv .venv",
+        "pip install .*--require-hashes -r requirements.lock",
+        r"-e \.",
+        "exec .venv/bin/orisun serve",
+    )
+    assert re.search(".*".join(steps), said, re.DOTALL), said
 
 
 async def test_a_newcomers_first_steps(data_dir: Path) -> None:
