@@ -29,7 +29,8 @@ Code = grpc.StatusCode
 #: what grpcio says of calls that come while it stops (grpc/grpc issue 41785); nobody cancels anything here.
 UNANSWERED = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 
-#: Another transport for the servers: ORISUN_TEST_TRANSPORT=native make test ARGS=tests/faults
+#: Another transport than native, where a test does not take both:
+#: ORISUN_TEST_TRANSPORT=grpcio make test ARGS=tests/faults
 TRANSPORT = {"ORISUN_GRPC_TRANSPORT": os.environ.get("ORISUN_TEST_TRANSPORT", "")}
 
 _OPTIONS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,14 @@ from tests.faults.parts import PostgresServer
 from tests.integration.nodes import NatsServer, nats_server
 
 _PG_BIN = os.environ.get("ORISUN_TEST_PG_BIN")
+
+
+@pytest.fixture(params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variable that makes servers use each of the transports, for what they take part in."""
+    if request.param == "native" and importlib.util.find_spec("pygrpc_native") is None:
+        pytest.skip("NOT TESTED on the native transport: pygrpc-native is not installed")
+    return {"ORISUN_GRPC_TRANSPORT": request.param}
 
 
 @pytest.fixture(scope="package")

@@ -141,9 +141,13 @@ async def queue_is_empty(settings: Settings, client: Client) -> None:
     await asyncio.gather(*waiting)
 
 
-async def test_storms_of_deadlines_leave_nothing_behind(settings: Settings) -> None:
+async def test_storms_of_deadlines_leave_nothing_behind(settings: Settings, transport: dict[str, str]) -> None:
     settings = settings.model_copy(update={"append_queue_calls": QUEUE, **FEW_CONNECTIONS})
-    async with store(settings, 1) as (client, servers), Follower(client) as follower, connected(settings) as connection:
+    async with (
+        store(settings, 1, transport) as (client, servers),
+        Follower(client) as follower,
+        connected(settings) as connection,
+    ):
         process = psutil.Process(servers[0].pid)
         await client.save(*({"n": "0"} for _ in range(500)))
         storm = Storm(client.boundary, client.endpoints[0])
@@ -197,9 +201,9 @@ async def nothing(left: Any) -> bool:
     return not await left
 
 
-async def test_clients_that_vanish_leave_nothing_behind(settings: Settings) -> None:
+async def test_clients_that_vanish_leave_nothing_behind(settings: Settings, transport: dict[str, str]) -> None:
     """Connections that are dropped with calls and subscriptions on them."""
-    async with store(settings.model_copy(update=FEW_CONNECTIONS), 1) as (client, servers):
+    async with store(settings.model_copy(update=FEW_CONNECTIONS), 1, transport) as (client, servers):
         process = psutil.Process(servers[0].pid)
         await client.save(*({"n": "0"} for _ in range(2000)), padding=2000)
         files: list[int] = []

@@ -25,8 +25,7 @@ MIB = 1024 * 1024
 CALLS, ROOM = 400, 32 * MIB
 
 
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
-async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport: str) -> None:
+async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport: dict[str, str]) -> None:
     """400 MiB of appends come while PostgreSQL takes none."""
     settings = settings.model_copy(update={"append_queue_bytes": ROOM})
     name, text = settings.boundaries[0].name, json.dumps({"text": "x" * MIB})
@@ -42,7 +41,7 @@ async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport:
         except grpc.aio.AioRpcError as error:
             answers[error.code()] += 1
 
-    async with ServerProcess(settings, {"ORISUN_GRPC_TRANSPORT": transport}) as server:
+    async with ServerProcess(settings, transport) as server:
         endpoints = [Endpoint(server.address) for _ in range(4)]
         try:
             await asyncio.gather(*map(save, endpoints))
@@ -61,7 +60,7 @@ async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport:
                 began = time.monotonic()
                 await eventually(refused, 60, 0.01, "all beyond the room are refused while the others wait")
                 took, grown = time.monotonic() - began, (most - before) // MIB
-                print(f"{transport}: all that came too much is refused after {took:.1f} s; grown by {grown} MiB")
+                print(f"all that came too much is refused after {took:.1f} s; grown by {grown} MiB")
                 # they are not let in: it is those that came first who wait
                 assert answers[Code.OK] == 4
             await asyncio.gather(*calls)

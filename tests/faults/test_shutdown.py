@@ -57,10 +57,10 @@ async def all_is_well(client: Client, *followers: Follower) -> None:
         check_delivered(log, follower.events)
 
 
-async def test_sigterm_under_load_beside_another_server(make_settings: MakeSettings) -> None:
+async def test_sigterm_under_load_beside_another_server(make_settings: MakeSettings, transport: dict[str, str]) -> None:
     settings = make_settings(shutdown_grace=10.0)
     async with (
-        store(settings) as (client, servers),
+        store(settings, 2, transport) as (client, servers),
         Follower(client) as one,
         Follower(client) as two,
         Follower(client, criteria=[{"n": "1"}]) as some,
