@@ -15,11 +15,14 @@ class Logger(Protocol):
     nothing is put together: a message costs the look whether there is one.
     """
 
-    def debug(self, message: str, /, **fields: Any) -> object: ...
+    def debug(self, message: str, /, **fields: Any) -> object:
+        """What goes as it should: appends, reads, batches."""
 
-    def info(self, message: str, /, **fields: Any) -> object: ...
+    def info(self, message: str, /, **fields: Any) -> object:
+        """What is worth knowing: conflicts, a worker that starts, stands by or stops."""
 
-    def error(self, message: str, /, **fields: Any) -> object: ...
+    def error(self, message: str, /, **fields: Any) -> object:
+        """What is wrong, or in the way: an event that was not handled, a database that is away."""
 
 
 class StandardLogger:
@@ -33,12 +36,15 @@ class StandardLogger:
             self._logger.log(level, "%s %s", message, " ".join(f"{name}={value}" for name, value in fields.items()))
 
     def debug(self, message: str, /, **fields: Any) -> None:
+        """At level DEBUG."""
         self._log(10, message, fields)
 
     def info(self, message: str, /, **fields: Any) -> None:
+        """At level INFO."""
         self._log(20, message, fields)
 
     def error(self, message: str, /, **fields: Any) -> None:
+        """At level ERROR."""
         self._log(40, message, fields)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -44,3 +46,20 @@ def test_pages_link_to_pages_that_are_there() -> None:
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "name", ["orisun", "orisun.projections", "orisun.sync", "orisun.sync.projections", "orisun.testing"]
+)
+def test_everything_public_has_a_docstring(name: str) -> None:
+    """What has none is not in the reference."""
+    module, missing = importlib.import_module(name), []
+    for public in getattr(module, "__all__", [one for one in vars(module) if not one.startswith("_")]):
+        found = getattr(module, public)
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or not found.__module__.startswith("orisun"):
+            continue
+        missing += [] if inspect.getdoc(found) else [public]
+        for method, value in vars(found).items() if inspect.isclass(found) else ():
+            if not method.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
+                missing += [] if inspect.getdoc(getattr(found, method)) else [f"{public}.{method}"]
+    assert missing == []

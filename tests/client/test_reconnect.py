@@ -120,11 +120,15 @@ async def test_a_subscription_moves_on_while_its_name_is_still_held_for_a_dead_s
     settings: Settings, make_client: Callable[..., orisun.Client], caplog: pytest.LogCaptureFixture
 ) -> None:
     # the second server knows of the first one's death only after a while, and refuses the name until then
-    async with ServerProcess(settings) as first, ServerProcess(settings) as second:
+    second = ServerProcess(settings)
+    async with contextlib.AsyncExitStack() as servers:
+        first = await servers.enter_async_context(ServerProcess(settings))
         name = settings.boundaries[0].name
-        other = make_client(second.address).boundary(name)
         orders = make_client([first.address, second.address], retry=PATIENT).boundary(name)
         async with orders.subscribe("counter") as subscription:
+            # only now, so that the subscription is at the first one
+            await servers.enter_async_context(second)
+            other = make_client(second.address).boundary(name)
             await other.append([NewEvent("Counted", {"number": 0})])
             assert (await anext(subscription)).data == {"number": 0}
             await first.kill()

@@ -31,6 +31,7 @@ class HashPartitions:
     name = "hash"
 
     def partition(self, key: str | None, total: int) -> int:
+        """See ``PartitionStrategy``."""
         if key is None or total == 1:
             return 0
         return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % total

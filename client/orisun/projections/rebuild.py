@@ -40,6 +40,7 @@ class Progress:
 
     @property
     def percent(self) -> float:
+        """Of the whole, from 0 to 100."""
         return 100.0 * self.done / self.total if self.total else 100.0
 
 
