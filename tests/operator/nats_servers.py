@@ -26,14 +26,14 @@ def cluster_of(replicas: int) -> Cluster:
 
 
 class NatsServers:
-    """``start(ordinal)``, ``stop(ordinal)``; pod ``store-N`` has the address 127.77.7.(N+1)."""
+    """``start(ordinal)``, ``stop(ordinal)``; each pod has a loopback address, and each test run its own."""
 
     def __init__(self, directory: Path, cluster: Cluster, shell: Sequence[str] = ("/bin/sh",)) -> None:
         self._directory, self._cluster, self._shell = directory, cluster, shell
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
     def address(self, ordinal: int) -> str:
-        return f"127.77.7.{ordinal + 1}"
+        return f"127.{64 + os.getpid() // 250 % 64}.{os.getpid() % 250}.{ordinal + 1}"
 
     def addresses(self) -> dict[str, str]:
         """Of the running ones, by pod."""

@@ -35,10 +35,18 @@ async def _healthy(jetstream: JetStream, servers: NatsServers, members: int) -> 
     return found
 
 
+async def _ready(servers: NatsServers) -> bool:
+    try:
+        return bool(await eventually(lambda: "Server is ready" in servers.log(0), 30, 0.1))
+    except AssertionError:
+        return False
+
+
 async def test_a_single_server_is_healthy_without_a_leader(jetstream: JetStream, tmp_path: Path) -> None:
     servers = NatsServers(tmp_path, cluster_of(1))
     servers.start(0)
     try:
+        assert await _ready(servers), servers.log(0)
 
         async def healthy() -> bool:
             health = await jetstream.health(servers.addresses(), clustered=False)
@@ -62,7 +70,7 @@ async def test_asked_to_stop_it_hands_over_and_ends_cleanly(tmp_path: Path, shel
     servers.start(0)
     clients: list[Client] = []
     try:
-        await eventually(lambda: "Server is ready" in servers.log(0), 30, 0.1, message="it does not start")
+        assert await _ready(servers), servers.log(0)
         if stays:
             clients.append(await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222"))
         assert servers.stop(0) == 0
