@@ -14,9 +14,9 @@ import pytest
 
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.settings import Settings
-from tests.faults.clients import Code, Endpoint
+from tests.faults.clients import Code
 from tests.faults.parts import connected, names_of
-from tests.harness import ADMIN, ServerProcess, eventually
+from tests.harness import ADMIN, Connection, ServerProcess, eventually
 
 pytestmark = pytest.mark.fault
 
@@ -32,25 +32,25 @@ async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport:
     names = names_of(settings)
     answers: Counter[Code] = Counter()
 
-    async def save(endpoint: Endpoint) -> None:
+    async def save(connection: Connection) -> None:
         event = pb.EventToSave(event_id=secrets.token_hex(12), event_type="Large", data=text)
         request = pb.SaveEventsRequest(boundary=name, events=[event])
         try:
-            await endpoint.events.SaveEvents(request, metadata=ADMIN, timeout=120)
+            await connection.events.SaveEvents(request, metadata=ADMIN, timeout=120)
             answers[Code.OK] += 1
         except grpc.aio.AioRpcError as error:
             answers[error.code()] += 1
 
     async with ServerProcess(settings, transport) as server:
-        endpoints = [Endpoint(server.address) for _ in range(4)]
+        connections = [Connection(server.address) for _ in range(4)]
         try:
-            await asyncio.gather(*map(save, endpoints))
+            await asyncio.gather(*map(save, connections))
             process = psutil.Process(server.pid)
             before = process.memory_info().rss
             most = before
-            async with connected(settings) as connection, connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", names.lock_key)
-                calls = [asyncio.ensure_future(save(endpoints[number % 4])) for number in range(CALLS)]
+            async with connected(settings) as postgres, postgres.transaction():
+                await postgres.execute("SELECT pg_advisory_xact_lock($1)", names.lock_key)
+                calls = [asyncio.ensure_future(save(connections[number % 4])) for number in range(CALLS)]
 
                 def refused() -> bool:
                     nonlocal most
@@ -66,7 +66,11 @@ async def test_a_queue_that_is_full_bounds_memory(settings: Settings, transport:
             await asyncio.gather(*calls)
             assert answers[Code.OK] >= 4 + ROOM // MIB // 2
             assert answers.keys() == {Code.OK, Code.RESOURCE_EXHAUSTED}
+            # and there is room again
+            stored, again = answers[Code.OK], ROOM // MIB // 2
+            await asyncio.gather(*(save(connections[number % 4]) for number in range(again)))
+            assert answers[Code.OK] == stored + again
             # all of it comes, and is there as it came until its turn; what waits is there in several forms
             assert most - before < 1.5 * CALLS * MIB + 4 * ROOM
         finally:
-            await asyncio.gather(*(endpoint.channel.close() for endpoint in endpoints))
+            await asyncio.gather(*(connection.close() for connection in connections))
