@@ -162,7 +162,8 @@ class Nats:
         # a server of a cluster tells of the others; they are there when this one is not
         for uri in client.discovered_servers:
             self._servers[f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}"] = None
-        log.info("connected to NATS", version=str(client.connected_server_version))
+        version = str(client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
+        log.info("connected to NATS", version=version)
         self._connection = Connection(client, lost, self.store)
         self._up.set()
         try:
