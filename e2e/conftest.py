@@ -114,10 +114,11 @@ async def release(
     )
     if pool:
         await kubernetes.kubectl("apply", "-f", "-", stdin=namespaces)
-    release = Release(
-        kubernetes, images, namespace=f"{prefix}-system" if prefix else "orisun-system", watch=pool,
-        values=["timerSeconds=10"],
-    )  # fmt: skip
+    space, values = f"{prefix}-system" if prefix else "orisun-system", ["timerSeconds=10"]
+    crd = await kubernetes.get("crd", "boundaries.orisun.io")
+    if crd and crd["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace") not in (None, space):
+        values.append("crds.create=false")  # they are another release's
+    release = Release(kubernetes, images, namespace=space, watch=pool, values=values)
     if pool and await release.status():  # it knows other namespaces
         await release.helm("uninstall", release.name, "--no-hooks", "--wait", "--timeout", "60s")
     yield release

@@ -35,7 +35,8 @@ elif [ -x "$kubernetes/cluster.sh" ] && [ "$(id -u)" = 0 ]; then
   "$kubernetes/build.sh" kube
   "$kubernetes/base-images.sh" python 3.12
   DOCKER_BUILD_ARGS="--network host ${DOCKER_BUILD_ARGS:-}" scripts/images.sh
-  "$kubernetes/cluster.sh" up
+  # not of one that runs: it would write kube-proxy's configuration anew, which ends kube-proxy
+  if [ -n "$ours" ]; then "$kubernetes/cluster.sh" up; fi
   run --k8s-provider external --k8s-kubeconfig "$KUBECONFIG" --e2e-load "$@"
 elif command -v kind >/dev/null && docker info >/dev/null 2>&1; then
   needs kubectl helm
