@@ -23,6 +23,8 @@ _PATIENCE = 30.0
 _TOKEN_HOLDS = 60.0
 #: Bytes that may wait to be read; a line of a watch, which is one object, may have twice as many.
 _BUFFER = 2**21
+#: How server-side apply tells, with status 500, of an object that does not fit its kind: the sender's mistake.
+_MISFITS = ("failed to create typed patch object", "failed to convert new object")
 #: Seconds until a kind that was not there is looked for again (its CRD may come later).
 _ABSENT = 30.0
 
@@ -174,6 +176,8 @@ class ApiServer:
         answer: Object = _parsed(text)
         if not 200 <= response.status <= 299:
             message = str(answer.get("message") or f"{method} {path} was answered with {response.status}")
+            if response.status == 500 and message.startswith(_MISFITS):
+                raise KubeError(422, "Invalid", message)
             raise KubeError(response.status, str(answer.get("reason") or ""), message)
         return answer
 

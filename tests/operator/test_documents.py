@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 from orisun_operator.api import API_VERSION
+from orisun_operator.api.cluster import ClusterSpec
 from orisun_operator.kube import Kube, KubeError, Object, Ref
+from orisun_operator.resources.cluster import Cluster
+from orisun_operator.resources.pods import statefulset
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = sorted([_ROOT / "README.md", *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "examples").rglob("*.md")])
@@ -142,3 +145,17 @@ def test_every_field_is_documented_and_every_rule_says_what_it_wants(file: Path)
     assert [path for path, schema in fields.items() if len(schema.get("description", "")) < 8] == []
     rules = [rule for schema in schemas.values() for rule in schema.get("x-kubernetes-validations", ())]
     assert [rule["rule"] for rule in rules if len(rule.get("message", "")) < 20] == []
+
+
+def test_every_container_that_the_autoscaler_measures_has_a_request() -> None:
+    """Without one an autoscaler has no share to compute, and does nothing at all."""
+    place = _ROOT / "examples" / "kubernetes"
+    (scaler,) = yaml.safe_load_all((place / "hpa.yaml").read_text())
+    spec = next(yaml.safe_load_all((place / "cluster.yaml").read_text()))["spec"]
+    cluster = Cluster("shop", "store", "uid", ClusterSpec.model_validate(spec), "orisun:1", "nats:1")
+    containers = {one["name"]: one for one in statefulset(cluster)["spec"]["template"]["spec"]["containers"]}
+    assert scaler["spec"]["metrics"]
+    for metric in scaler["spec"]["metrics"]:
+        named = metric.get("containerResource") or metric["resource"]
+        for container in [containers[named["container"]]] if "container" in named else containers.values():
+            assert named["name"] in container.get("resources", {}).get("requests", {}), container["name"]

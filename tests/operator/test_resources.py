@@ -217,17 +217,22 @@ def test_the_embedded_postgres_keeps_its_claim_unless_told_otherwise() -> None:
 
 
 def test_the_budget_leaves_jetstream_its_majority() -> None:
-    def allowed(replicas: int, pods: int, wanted: int) -> int:
-        cluster = _cluster(replicas=replicas, podDisruptionBudget={"maxUnavailable": wanted})
+    def allowed(replicas: int, pods: int, wanted: int, copies: int | None = None) -> int:
+        copied = {"streamReplicas": copies} if copies else {}
+        cluster = _cluster(replicas=replicas, podDisruptionBudget={"maxUnavailable": wanted}, nats=copied)
         budget = services.disruption_budget(replace(cluster, pods=pods))
         assert budget is not None
         return int(budget["spec"]["maxUnavailable"])
 
     assert allowed(3, 3, 2) == 1
-    assert allowed(5, 5, 2) == 2
-    assert allowed(9, 9, 4) == 4
+    # two of five may be two of a stream's three
+    assert allowed(5, 5, 2) == 1
+    assert allowed(9, 9, 4) == 1
+    assert allowed(5, 5, 2, copies=5) == 2
+    assert allowed(9, 9, 4, copies=5) == 2
+    assert allowed(5, 5, 4, copies=1) == 1
     # while it grows or shrinks
-    assert allowed(5, 3, 2) == 1
+    assert allowed(5, 3, 2, copies=5) == 1
     assert allowed(3, 5, 2) == 1
     assert allowed(3, 0, 2) == 1
 

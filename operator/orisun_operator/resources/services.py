@@ -68,12 +68,13 @@ def service_account(cluster: Cluster) -> Object:
 def disruption_budget(cluster: Cluster) -> Object | None:
     """None for a single server: a budget would keep its node from ever being drained.
 
-    Never so many that JetStream's majority could go, also while the cluster grows or shrinks.
+    Never so many that a majority could go, of the servers, also while the cluster grows or shrinks, or of the copies of
+    a stream, which may all be on those that go.
     """
     budget = cluster.spec.pod_disruption_budget
     if cluster.spec.replicas < 2 or not budget.enabled:
         return None
-    fewest = min(cluster.spec.replicas, cluster.pods or cluster.spec.replicas)
+    fewest = min(cluster.spec.replicas, cluster.pods or cluster.spec.replicas, cluster.spec.stream_replicas)
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
