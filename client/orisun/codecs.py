@@ -102,7 +102,8 @@ class EventTypes:
         def with_currency(data: dict) -> dict:
             return {**data, "currency": "EUR"}
 
-    A version is kept in the metadata of each event (``event_version``); an event without one is of version 1.
+    A version is kept in the metadata of each event (``event_version``); an event without one is of version 1. What is
+    appended is of the present version, as a dict too, unless its metadata names another.
     """
 
     def __init__(self) -> None:
@@ -155,22 +156,26 @@ class EventTypes:
     def encode(self, event: NewEvent) -> tuple[str, str, str]:
         """Type, data and metadata of an event as they are sent; the latter two are JSON texts. Raises CodecError."""
         payload, metadata, keys = event.data, event.metadata, event.keys
-        name, version = event.event_type, 1
+        name = event.event_type
+        version = self._present_version(name)
         if isinstance(payload, bytes):
             payload = Binary(payload)
         if isinstance(payload, Mapping):
             data = dumps(dict(payload) if not keys else _joined(dict(payload), keys))
         elif isinstance(payload, Binary):
+            version = 1  # upcasters are given objects of JSON, never these
             data = dumps(_joined({**payload.keys, _PAYLOAD: payload.payload}, keys))
             metadata = {**metadata, _ENCODING: _BASE64, _CONTENT_TYPE: payload.content_type}
         else:
             registered = self._registered(type(payload))
-            name, version = name or registered.name, registered.version
+            name = name or registered.name
+            metadata = {key: value for key, value in metadata.items() if key != VERSION}  # objects are of the present
+            version = max(registered.version, self._present_version(name))
             data = _attempt(name, lambda: registered.codec.encode(payload))
             if keys:
                 data = dumps(_joined(loads_object(data), keys))
         if version != 1:
-            metadata = {**metadata, VERSION: version}
+            metadata = {VERSION: version, **metadata}
         return name, data, dumps(dict(metadata)) if metadata else ""
 
     def decode(self, event_type: str, data: str, metadata: Mapping[str, Any]) -> Any:
@@ -192,6 +197,11 @@ class EventTypes:
         if any(f'"{key}"' in data for key in foreign):
             data = dumps({key: value for key, value in loads_object(data).items() if key not in foreign})
         return _attempt(event_type, lambda: registered.codec.decode(data))
+
+    def _present_version(self, name: str) -> int:
+        """The version of a type that is written now: its class's, or the one that the last upcaster leads to."""
+        registered, steps = self._by_name.get(name), self._upcasters.get(name, {})
+        return max(registered.version if registered else 1, max(steps, default=0) + 1)
 
     def _registered(self, kind: type) -> _Registered:
         registered = self._by_class.get(kind)

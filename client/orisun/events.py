@@ -39,6 +39,11 @@ def origin(
         _origin.reset(reset)
 
 
+def inherited() -> Mapping[str, str]:
+    """The ids that the ``origin`` in force gives to new events."""
+    return _origin.get() or {}
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event to append.
@@ -58,8 +63,8 @@ class NewEvent:
     keys: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if inherited := _origin.get():
-            object.__setattr__(self, "metadata", {**inherited, **self.metadata})
+        if ids := inherited():
+            object.__setattr__(self, "metadata", {**ids, **self.metadata})
 
     @classmethod
     def of(cls, payload: object, *, metadata: Mapping[str, Any] | None = None, event_id: str | None = None) -> NewEvent:
@@ -104,13 +109,13 @@ class Event:
     position: Position
     #: When it was stored, by PostgreSQL's clock; in UTC.
     created_at: datetime.datetime
-    #: The data as the server sent it: JSON text in jsonb's form.
-    raw_data: str = field(repr=False, default="{}")
+    #: The data as the server sent it: JSON text in jsonb's form; "" where it did not come from a server.
+    raw_data: str = field(repr=False, default="")
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The data's top level as it is stored, whatever its codec; read anew at each use."""
-        return self.data if type(self.data) is dict else loads_object(self.raw_data)
+        """The data's top level as it is stored, whatever its codec and upcasters; read anew at each use."""
+        return self.data if not self.raw_data and type(self.data) is dict else loads_object(self.raw_data)
 
     @property
     def correlation_id(self) -> str | None:

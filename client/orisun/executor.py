@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .decisions import Decision, Projector, decide
 from .errors import Conflict, DeadlineExceeded, DuplicateEventId, refuse
-from .events import CAUSATION, CORRELATION, Event, NewEvent, as_new_event, changed
+from .events import CAUSATION, CORRELATION, Event, NewEvent, as_new_event, changed, inherited
 from .ids import derived_id, new_id
 from .limits import Limit
 from .position import Position
@@ -23,8 +23,8 @@ C = TypeVar("C")
 #: The key of the data under which events tell the command that they come from, where the caller named it.
 COMMAND_ID = "command_id"
 
-#: The key of the metadata that tells executions of one command apart, where the caller named it.
-EXECUTION = "execution_id"
+#: Keys of the metadata of events whose command the caller named: what tells executions of it apart, and its type.
+EXECUTION, COMMAND_TYPE = "execution_id", "command_type"
 
 #: A conflict means that somebody else succeeded: it is worth trying soon.
 ON_CONFLICT = RetryPolicy(attempts=10, first=0.01, longest=0.5)
@@ -122,13 +122,14 @@ class CommandExecutor:
         its events carry it in their data, and who executes it again gets the events of the first time, not a new
         decision. An index on ``command_id`` makes that look-up cheap. The ids of the events are derived from it.
 
-        ``metadata`` goes into that of every event; ``correlation_id`` is the command's id unless it says otherwise.
+        ``metadata`` goes into that of every event; ``correlation_id`` is the command's id unless it, or the ``origin``
+        in force, says otherwise. ``causation_id`` is the command's id.
         ``timeout`` bounds the whole, in seconds.
 
         Raises:
             Conflict: others were faster, as many times as the policy allows.
             TooManyCalls: too many commands are under way.
-            InvalidArgument: no handler takes commands of this class.
+            InvalidArgument: no handler takes commands of this class, or ``command_id`` is that of a command of another.
             DeadlineExceeded: ``timeout`` is over; with the same ``command_id`` it may be executed again.
             Whatever the handler raises; nothing is stored then.
         """
@@ -153,8 +154,9 @@ class CommandExecutor:
         self, handler: _Handler, command: object, given_id: str | None, metadata: dict[str, Any]
     ) -> Executed:
         command_id = given_id or new_id()
-        metadata = {CORRELATION: command_id, **metadata, CAUSATION: command_id}
+        metadata = {CORRELATION: command_id, **inherited(), **metadata, CAUSATION: command_id}
         if given_id is not None:
+            metadata[COMMAND_TYPE] = _name(command)
             # of two at the same moment the server would take the second one's events for a repeat of the first one's
             # call, and both would think that they had done it
             metadata[EXECUTION] = new_id()
@@ -168,6 +170,9 @@ class CommandExecutor:
             decision = await decide(self._store, *projectors)
             earlier = decision[before] if given_id is not None else []
             if earlier:
+                other = earlier[-1].metadata.get(COMMAND_TYPE, _name(command))
+                if other != _name(command):
+                    refuse(f'command_id "{command_id}" is that of a {other}: give this {_name(command)} another one')
                 return Executed(command_id, earlier[-1].position, tuple(earlier), attempts, repeated=True)
             events = await self._handle(handler, command, decision, command_id, metadata, keyed=given_id is not None)
             if not events:
@@ -203,18 +208,23 @@ class CommandExecutor:
         events = []
         for number, item in enumerate(decided):
             event = as_new_event(item)
+            own = {key: value for key, value in event.metadata.items() if value != inherited().get(key)}
             event = changed(
                 event,
                 event_id=derived_id(self._store.name, command_id, str(number)),
-                metadata={**metadata, **event.metadata},
+                metadata={**metadata, **own},
             )
             events.append(event.with_keys(**{COMMAND_ID: command_id}) if keyed else event)
         return events
 
 
 def _earlier(command_id: str) -> Projector[list[Event]]:
-    """The events that the command led to when it was executed before."""
-    return Projector(COMMAND_ID, where({COMMAND_ID: command_id}), [], lambda events, event: [*events, event])
+    """The events that the command led to when it was executed before; whatever else bears its id is none of them."""
+
+    def add(events: list[Event], event: Event) -> list[Event]:
+        return [*events, event] if EXECUTION in event.metadata else events
+
+    return Projector(COMMAND_ID, where({COMMAND_ID: command_id}), [], add)
 
 
 def _name(command: object) -> str:

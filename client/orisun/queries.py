@@ -32,7 +32,7 @@ class EventTexts:
         if key == EVENT_TYPE:
             return self._event.event_type
         if self._texts is None:
-            self._texts = texts_of(self._event.raw_data)
+            self._texts = texts_of(self._event.raw_data or "{}")
         return self._texts.get(key)
 
 

@@ -106,12 +106,14 @@ class AggregateStream:
 
         Raises VersionConflict with both versions, and what ``Boundary.append`` raises.
         """
+        if not isinstance(expected, Expected) and (type(expected) is not int or expected < 0):
+            refuse(f"expected {expected!r} is no version: give a whole number from 0 on, ANY or NO_STREAM")
         items = [as_new_event(item) for item in events]
         exact = 0 if expected is NO_STREAM else expected
         policy = retry or RetryPolicy(attempts=20, first=0.005, longest=0.2)
         failures = 0
         while True:
-            version, position = (0, NOTHING) if exact == 0 else await self._head(timeout)
+            version, position = (0, NOTHING) if exact == failures == 0 else await self._head(timeout)
             condition = AppendCondition(self.query, position)
             if isinstance(exact, int) and exact != version:
                 # the append may be a repeat, which the server answers whatever the condition; else it refuses
@@ -126,7 +128,9 @@ class AggregateStream:
                 failures += 1
                 if isinstance(exact, int):
                     actual, at = await self._head(timeout)
-                    raise VersionConflict(str(self), exact, actual, (conflict.expected, at)) from None
+                    if actual != exact:
+                        raise VersionConflict(str(self), exact, actual, (conflict.expected, at)) from None
+                # overtaken; or what came with the aggregate's keys is no event of the stream
                 if not policy.allows(failures):
                     raise
                 await asyncio.sleep(policy.pause(failures))
@@ -153,7 +157,10 @@ class AggregateStream:
                 return
             start = first.position
         async for event in self._store.read(self.query, start=start):
-            if to_version is not None and version_of(event) > to_version:
+            version = _version(event)
+            if version is None:
+                continue
+            if to_version is not None and version > to_version:
                 return
             yield event
 
@@ -186,24 +193,41 @@ class AggregateStream:
         count, found = 0, position == NOTHING
         # beginning with the snapshot's own event shows whether it is of this history, at no further call
         async for event in self._store.read(self.query, start=None if found else position):
+            own = _version(event)
             if not found:
-                if (version_of(event), event.position) != (version, position):
+                if (own, event.position) != (version, position):
                     return None
                 found = True
                 continue
+            if own is None:
+                continue
             state = apply(state, event)
-            version, position = version_of(event), event.position
+            version, position = own, event.position
             count += 1
         return (Folded(state, version, position), count) if found else None
 
     async def _head(self, timeout: float | None) -> tuple[int, Position]:
+        """The version of the stream, and the position of the latest event that its query finds."""
         latest = await self._store.latest(self.query, timeout=timeout)
-        return (version_of(latest.event), latest.position) if latest.event is not None else (0, NOTHING)
+        if latest.event is None:
+            return 0, NOTHING
+        version = _version(latest.event)
+        if version is None:
+            async for event in self._store.read(self.query, descending=True):
+                if (version := _version(event)) is not None:
+                    break
+        return version or 0, latest.position
 
 
 def version_of(event: Event) -> int:
     """The version of an event in its aggregate's stream. Raises InvalidArgument for an event of no stream."""
-    version = event.fields.get(VERSION)
-    if not isinstance(version, int):
+    version = _version(event)
+    if version is None:
         refuse(f"the event at {event.position} has no {VERSION}: it was not appended to a stream")
     return version
+
+
+def _version(event: Event) -> int | None:
+    """None for an event that has the aggregate's keys and was not appended to its stream; streams pass it over."""
+    version = event.fields.get(VERSION)
+    return version if type(version) is int else None

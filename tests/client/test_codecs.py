@@ -173,6 +173,25 @@ def test_upcasters_of_dicts() -> None:
     types = EventTypes()
     types.upcaster("Opened", from_version=1)(lambda data: {"account": data["name"]})
     assert types.decode("Opened", '{"name": "a"}', {}) == {"account": "a"}
+    # what is written now is of the version that the last upcaster leads to
+    assert there_and_back(types, NewEvent("Opened", {"account": "a"})) == ("Opened", {"account": "a"})
+    old = NewEvent("Opened", {"name": "a"}, metadata={"event_version": 1})
+    assert there_and_back(types, old) == ("Opened", {"account": "a"})
+    assert json.loads(types.encode(NewEvent("Other", {}))[2] or "{}") == {}
+
+
+def test_a_dict_of_a_registered_type_is_of_its_version() -> None:
+    types = EventTypes()
+
+    @types.event("Opened", version=2)
+    @dataclass(frozen=True)
+    class Opened:
+        account: str
+
+    types.upcaster("Opened", from_version=1)(lambda data: {"account": data["name"]})
+    assert there_and_back(types, NewEvent("Opened", {"account": "a"})) == ("Opened", Opened("a"))
+    copied = NewEvent.of(Opened("a"), metadata={"event_version": 1})  # the metadata of an event that was read
+    assert there_and_back(types, copied) == ("Opened", Opened("a"))
 
 
 def test_a_payload_that_does_not_fit_names_its_type_and_not_its_content() -> None:

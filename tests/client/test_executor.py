@@ -205,3 +205,32 @@ async def test_commands_may_be_kept_to_oneself(orders: orisun.Boundary) -> None:
     tracking.register(Secret, lambda command: [balance("a")], lambda command, decision: [changed("a", 1)])
     with pytest.raises(orisun.InvalidArgument, match="Secret is no dataclass"):
         await tracking.execute(Secret())
+
+
+async def test_an_id_that_others_bear_is_not_taken_for_the_command(
+    orders: orisun.Boundary, executor: CommandExecutor
+) -> None:
+    await orders.append([changed("a", 10), NewEvent("Seen", {"command_id": "c-1"})])
+    assert not (await executor.execute(Withdraw("a", 4), command_id="c-1")).repeated
+    assert await state(orders) == 6
+
+    @dataclass(frozen=True)
+    class Close:
+        account: str
+
+    executor.register(Close, lambda command: [balance(command.account)], lambda command, decision: [changed("a", -6)])
+    with pytest.raises(orisun.InvalidArgument, match='command_id "c-1" is that of a Withdraw: give this Close another'):
+        await executor.execute(Close("a"), command_id="c-1")
+    assert await state(orders) == 6
+
+
+async def test_the_origin_in_force_is_that_of_command_and_events(
+    orders: orisun.Boundary, executor: CommandExecutor
+) -> None:
+    await orders.append([changed("a", 10)])
+    with orisun.origin(correlation_id="request", causation_id="click", trace_id="t"):
+        done = await executor.execute(Withdraw("a", 4))
+    (event,) = [event async for event in orders.read(descending=True, limit=1)]
+    (stored,) = [command async for command in orders.commands()]
+    wanted = {"correlation_id": "request", "causation_id": done.command_id, "trace_id": "t"}
+    assert event.metadata == wanted == stored.metadata

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 import orisun
 from orisun import ANY, NO_STREAM, NewEvent, VersionConflict
+from orisun.projections import projection
+from tests.harness import Connection
 
 
 def renamed(name: str) -> NewEvent:
@@ -190,3 +193,39 @@ async def test_snapshots_of_another_schema_are_not_used(orders: orisun.Boundary)
     await old.save(orisun.Snapshot("User/1", {"n": 1}, 1, orisun.Position(1, 0)))
     assert await orisun.EventSnapshots[dict[str, int]](orders, schema=2).load("User/1") is None
     assert await old.load("User/1") == orisun.Snapshot("User/1", {"n": 1}, 1, orisun.Position(1, 0))
+
+
+@pytest.mark.parametrize("expected", ["1", None, 1.0, True, -1])
+async def test_an_expectation_that_is_no_version_is_refused(stream: orisun.AggregateStream, expected: object) -> None:
+    with pytest.raises(orisun.InvalidArgument, match="is no version"):
+        await stream.append([renamed("a")], expected=expected)  # type: ignore[arg-type]
+    assert await stream.version() == 0
+
+
+async def test_upcasters_leave_versions_alone(
+    orders: orisun.Boundary, make_client: Callable[..., orisun.Client], server: Connection
+) -> None:
+    await orders.stream("User", "u-1").append([renamed("a")])
+    types = orisun.EventTypes()
+    types.upcaster("UserRenamed", from_version=1)(lambda data: {"called": data["name"]})
+    stream = make_client(server.address, types=types).boundary(orders.name).stream("User", "u-1")
+    await stream.append([NewEvent("UserRenamed", {"called": "b"})], expected=1)
+    events = [event async for event in stream.read()]
+    assert [event.data["called"] for event in events] == ["a", "b"]
+    users = projection("users")(lambda tx, event: None)
+    assert [users.key_of(event) for event in events] == ["User/u-1", "User/u-1"]
+
+
+async def test_events_that_were_not_appended_to_the_stream_are_passed_over(
+    orders: orisun.Boundary, stream: orisun.AggregateStream
+) -> None:
+    foreign = {"aggregate_type": "User", "aggregate_id": "u-1", "name": "foreign"}
+    await orders.append([NewEvent("UserRenamed", foreign)])
+    assert await stream.version() == 0
+    await stream.append([renamed("a")], expected=NO_STREAM)
+    await orders.append([NewEvent("UserRenamed", foreign)])
+    assert await stream.version() == 1
+    assert (await stream.append([renamed("b")], expected=1)).version == 2
+    assert await names(stream) == ["a", "b"]
+    folded = await stream.fold([], lambda state, event: [*state, event.data["name"]])
+    assert (folded.state, folded.version) == (["a", "b"], 2)
