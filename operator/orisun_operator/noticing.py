@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .api import API_VERSION
-from .kube import Kube
+from .kube import Kube, KubeError
 from .work import Key, WorkQueue
 
 #: Plural to kind.
@@ -55,13 +55,21 @@ class Noticed:
                 del self._told[uid]
 
     async def compare(self, kube: Kube, namespace: str | None) -> None:
-        """List the resources of a namespace, or (None) of all. Raises KubeError: then nothing is known about Kopf."""
+        """List the resources of a namespace, or (None) of all. Raises KubeError: then nothing is known about Kopf.
+
+        Where they may not be read, what is being deleted is still looked at as far as it can be.
+        """
         self._problems.pop(namespace, None)
         before = {uid for uid, told in self._told.items() if namespace in (None, told.key.namespace)}
         there: dict[str, tuple[Key, Mapping[str, Any]]] = {}
-        for plural, kind in KINDS.items():
-            for obj in await kube.list(API_VERSION, kind, namespace):
-                there[obj["metadata"]["uid"]] = (_key(plural, obj["metadata"]), obj["metadata"])
+        try:
+            for plural, kind in KINDS.items():
+                for obj in await kube.list(API_VERSION, kind, namespace):
+                    there[obj["metadata"]["uid"]] = (_key(plural, obj["metadata"]), obj["metadata"])
+        except KubeError as error:
+            if error.status == 403:
+                await self._look_at_ending(kube, namespace)
+            raise
         now = self._clock()
         for uid, (key, metadata) in there.items():
             told = self._told.get(uid)
@@ -82,6 +90,12 @@ class Noticed:
         if late is not None and now - since > self._patience:
             what = f"{late.kind} {late.namespace}/{late.name}"
             self._problems[namespace] = f"Kopf has not told of {what} for {now - since:.0f} s"
+
+    async def _look_at_ending(self, kube: Kube, namespace: str | None) -> None:
+        """A namespace that ends may lose our Role before its Boundaries, which wait for us to take a finalizer off."""
+        for obj in await kube.list(API_VERSION, "Boundary", namespace):
+            if obj["metadata"].get("deletionTimestamp"):
+                self._queue.there(_key("boundaries", obj["metadata"]))
 
     def problem(self) -> str:
         """What the last comparisons found; "" when Kopf keeps up."""

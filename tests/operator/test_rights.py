@@ -12,9 +12,13 @@ import yaml
 
 from orisun_operator.kube import Kube, KubeError, Object, Ref
 from orisun_operator.leader import Leader
+from orisun_operator.metrics import Metrics
+from orisun_operator.noticing import Noticed
 from orisun_operator.reconcile import Context
 from orisun_operator.reconcile.postgres import Postgres
+from orisun_operator.work import Key, WorkQueue
 from orisun_server.settings import Settings
+from tests.harness import eventually
 from tests.operator.clusters import NAME, Stage
 from tests.operator.helm import OPERATOR, helm, values
 from tests.operator.kubernetes import ApiServer
@@ -106,25 +110,114 @@ async def test_boundaries_and_indexes_come_and_go(store: Store, limited: Kube) -
     assert await store.events("EventsDeleted") != []
 
 
-async def test_a_namespace_that_has_lost_its_role_ends(store: Store, api_server: ApiServer) -> None:
-    """What the chart leaves an operator of single namespaces: the resources alone, and no Secret of the cluster."""
-    await deleting(store, "Delete")
-    await store.kube.delete(Ref("v1", "Namespace", "", store.namespace))
-    rules = [
-        {"apiGroups": ["orisun.io"], "resources": ["*"], "verbs": ["get", "list", "watch", "patch"]},
-        {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
-    ]
-    async with _limited(api_server, store.kube, f"left-of-{store.namespace}", rules) as kube:
-        await store.reconcile("orders", context=_with(store.context, kube))
-    assert await store.kube.get(store.ref("Boundary", "orders")) is None
-    assert await has_tables(store)
-
-
 async def _rendered(*given: str) -> list[Object]:
     """Roles and bindings of the chart."""
     where = ("op", OPERATOR, "--namespace", "orisun-system", "--show-only", "templates/rbac.yaml")
     output = await helm("template", *where, *values(*given))
     return [one for one in yaml.safe_load_all(output) if one]
+
+
+@contextlib.asynccontextmanager
+async def _installed(api_server: ApiServer, kube: Kube, namespace: str) -> AsyncIterator[Kube]:
+    """The service account of a release that looks after this namespace, with all that the chart gives it by default."""
+    objects = [
+        one
+        for one in await _rendered(f"watchNamespaces={{{namespace}}}")
+        if one["metadata"].get("namespace") != "orisun-system"  # its Lease
+    ]
+    for obj in objects:
+        await kube.create(obj)
+    limited = await Kube.connect(api_server.kubeconfig)
+    limited._server.headers["Impersonate-User"] = "system:serviceaccount:orisun-system:op-orisun-operator"
+    try:
+        # the API server takes a moment to know
+        await eventually(lambda: _may_read_secrets(limited, namespace), 30, 0.05)
+        yield limited
+    finally:
+        await limited.close()
+        for obj in objects:
+            await kube.delete(Ref.of(obj))
+
+
+async def _may_read_secrets(limited: Kube, namespace: str) -> bool:
+    try:
+        await limited.list("v1", "Secret", namespace)
+    except KubeError as error:
+        if error.status != 403:
+            raise
+        return False
+    return True
+
+
+async def test_an_operator_of_one_namespace_writes_nowhere_else(
+    store: Store, api_server: ApiServer, kube: Kube
+) -> None:
+    await store.boundary("orders")
+    other = f"{store.namespace}-other"
+    for name in (other, f"{other}-too"):
+        await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    patch = {"spec": {"description": "changed"}}
+    async with _installed(api_server, kube, other) as limited:
+        for kind, name in (("OrisunCluster", "store"), ("EventIndex", "orders-a")):
+            with pytest.raises(KubeError, match="forbidden"):
+                await limited.patch(store.ref(kind, name), patch)
+            with pytest.raises(KubeError, match="forbidden"):
+                await limited.list("orisun.io/v1alpha1", kind, store.namespace)
+
+        async def is_refused() -> bool:
+            # a policy takes a moment to be in force
+            try:
+                await limited.patch(store.ref("Boundary", "orders"), patch)
+            except KubeError as error:
+                return error.status == 403 and "does not look after that namespace" in str(error)
+            return False
+
+        await eventually(is_refused, 30, 0.2)
+        mine = Ref("orisun.io/v1alpha1", "Boundary", other, "bills")
+        await kube.create(
+            {
+                "apiVersion": mine.api_version,
+                "kind": mine.kind,
+                "metadata": {"name": mine.name, "namespace": other},
+                "spec": {"clusterRef": {"name": "store"}},
+            }
+        )
+        await limited.patch(mine, {"metadata": {"finalizers": ["orisun.io/boundary-data"]}})
+        await limited.patch(mine, {"metadata": {"finalizers": []}})
+        for ref in (Ref("v1", "Secret", store.namespace, "credentials"), Ref("v1", "Namespace", "", f"{other}-too")):
+            with pytest.raises(KubeError, match="forbidden"):
+                await limited.get(ref)
+
+
+@pytest.mark.parametrize("role", [True, False], ids=["with its role", "without"])
+async def test_a_namespace_that_ends_keeps_the_events_and_says_so(
+    store: Store, api_server: ApiServer, role: bool
+) -> None:
+    """Of an operator of this namespace alone, whose Role may go before the Boundaries."""
+    await deleting(store, "Delete")
+    async with _installed(api_server, store.kube, store.namespace) as limited:
+        await store.kube.delete(Ref("v1", "Namespace", "", store.namespace))
+        if not role:
+            for kind in ("RoleBinding", "Role"):
+                await store.kube.delete(Ref(RBAC, kind, store.namespace, _ROLE.replace("orisun-o", "op-orisun-o")))
+
+            async def is_lost() -> bool:
+                return not await _may_read_secrets(limited, store.namespace)
+
+            await eventually(is_lost, 30, 0.05)
+            queue = WorkQueue({}, workers=1, timer=60.0, metrics=Metrics())
+            # what a process that begins now knows of it
+            with pytest.raises(KubeError, match="forbidden"):
+                await Noticed(queue, 60.0).compare(limited, store.namespace)
+            assert set(queue._queued) == {Key("boundaries", store.namespace, "orders")}
+        context = _with(store.context, limited)
+        await store.reconcile("orders", context=context)
+        assert await store.kube.get(store.ref("Boundary", "orders")) is None
+        assert (await store.reconcile("orders", context=context)).gone
+    assert await has_tables(store)
+    events = await store.kube.list("events.k8s.io/v1", "Event", "default")
+    (note,) = (one["note"] for one in events if one["regarding"]["name"] == store.namespace)
+    assert "deletionPolicy Delete is taken for Retain" in note
 
 
 @pytest.fixture

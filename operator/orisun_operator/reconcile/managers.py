@@ -98,7 +98,14 @@ async def ending(context: Context, namespace: str) -> Object | None:
 async def release_of_gone(context: Context, kind: str, namespace: str, name: str) -> Outcome:
     """A resource is gone: what a cluster of its namespace lists under its name is released, or (indexes) dropped."""
     manager = await manager_of(context, kind, namespace, name)
-    for cluster in await context.kube.list(API_VERSION, CLUSTER, namespace):
+    try:
+        clusters = await context.kube.list(API_VERSION, CLUSTER, namespace)
+    except KubeError as error:
+        # a namespace that was deleted took our Role with it
+        if error.status != 403:
+            raise
+        clusters = []
+    for cluster in clusters:
         if is_paused(cluster):
             continue
         try:
