@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -539,6 +540,35 @@ async def test_metrics_may_be_kept_to_operators(make_settings: Callable[..., Set
                 return "page metrics" in await admin.text("/audit?type=orisun.CallDenied")
 
             await eventually(told)
+
+
+async def test_pages_of_large_events_hold_nothing_up(app: App, browser: Browser, connection: Connection) -> None:
+    name = orders(app)
+    ones = json.dumps({"a": [1] * 6_500})
+    await save(connection, name, *((f"ones-{number}", "Ones", ones) for number in range(100)))
+    await save(connection, name, ("many", "Many", json.dumps({"a": [1] * 70_000})))
+    deep = '{"a":' + "[" * 400 + ",".join(["1"] * 100_000) + "]" * 400 + "}"
+    await save(connection, name, ("deeper", "Deeper", deep))
+    links = re.findall(r'href="(/b/\w+/events/\d+-\d+)">Open', await browser.text(f"/b/{name}/events"))
+    longest, done = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal longest
+        while not done.is_set():
+            asked = time.monotonic()
+            await connection.events.Ping(pb.PingRequest(), metadata=ADMIN)
+            longest = max(longest, time.monotonic() - asked)
+
+    watching = asyncio.create_task(watch())
+    pages = await asyncio.gather(
+        browser.text(f"/b/{name}/events?size=100"),
+        *map(browser.text, links[:2]),
+    )
+    done.set()
+    await watching
+    assert longest < 1.5
+    assert max(map(len, pages)) < 2_000_000
+    assert all(wanted in page for page, wanted in zip(pages, ("Ones", "Deeper", "Many"), strict=True))
 
 
 async def test_probes_are_answered_however_many_connections_are_open(

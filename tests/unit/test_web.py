@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,16 @@ def test_numbers_are_shown_as_they_are_stored() -> None:
     text = str(show.pretty('{"n": 12345678901234567890.50, "e": "<i>"}'))
     assert '<span class="json-number">12345678901234567890.50</span>' in text
     assert "&lt;i&gt;" in text
+
+
+def test_large_json_is_shown_with_few_marks_and_without_endless_indentation() -> None:
+    text = str(show.pretty(json.dumps([{"n": number} for number in range(10_000)])))
+    assert text.count("<span") == 2_000
+    assert "9999" in text
+    deep = "[" * 400 + ",".join(["1"] * 100_000) + "]" * 400
+    assert len(str(show.pretty(deep))) < 4 * len(deep)
+    assert len(str(show.preview("[" * 400 + "]" * 400))) < 10_000
+    assert "open it" in str(show.preview(json.dumps(["<"] * 3_000)))
 
 
 @given(st.lists(st.floats(0, 1e9), max_size=20), st.text(max_size=20))

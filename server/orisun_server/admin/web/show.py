@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -22,9 +23,14 @@ TITLES = {
     503: "Not available",
 }
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|\b(?:true|false|null)\b')
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _SUMMARY = 140
-#: Characters of JSON that are shown.
-_MOST_PRETTY = 500_000
+#: Characters of JSON that are shown of one value, and of each in a list.
+_MOST_PRETTY, _PREVIEW = 500_000, 2_000
+#: Values of one JSON text that are marked by kind.
+_MOST_MARKS = 2_000
+#: Length times depth up to which JSON is laid out.
+_MOST_GROWTH = 20_000_000
 
 
 def number(value: float) -> str:
@@ -68,26 +74,52 @@ def ago(value: datetime | float) -> str:
     return f"{duration(max(0.0, time.time() - then))} ago"
 
 
-def pretty(text: str) -> Markup:
-    """JSON in lines, its values marked by kind; numbers stay as they are written."""
-    try:
-        laid_out = msgspec.json.format(text.encode(), indent=2).decode()
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return escape(text[:_MOST_PRETTY])
-    if len(laid_out) > _MOST_PRETTY:
-        return escape(laid_out[:_MOST_PRETTY]) + "\n… the rest is left out"
-    out, at = [], 0
-    for found in _TOKEN.finditer(laid_out):
+def pretty(text: str, most: int = _MOST_PRETTY) -> Markup:
+    """JSON in lines, the first values marked by kind; numbers stay as they are written. At most ``most`` characters.
+
+    Large texts take tens of milliseconds: a page that shows one calls this in a thread.
+    """
+    laid_out = _laid_out(text)
+    shown = laid_out[:most]
+    out, at = list[str](), 0
+    # marking every value of a large text would take seconds, and the browser more
+    for found in itertools.islice(_TOKEN.finditer(shown), _MOST_MARKS):
         token = found.group()
-        out.append(escape(laid_out[at : found.start()]))
-        at = found.end()
         if token[0] == '"':
-            kind = "key" if laid_out.startswith(":", at) else "string"
+            kind = "key" if shown.startswith(":", found.end()) else "string"
         else:
             kind = "number" if token[0] in "-0123456789" else "word"
-        out.append(Markup('<span class="json-{}">{}</span>').format(kind, token))
-    out.append(escape(laid_out[at:]))
-    return Markup("").join(out)
+        out.append(f'{escape(shown[at : found.start()])}<span class="json-{kind}">{escape(token)}</span>')
+        at = found.end()
+    out.append(escape(shown[at:]))
+    if len(shown) < len(laid_out):
+        out.append("\n… the rest is left out")
+    return Markup("".join(out))  # noqa: S704 - made of escaped pieces
+
+
+def preview(text: str) -> Markup:
+    """Short JSON as ``pretty`` shows it, of a longer one the beginning as it is stored: a page has hundreds."""
+    if len(text) <= _PREVIEW:
+        return pretty(text, 2 * _PREVIEW)
+    return escape(text[:_PREVIEW]) + "\n… open it to see the rest"
+
+
+def _laid_out(text: str) -> str:
+    """JSON in lines; as it is where it is no JSON, or would grow beyond measure by its indentation."""
+    if len(text) > _MOST_PRETTY or len(text) * _depth(text) > _MOST_GROWTH:
+        return text
+    try:
+        return msgspec.json.format(text.encode(), indent=2).decode()
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(text):
+        depth += (bracket in "[{") - (bracket in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def summary(text: str) -> str:
@@ -136,6 +168,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "moment": moment,
     "ago": ago,
+    "preview": preview,
     "pretty": pretty,
     "sentence": sentence,
     "summary": summary,

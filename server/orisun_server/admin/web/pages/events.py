@@ -22,6 +22,7 @@ from ....core.event import Event
 from ....core.position import NOTHING, Position
 from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted
 from ....storage.boundaries import Boundary
+from .. import show
 from ..context import Context
 from ..security import check_text
 
@@ -129,6 +130,9 @@ async def event(context: Context) -> Response:
         "event.html",
         boundary=one.name,
         event=found[0],
+        # a large event must not hold up what else this server does
+        data=await asyncio.to_thread(show.pretty, found[0].data),
+        metadata=await asyncio.to_thread(show.pretty, found[0].metadata),
         before=before[0] if before else None,
         following=following[0] if following else None,
     )
