@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from .converting import to_type
+import msgspec
+
 from .errors import CodecError, OrisunError, refuse
 from .events import OCTETS, VERSION, Binary, NewEvent
-from .jsontext import dumps, loads_object
+from .jsontext import dumps, loads_object, plain
 
 C = TypeVar("C", bound=type)
 
@@ -39,8 +40,20 @@ class PydanticCodec:
     def __init__(self, model: Any) -> None:
         self._model = model
 
+    def check(self) -> None:
+        """Raises InvalidArgument for fields that are written under a name under which they are not read."""
+        by_name = self._model.model_config.get("populate_by_name") or self._model.model_config.get("validate_by_name")
+        for name, field in self._model.model_fields.items():
+            alias = field.validation_alias or name
+            read = {name if by_name else alias, *getattr(alias, "choices", [alias])}
+            if (written := field.serialization_alias or name) not in read:
+                refuse(
+                    f'{self._model.__qualname__}.{name} is written as "{written}" and not read as that: give it one '
+                    "alias for both"
+                )
+
     def encode(self, payload: Any) -> str:
-        text: str = payload.model_dump_json(by_alias=True)
+        text: str = payload.model_dump_json(by_alias=True, round_trip=True)
         return text
 
     def decode(self, text: str) -> Any:
@@ -51,8 +64,6 @@ class MsgspecCodec:
     """Payloads that are msgspec structs."""
 
     def __init__(self, struct: type) -> None:
-        import msgspec
-
         self._encode = msgspec.json.Encoder().encode
         self._decoder: Any = msgspec.json.Decoder(struct)
 
@@ -64,16 +75,23 @@ class MsgspecCodec:
 
 
 class DataclassCodec:
-    """Payloads that are dataclasses; fields are converted by their annotations, keys without a field are ignored."""
+    """Payloads that are dataclasses, there and back by their annotations; keys without a field are ignored."""
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
 
+    def check(self) -> None:
+        """Raises InvalidArgument for annotations whose values could not be told apart, or read, once they are JSON."""
+        try:
+            msgspec.json.Decoder(self._kind)
+        except (TypeError, NameError) as error:
+            refuse(f"objects of {self._kind.__qualname__} could be stored, not read again; give a codec=. {error}")
+
     def encode(self, payload: Any) -> str:
-        return dumps(dataclasses.asdict(payload))
+        return dumps(msgspec.to_builtins(payload, str_keys=True, enc_hook=plain))
 
     def decode(self, text: str) -> Any:
-        return to_type(loads_object(text), self._kind)
+        return msgspec.convert(loads_object(text), self._kind, str_keys=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,7 +133,8 @@ class EventTypes:
         """The payloads of event type ``name`` (by default the class's name) are objects of the class ``kind``.
 
         Without ``codec`` there is one for pydantic models, msgspec structs and dataclasses. Raises InvalidArgument for
-        any other class, and for a name or class that is registered already.
+        any other class, for a dataclass with annotations whose values could not be read again (a union of two classes,
+        or of a text and a date), and for a name or class that is registered already.
         """
         name = name or kind.__name__
         if name in self._by_name or kind in self._by_class:
@@ -123,7 +142,10 @@ class EventTypes:
         if version < 1:
             refuse(f'version {version} of event type "{name}": versions begin with 1')
         own_keys = frozenset(LIBRARY_KEYS & _field_names(kind))
-        registered = _Registered(name, version, codec or codec_of(kind), own_keys)
+        codec = codec or codec_of(kind)
+        if isinstance(codec, DataclassCodec | PydanticCodec):
+            codec.check()
+        registered = _Registered(name, version, codec, own_keys)
         self._by_name[name] = self._by_class[kind] = registered
 
     def event(self, name: str = "", *, version: int = 1, codec: Codec | None = None) -> Callable[[C], C]:
@@ -262,10 +284,10 @@ def _field_names(kind: type) -> set[str]:
 
 def codec_of(kind: type) -> Codec:
     """The codec of a pydantic model, msgspec struct or dataclass. Raises InvalidArgument for any other class."""
-    # a class of pydantic or msgspec exists only where its package is loaded
+    # a class of pydantic exists only where it is loaded
     if (pydantic := sys.modules.get("pydantic")) and issubclass(kind, pydantic.BaseModel):
         return PydanticCodec(kind)
-    if (msgspec := sys.modules.get("msgspec")) and issubclass(kind, msgspec.Struct):
+    if issubclass(kind, msgspec.Struct):
         return MsgspecCodec(kind)
     if dataclasses.is_dataclass(kind):
         return DataclassCodec(kind)

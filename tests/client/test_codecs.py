@@ -6,9 +6,9 @@ import datetime
 import enum
 import json
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NewType
 
 import msgspec
 import pydantic
@@ -208,6 +208,67 @@ def test_data_that_does_not_fit_a_dataclass(data: str) -> None:
     types.register(Placed)
     with pytest.raises(orisun.CodecError, match="does not fit"):
         types.decode("Placed", data, {})
+
+
+@dataclass(frozen=True)
+class Cash:
+    amount: Decimal
+
+
+@dataclass(frozen=True)
+class Card:
+    amount: Decimal
+    number: str = ""
+
+
+Cents = NewType("Cents", int)
+
+
+class Place(NamedTuple):
+    row: int
+    seat: int
+
+
+@dataclass(frozen=True)
+class Booked:
+    price: Cents
+    places: dict[int, Place]
+    waited: datetime.timedelta
+
+
+class Named(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    first: str = pydantic.Field(alias="firstName")
+
+    @pydantic.computed_field  # type: ignore[prop-decorator] # as pydantic's documents say
+    @property
+    def initial(self) -> str:
+        return self.first[:1]
+
+
+def test_annotations_of_all_sorts() -> None:
+    types = EventTypes()
+    types.register(Booked)
+    types.register(Named)
+    booked = Booked(Cents(5), {3: Place(3, 17)}, datetime.timedelta(minutes=2))
+    assert there_and_back(types, NewEvent.of(booked)) == ("Booked", booked)
+    named = Named(firstName="ann")
+    assert there_and_back(types, NewEvent.of(named)) == ("Named", named)
+
+
+@pytest.mark.parametrize("annotation", [Cash | Card, datetime.date | datetime.datetime, uuid.UUID | str, "Nowhere"])
+def test_what_could_be_stored_and_not_read_is_refused_at_once(annotation: Any) -> None:
+    kind = make_dataclass("Unclear", [("value", annotation)])
+    with pytest.raises(orisun.InvalidArgument, match="Unclear could be stored, not read again; give a codec="):
+        EventTypes().register(kind)
+
+
+def test_a_model_that_is_written_under_names_that_it_does_not_read() -> None:
+    class Renamed(pydantic.BaseModel):
+        name: str = pydantic.Field(serialization_alias="called")
+
+    with pytest.raises(orisun.InvalidArgument, match='is written as "called"'):
+        EventTypes().register(Renamed)
 
 
 def test_mistakes_of_registration() -> None:
