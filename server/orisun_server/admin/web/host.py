@@ -35,6 +35,7 @@ class WebHost:
                 port=settings.admin_port,
                 variable="ORISUN_ADMIN_PORT",
                 tls=tls,
+                proxies=proxies,
                 # a second server on a laptop should just start; who names a port means it
                 any_port="admin_port" not in settings.model_fields_set,
             )
@@ -45,6 +46,7 @@ class WebHost:
                 port=settings.pprof_port,
                 variable="ORISUN_PPROF_PORT",
                 tls=tls,
+                proxies=proxies,
             )
         self._host = settings.grpc_host
 

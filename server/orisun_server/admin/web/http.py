@@ -1,7 +1,8 @@
 """An HTTP server in the server's own event loop (uvicorn), with the bounds that a public port needs.
 
 uvicorn waits for a request as long as the client likes; here a connection that has not sent a whole head in time is
-closed, and so is one that keeps a body back (a slow loris), and there is a limit to how many are open.
+closed, and so is one that keeps a body back (a slow loris) or does not read its answers. There is a limit to how many
+are open, and to how many of one address.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...core.proxies import Proxies
 from ...errors import OrisunError
 from ...tasks import end
 
@@ -28,6 +30,10 @@ _log = structlog.get_logger(__name__)
 #: Seconds that a client gets to send a request, and that an idle connection is kept.
 _REQUEST_TIME, _KEEP_ALIVE = 10.0, 30
 _MOST_CONNECTIONS = 500
+#: Of one address; a proxy that is believed may have them all, for it brings many.
+_MOST_OF_PEER = 100
+#: Seconds after which a client that takes nothing of what it has asked for is left, and between two looks.
+_PATIENCE, _LOOK = 30.0, 5.0
 #: What is answered however many connections others hold open: else they could have Kubernetes restart the server.
 _PROBES = frozenset({"/healthz", "/readyz"})
 _MOST_HEAD_BYTES = 32 * 1024
@@ -55,12 +61,14 @@ class HttpServer:
         variable: str,
         tls: tuple[Path, Path] | None = None,
         any_port: bool = False,
+        proxies: Proxies | None = None,
     ) -> None:
         """``variable`` names the port in messages; ``tls`` are certificate and key, PEM. With ``any_port`` a free one
-        is taken where the port is not free."""
+        is taken where the port is not free. ``proxies`` may have more connections than others."""
         self._host, self._wanted, self._variable, self._any_port = host, port, variable, any_port
         self._tls = tls
         self._app = app
+        self._proxies = proxies
         self._config = uvicorn.Config(
             self._bounded,
             interface="asgi3",
@@ -78,7 +86,7 @@ class HttpServer:
             h11_max_incomplete_event_size=_MOST_HEAD_BYTES,
         )
         self._server = uvicorn.Server(self._config)
-        self._rotation: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         #: The port that it listens on, 0 before ``start``.
         self.port = 0
 
@@ -95,13 +103,13 @@ class HttpServer:
         self._config.ssl = context
         self._server.lifespan = self._config.lifespan_class(self._config)
         await self._server.startup(sockets=[listener])
+        self._tasks.append(asyncio.create_task(self._leave_stalled(), name="admin-stalled"))
         if context is not None and self._tls is not None:
-            self._rotation = asyncio.create_task(_rotate(context, *self._tls), name="admin-tls")
+            self._tasks.append(asyncio.create_task(_rotate(context, *self._tls), name="admin-tls"))
 
     async def stop(self, grace: float = 1.0) -> None:
         """Takes no more connections and lets requests finish for ``grace`` seconds."""
-        if self._rotation is not None:
-            await end([self._rotation])
+        await end(self._tasks)
         for server in getattr(self._server, "servers", ()):
             server.close()
         state = self._server.server_state
@@ -116,11 +124,38 @@ class HttpServer:
                 transport.close()
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if len(self._server.server_state.connections) <= _MOST_CONNECTIONS or scope.get("path") in _PROBES:
+        if scope.get("path") in _PROBES or self._has_room(scope["client"][0] if scope.get("client") else ""):
             await self._app(scope, receive, send)
             return
         refusal = Response("too many connections are open; try again\n", 503, {"connection": "close"}, "text/plain")
         await refusal(scope, receive, send)
+
+    def _has_room(self, peer: str) -> bool:
+        connections = self._server.server_state.connections
+        if len(connections) > _MOST_CONNECTIONS:
+            return False
+        if len(connections) <= _MOST_OF_PEER or (self._proxies is not None and self._proxies.trusts(peer)):
+            return True
+        clients = (one.client for one in connections if isinstance(one, _Protocol))
+        return sum(client is not None and client[0] == peer for client in clients) <= _MOST_OF_PEER
+
+    async def _leave_stalled(self) -> None:
+        """Ends connections whose client has not read for a while: also closed ones wait for it, for ever."""
+        # transport -> bytes that waited for the client when it last took some, and when that was
+        seen: dict[asyncio.Transport, tuple[int, float]] = {}
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK)
+            now, before, seen = loop.time(), seen, {}
+            for connection in list(self._server.server_state.connections):
+                transport: asyncio.Transport = connection.transport
+                if (waiting := transport.get_write_buffer_size()) == 0:
+                    continue
+                least, since = before.get(transport, (waiting, now))
+                if waiting >= least and now - since >= _PATIENCE:
+                    transport.abort()
+                    continue
+                seen[transport] = (least, since) if waiting >= least else (waiting, now)
 
     def _bind(self) -> socket.socket:
         try:
