@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+#: Seconds that a server may be unready without being taken for one that does not serve.
+_MOMENT = 30.0
+
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of the StatefulSet. ``template`` and ``streams`` are what it was made from; ``age`` is in seconds."""
+    """A pod of the StatefulSet. ``template`` and ``streams`` are what it was made from."""
 
     ordinal: int
     name: str
@@ -25,7 +28,9 @@ class Pod:
     terminating: bool = False
     #: Why it is not ready, as far as the kubelet or the scheduler says.
     problem: str = ""
-    age: float = 0.0
+    #: Seconds that it has not been ready, and since it should have ended.
+    unready: float = 0.0
+    overdue: float = 0.0
     ip: str = ""
     #: Of the StatefulSet, when the pod was made.
     revision: str = ""
@@ -39,19 +44,31 @@ class View:
     wanted: int
     asked: int
     pods: Sequence[Pod]
+    #: Of the StatefulSet in force.
     template: str
     streams: str
     #: Why JetStream is not as it should be; "" when it is.
     jetstream: str = ""
+    #: Seconds that this has lasted.
+    ill: float = 0.0
     #: Member of JetStream's cluster that is gone and still has to leave it; "" for none.
     leaving: str = ""
+    #: Seconds that any member has been leaving.
+    leaving_for: float = 0.0
     #: Why the schema does not fit yet; "" when it does.
     schema: str = ""
+    #: Whether the spec wants another template than the one in force, which has to wait for the schema.
+    waits: bool = False
     #: Of the StatefulSet now; "" while it is not known.
     revision: str = ""
     on_delete: bool = False
-    #: Seconds that a replaced pod may take.
+    #: Seconds that a replaced pod may take, and whatever else is waited for.
     timeout: float = 300.0
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether JetStream begins anew, so that old and new servers do not find together."""
+        return any(pod.streams != self.streams for pod in self.pods)
 
 
 class Action(Enum):
@@ -79,6 +96,8 @@ def next_step(view: View) -> Step:
         return _hibernate(view)
     if view.asked == 0:
         return _scale(view, view.wanted, "Starting", f"starting {servers(view.wanted)}")
+    if late := [pod for pod in view.pods if pod.overdue > view.timeout]:
+        return _overdue(view, late)
     ending = any(pod.terminating for pod in view.pods)
     last_serves = any(pod.ready for pod in view.pods if pod.ordinal == view.asked - 1)
     if view.asked > view.wanted > 1 and not ending and not view.leaving and not last_serves:
@@ -92,7 +111,9 @@ def next_step(view: View) -> Step:
     if unready and (outdated or len(current) == view.asked):
         return _await(view, unready)
     if view.leaving:
-        return Step(Action.WAIT, "RemovingPeers", f"{view.leaving}, which is gone, leaves JetStream's cluster")
+        message = f"{view.leaving}, which is gone, leaves JetStream's cluster"
+        hint = "most of its servers have to be well for that; see kubectl logs POD -c nats"
+        return _patient(view, view.leaving_for, "RemovingPeers", message, hint)
     broken = [pod for pod in outdated if not pod.ready and not pod.terminating]
     if len(view.pods) < view.asked or ending:
         gone = view.asked - sum(not pod.terminating for pod in view.pods)
@@ -109,6 +130,8 @@ def next_step(view: View) -> Step:
         return _resize(view, outdated)
     if outdated:
         return _roll(view, outdated)
+    if view.waits:
+        return _schema(view)
     return Step(Action.NOTHING, "Ready", f"{servers(view.wanted)} {'serves' if view.wanted == 1 else 'serve'}")
 
 
@@ -141,25 +164,27 @@ def _ordinal(cluster: str, peer: str) -> int | None:
 def _is_current(view: View, pod: Pod) -> bool:
     """Whether the pod is as the spec wants it.
 
-    A newer operator may render the same spec otherwise, which restarts nothing that serves; a pod that does not serve
-    may as well have it.
+    A newer operator may render the same spec otherwise, which restarts nothing that serves; a pod that does not serve,
+    and not just for a moment, may as well have it.
     """
     rendered_anew = view.revision and pod.revision and pod.revision != view.revision
-    return pod.template == view.template and (pod.ready or not rendered_anew)
+    return pod.template == view.template and (pod.unready < _MOMENT or not rendered_anew)
 
 
 def _hibernate(view: View) -> Step:
     if view.asked:
         return _scale(view, 0, "Hibernating", "stopping all servers")
+    if late := [pod for pod in view.pods if pod.overdue > view.timeout]:
+        return _overdue(view, late)
     if view.pods:
         return Step(Action.WAIT, "Hibernating", f"waiting for {', '.join(pod.name for pod in view.pods)} to end")
     return Step(Action.NOTHING, "Hibernated", "no server runs; volumes and data are kept")
 
 
 def _await(view: View, unready: Sequence[Pod]) -> Step:
-    oldest = max(unready, key=lambda pod: pod.age)
+    oldest = max(unready, key=lambda pod: pod.unready)
     why = "; ".join(f"{pod.name}: {pod.problem or 'starting'}" for pod in unready)
-    if oldest.age > view.timeout:
+    if oldest.unready > view.timeout:
         return Step(
             Action.WAIT,
             "PodsNotReady",
@@ -170,9 +195,22 @@ def _await(view: View, unready: Sequence[Pod]) -> Step:
     return Step(Action.WAIT, "AwaitingPods", f"waiting for {why}")
 
 
+def _overdue(view: View, late: Sequence[Pod]) -> Step:
+    names = " ".join(pod.name for pod in late)
+    message = f"{names}: should have ended more than {view.timeout:.0f} s ago, which a dead node never says"
+    hint = f"once nothing of it runs for certain: kubectl delete pod {names} --grace-period=0 --force"
+    return Step(Action.WAIT, "PodsNotEnding", f"{message}; {hint}", stalled=True)
+
+
+def _patient(view: View, lasted: float, reason: str, message: str, hint: str) -> Step:
+    """Wait, and call somebody when it lasts too long."""
+    if lasted <= view.timeout:
+        return Step(Action.WAIT, reason, message)
+    return Step(Action.WAIT, reason, f"{message}. That has lasted {view.timeout:.0f} s: {hint}", stalled=True)
+
+
 def _resize(view: View, outdated: Sequence[Pod]) -> Step:
-    rebuilt = [pod for pod in view.pods if pod.streams != view.streams]
-    if view.asked < view.wanted and rebuilt:
+    if view.asked < view.wanted and view.rebuilding:
         return _scale(view, view.wanted, "Growing", f"growing to {servers(view.wanted)}; the streams begin anew")
     if view.wanted == 1 and outdated:
         # the one that stays first, so that somebody serves all the time
@@ -204,12 +242,17 @@ def _gated(view: View, step: Step, *, schema: bool = False) -> Step:
     others = [pod for pod in view.pods if not pod.ready and (step.pod is None or pod.uid != step.pod.uid)]
     if others:
         return _await(view, others)
-    rebuilding = any(pod.streams != view.streams for pod in view.pods)
-    if view.jetstream and not rebuilding:
-        return Step(Action.WAIT, "AwaitingJetStream", f"before the next change of a pod: {view.jetstream}")
+    if view.jetstream and not view.rebuilding:
+        message = f"before the next change of a pod: {view.jetstream}"
+        hint = "see kubectl logs POD -c nats, and whether its volume is full"
+        return _patient(view, view.ill, "AwaitingJetStream", message, hint)
     if schema and view.schema:
-        return Step(Action.WAIT, "AwaitingSchema", f"before a pod is changed: {view.schema}")
+        return _schema(view)
     return step
+
+
+def _schema(view: View) -> Step:
+    return Step(Action.WAIT, "AwaitingSchema", f"before a pod is changed: {view.schema}")
 
 
 def _scale(view: View, replicas: int, reason: str, message: str) -> Step:

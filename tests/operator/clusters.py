@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orisun_operator.api import API_VERSION
+from orisun_operator.api.conditions import timestamp
 from orisun_operator.jetstream import Health, JetStream
 from orisun_operator.kube import Kube, Object, Ref
 from orisun_operator.reconcile import Context, Outcome, cluster
@@ -164,6 +165,23 @@ class Stage:
         ref = Ref("v1", "Pod", self.namespace, name)
         await self.kube._server.request("DELETE", await self.kube._server.path(ref), body={"gracePeriodSeconds": 0})
 
+    async def embedded_pod(self) -> str:
+        """Pod of the embedded PostgreSQL, made from its StatefulSet unless it is there; its uid."""
+        statefulset = await self.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+        assert statefulset is not None
+        template, name = statefulset["spec"]["template"], f"{NAME}-postgres-0"
+        metadata = {
+            "name": name,
+            "namespace": self.namespace,
+            **{k: template["metadata"][k] for k in ("labels", "annotations")},
+        }
+        volumes = [*template["spec"]["volumes"], {"name": "data", "emptyDir": {}}]
+        spec = {**template["spec"], "volumes": volumes}
+        await self.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        found = await self.get("v1", "Pod", name)
+        assert found is not None
+        return str(found["metadata"]["uid"])
+
     async def ready(self, name: str, *, ip: str = "127.9.9.9") -> None:
         await self._tell(name, "True", ip, [])
 
@@ -176,7 +194,7 @@ class Stage:
         status = {
             "phase": "Running",
             "podIP": ip,
-            "conditions": [{"type": "Ready", "status": ready}],
+            "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": timestamp(self._now())}],
             "containerStatuses": containers,
         }
         await self.kube.patch(Ref("v1", "Pod", self.namespace, name), {"status": status}, subresource="status")

@@ -583,23 +583,7 @@ async def test_a_lost_password_of_the_embedded_postgres_restarts_it_with_the_new
     await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}})
     await stage.reconcile()
 
-    async def pod() -> str:
-        """Made from the StatefulSet's template, unless it is there; its uid."""
-        statefulset = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
-        assert statefulset is not None
-        template, name = statefulset["spec"]["template"], f"{NAME}-postgres-0"
-        metadata = {
-            "name": name,
-            "namespace": stage.namespace,
-            **{k: template["metadata"][k] for k in ("labels", "annotations")},
-        }
-        volumes = [*template["spec"]["volumes"], {"name": "data", "emptyDir": {}}]
-        spec = {**template["spec"], "volumes": volumes}
-        await stage.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-        found = await stage.get("v1", "Pod", name)
-        assert found is not None
-        return str(found["metadata"]["uid"])
-
+    pod = stage.embedded_pod
     first = await pod()
     await stage.reconcile()
     assert await pod() == first

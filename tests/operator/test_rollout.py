@@ -39,7 +39,7 @@ def test_a_rollout_waits_for_the_replaced_pod() -> None:
 
 
 def test_a_replaced_pod_that_does_not_come_up_stalls_the_rollout() -> None:
-    bad = _pod(2, ready=False, problem="container server ImagePullBackOff", age=301.0)
+    bad = _pod(2, ready=False, problem="container server ImagePullBackOff", unready=301.0)
     step = next_step(_view(_pod(0, "old"), _pod(1, "old"), bad))
     assert (step.action, step.stalled, step.reason) == (Action.WAIT, True, "PodsNotReady")
     assert "ImagePullBackOff" in step.message
@@ -47,7 +47,7 @@ def test_a_replaced_pod_that_does_not_come_up_stalls_the_rollout() -> None:
 
 
 def test_the_old_image_set_back_heals_the_bad_pod_at_once() -> None:
-    bad = _pod(2, "bad", ready=False, age=1000.0)
+    bad = _pod(2, "bad", ready=False, unready=1000.0)
     # whatever JetStream says about a pod that does not run
     step = next_step(_view(_pod(0), _pod(1), bad, jetstream="store-2: its NATS server does not answer"))
     assert (step.action, step.pod and step.pod.ordinal) == (Action.REPLACE, 2)
@@ -60,6 +60,42 @@ def test_a_rollout_waits_for_jetstream_and_for_the_schema_and_says_so() -> None:
     assert "store-0: not current" in step.message
     step = next_step(_view(*pods, schema="orders has migrations to come"))
     assert (step.action, step.reason) == (Action.WAIT, "AwaitingSchema")
+
+
+def test_a_template_that_waits_replaces_nothing_and_is_told_of() -> None:
+    """The StatefulSet makes pods as they were: what is not ready would be replaced for ever."""
+    waiting = _view(_pod(0), _pod(1), _pod(2, ready=False), schema="orders has migrations to come", waits=True)
+    assert (next_step(waiting).action, next_step(waiting).reason) == (Action.WAIT, "AwaitingPods")
+    step = next_step(replace(waiting, pods=(_pod(0), _pod(1), _pod(2))))
+    assert (step.action, step.reason) == (Action.WAIT, "AwaitingSchema")
+    # scaling does not wait, nor does a pod that is not as the StatefulSet makes it
+    assert next_step(replace(waiting, pods=(_pod(0), _pod(1), _pod(2)), wanted=4)).action is Action.SCALE
+    step = next_step(replace(waiting, pods=(_pod(0), _pod(1), _pod(2, "old", ready=False))))
+    assert (step.action, step.pod and step.pod.ordinal) == (Action.REPLACE, 2)
+
+
+def test_what_is_waited_for_too_long_calls_somebody_with_what_to_type() -> None:
+    rolling = (_pod(0, "old"), _pod(1), _pod(2))
+    for view, reason, command in (
+        (_view(*rolling, jetstream="store-1: not current", ill=301.0), "AwaitingJetStream", "kubectl logs POD -c nats"),
+        (_view(*rolling, leaving="store-3-abc", leaving_for=301.0), "RemovingPeers", "kubectl logs POD -c nats"),
+        (
+            _view(_pod(0), _pod(1), _pod(2, ready=False, terminating=True, overdue=301.0, unready=301.0)),
+            "PodsNotEnding",
+            "kubectl delete pod store-2 --grace-period=0 --force",
+        ),
+        (
+            _view(_pod(0, terminating=True, overdue=301.0), wanted=0, asked=0),
+            "PodsNotEnding",
+            "kubectl delete pod store-0 --grace-period=0 --force",
+        ),
+    ):
+        step = next_step(view)
+        assert (step.action, step.reason, step.stalled) == (Action.WAIT, reason, True)
+        assert command in step.message
+        pods = tuple(replace(pod, overdue=0.0, unready=0.0) for pod in view.pods)
+        step = next_step(replace(view, pods=pods, ill=299.0, leaving_for=299.0))
+        assert (step.action, step.stalled) == (Action.WAIT, False)
 
 
 def test_a_rollout_waits_while_another_pod_does_not_serve() -> None:
@@ -86,7 +122,10 @@ def test_on_delete_waits_for_a_person() -> None:
 def test_another_rendering_of_the_same_spec_reaches_only_pods_that_do_not_serve() -> None:
     pods = [_pod(n, revision="r1") for n in range(3)]
     assert next_step(_view(*pods, revision="r2")).action is Action.NOTHING
-    pods[1] = _pod(1, ready=False, revision="r1")
+    # a moment proves nothing
+    pods[1] = _pod(1, ready=False, revision="r1", unready=5.0)
+    assert next_step(_view(*pods, revision="r2")).action is Action.WAIT
+    pods[1] = _pod(1, ready=False, revision="r1", unready=60.0)
     step = next_step(_view(*pods, revision="r2"))
     assert (step.action, step.pod and step.pod.ordinal) == (Action.REPLACE, 1)
     pods[1] = _pod(1, ready=False, revision="r2")
@@ -109,7 +148,7 @@ def test_growing_and_shrinking_go_one_ordinal_at_a_time_gated() -> None:
 
 
 def test_growing_that_does_not_succeed_can_be_taken_back() -> None:
-    stuck = _pod(3, ready=False, problem="not scheduled: no room", age=1000.0)
+    stuck = _pod(3, ready=False, problem="not scheduled: no room", unready=1000.0)
     view = _view(_pod(0), _pod(1), _pod(2), stuck, wanted=5, asked=4, jetstream="store-3: no answer")
     assert next_step(view).stalled
     step = next_step(replace(view, wanted=3))

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import structlog
 
-from ..api import API_VERSION, PREFIX
+from ..api import API_VERSION
 from ..api.cluster import KIND, ClusterSpec, read_spec
 from ..api.conditions import set_condition
 from ..jetstream import Health, JetStreamError
 from ..kube import Object, Ref
-from ..resources import nats, pods
+from ..resources import applied, nats, pods
 from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
 from ..rollout import Action, Pod, Step, View, next_step, servers, stale_peers
 from . import SOON, Blocked, Context, Outcome
@@ -23,11 +23,14 @@ from .cluster_children import Children
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
+from .cluster_status import seconds, since, tell_of_servers
 from .report import Report, concluded
 
 log = structlog.get_logger(__name__)
 
 _AT_ONCE, _DEGRADED = 0.5, 5.0
+#: Seconds after which JetStream's cluster, all servers of which are well, is taken to have lost its majority for good.
+LOST_AFTER = 300.0
 
 #: What the operator does to servers that are well.
 _PLANNED = frozenset(
@@ -68,35 +71,34 @@ class _Work:
             self._report.resting("Paused", text)
             return Outcome()
         live = await self._kube.get(Ref("apps/v1", "StatefulSet", self._namespace, self._name))
-        cluster = await self._resolve(spec, live)
+        memory = await self._kube.get(Ref("v1", "ConfigMap", self._namespace, applied.name_of(self._name)))
+        before = applied.in_force(memory, live)
+        cluster = await self._resolve(spec, live, before)
         secrets = Secrets(self._kube, cluster, self._context.clock())
         auth, passwords = await secrets.nats()
-        await self._children.around(cluster, secrets, auth)
+        held = await self._children.around(cluster, secrets, auth)
         digests = await secrets.digests(passwords)
         cluster = replace(cluster, nats_digest=digests["nats"])
         cluster = replace(cluster, template=pods.template_hash(cluster, digests))
-        schema = await self._schema(cluster, live)
-        return await self._pods(cluster, live, schema, passwords)
+        schema = await self._schema(cluster)
+        held = held or schema.blocked
+        if before is None and held is not None:
+            raise held  # no server before there is something to serve
+        return await self._pods(cluster, live, before, schema.problem, held, passwords)
 
-    async def _resolve(self, spec: ClusterSpec, live: Object | None) -> Cluster:
+    async def _resolve(self, spec: ClusterSpec, live: Object | None, before: Object | None) -> Cluster:
         """The spec with what the cluster was created with: those stay when the operator is upgraded."""
         settings, status = self._context.settings, self._report.status
-        kept: dict[str, str] = (live or {}).get("metadata", {}).get("annotations") or {}
+        kept: dict[str, str] = (before or {}).get("metadata", {}).get("annotations") or {}
         default = kept.get(IMAGE_ANNOTATION) or settings.server_image
         default_nats = kept.get(NATS_IMAGE_ANNOTATION) or settings.nats_image
         kind = "cluster" if spec.clustered else "single"
-        before = kept.get(INCARNATION_ANNOTATION) or str((status.get("jetstream") or {}).get("incarnation") or "")
-        kind_before, _, number = before.partition("-")
+        known = applied.incarnation_of(before) or str((status.get("jetstream") or {}).get("incarnation") or "")
+        kind_before, _, number = known.partition("-")
         incarnation = int(number) if number.isdigit() else 1
-        if number.isdigit() and kind_before != kind and spec.replicas:
+        leaderless = seconds(status.get("jetstream") or {}, "leaderlessSince", self._context.clock())
+        if number.isdigit() and (kind_before != kind or leaderless > LOST_AFTER):
             incarnation += 1
-            await self._report.event(
-                "StreamsRebuilt",
-                f"with {servers(spec.replicas)} JetStream begins anew; subscriptions read PostgreSQL meanwhile",
-                warning=True,
-            )
-        marker = f"{kind}-{incarnation}"
-        status["jetstream"] = {**(status.get("jetstream") or {}), "incarnation": marker}
         tagged = f"{repository_of(settings.server_image)}:{spec.version}" if spec.version else ""
         cluster = Cluster(
             namespace=self._namespace,
@@ -108,25 +110,25 @@ class _Work:
             pull_policy=spec.image_pull_policy or settings.image_pull_policy,
             domain=settings.cluster_domain,
             operator_namespace=settings.namespace,
-            pods=live["spec"]["replicas"] if live is not None else 0,
+            pods=(live or before or {"spec": {"replicas": 0}})["spec"]["replicas"],
             incarnation=incarnation,
             annotations={
                 IMAGE_ANNOTATION: default,
                 NATS_IMAGE_ANNOTATION: default_nats,
-                INCARNATION_ANNOTATION: marker,
+                INCARNATION_ANNOTATION: f"{kind}-{incarnation}",
             },
         )
-        if live is None:
+        if live is None and before is None:
             # a StatefulSet that is made anew takes over the pods that are there, and must not end them
             left = [
                 pod.ordinal for pod in await pods_of(self._kube, cluster, self._context.clock()) if not pod.terminating
             ]
-            cluster = replace(cluster, pods=min(max(left, default=-1) + 1, spec.replicas))
+            cluster = replace(cluster, pods=max(left, default=-1) + 1)
         return cluster
 
     # -- schema ----------------------------------------------------------------------------------------------------
 
-    async def _schema(self, cluster: Cluster, live: Object | None) -> Schema:
+    async def _schema(self, cluster: Cluster) -> Schema:
         if cluster.spec.hibernate:
             return Schema("the cluster hibernates")
         if self._children.postgres_starts:
@@ -143,44 +145,84 @@ class _Work:
         if schema.blocked is None:
             status["boundaries"] = schema.boundaries
             status["unmanaged"] = schema.shown()
-        elif live is None and not status.get("templateHash"):
-            raise schema.blocked  # no server before there is something to serve
         return schema
 
     # -- pods ------------------------------------------------------------------------------------------------------
 
-    async def _pods(self, cluster: Cluster, live: Object | None, schema: Schema, passwords: dict[str, str]) -> Outcome:
-        status = self._report.status
-        if live is None or cluster.spec.hibernate or not schema.problem or self._is_applied(cluster, live):
-            await self._children.statefulset(pods.statefulset(cluster), live)
+    async def _pods(  # noqa: PLR0917 - what was found so far
+        self,
+        cluster: Cluster,
+        live: Object | None,
+        before: Object | None,
+        misfit: str,
+        held: Blocked | None,
+        passwords: dict[str, str],
+    ) -> Outcome:
+        status, spec = self._report.status, cluster.spec
+        problem = str(held) if held is not None else misfit
+        current = wanted = pods.statefulset(cluster)
+        if before is not None and problem and applied.template_of(before) != cluster.template:
+            current = before
+        waits = current is not wanted
+        if not waits:
+            await self._tell_of_new_streams(cluster, before)
+        current = applied.asking(current, cluster.pods)
+        await self._children.servers(cluster, current, live)
+        if not waits:
             status["templateHash"] = cluster.template
             status["image"], status["natsImage"] = cluster.image, cluster.nats_image
-        there = await pods_of(self._kube, cluster, self._context.clock())
-        health, leaving = await self._jetstream(cluster, there, passwords)
+        now = self._context.clock()
+        there = await pods_of(self._kube, cluster, now)
+        health, leaving = await self._jetstream(cluster, current, there, passwords)
+        rebuilding = any(pod.streams != applied.streams_of(current) for pod in there)
+        moments = since(
+            self._report.before,
+            now,
+            illSince=bool(health.problem) and not rebuilding,
+            leaderlessSince=_is_leaderless(cluster, current, there, health) and not rebuilding,
+            leavingSince=bool(leaving),
+        )
         view = View(
-            wanted=0 if cluster.spec.hibernate else cluster.spec.replicas,
+            wanted=_reachable(cluster, current),
             asked=cluster.pods,
             pods=there,
-            template=cluster.template,
-            streams=cluster.streams,
+            template=applied.template_of(current),
+            streams=applied.streams_of(current),
             jetstream=health.problem,
+            ill=seconds(moments, "illSince", now),
             leaving=leaving,
+            leaving_for=seconds(moments, "leavingSince", now),
             revision=revision_of(live),
-            schema=schema.problem,
-            on_delete=cluster.spec.update_strategy.type == "OnDelete",
-            timeout=cluster.spec.update_strategy.pod_timeout_seconds,
+            schema=problem,
+            waits=waits,
+            on_delete=spec.update_strategy.type == "OnDelete",
+            timeout=spec.update_strategy.pod_timeout_seconds,
         )
         step = next_step(view)
-        await self._take(cluster, step)
-        return self._conclude(cluster, view, step, health, schema)
+        await self._take(cluster, current, step)
+        tell_of_servers(
+            self._report,
+            view,
+            health,
+            template=cluster.template,
+            incarnation=applied.incarnation_of(current),
+            moments=moments,
+        )
+        return self._conclude(step, health, None if spec.hibernate else held)
 
-    def _is_applied(self, cluster: Cluster, live: Object) -> bool:
-        annotations = live["spec"]["template"]["metadata"].get("annotations") or {}
-        return bool(annotations.get(f"{PREFIX}template") == cluster.template)
+    async def _tell_of_new_streams(self, cluster: Cluster, before: Object | None) -> None:
+        known, wanted = applied.incarnation_of(before), cluster.annotations[INCARNATION_ANNOTATION]
+        if not known or known == wanted:
+            return
+        why = f"with {servers(cluster.spec.replicas)}"
+        if known.partition("-")[0] == wanted.partition("-")[0]:
+            why = "after the loss of most of its volumes"
+        text = f"{why} JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+        await self._report.event("StreamsRebuilt", text, warning=True)
 
-    async def _take(self, cluster: Cluster, step: Step) -> None:
+    async def _take(self, cluster: Cluster, current: Object, step: Step) -> None:
         if step.action is Action.SCALE:
-            await self._kube.apply(pods.statefulset(replace(cluster, pods=step.replicas)))
+            await self._kube.apply(applied.asking(current, step.replicas))
             await self._report.event(step.reason, step.message)
         elif step.action is Action.REPLACE and step.pod is not None:
             ref = Ref("v1", "Pod", cluster.namespace, step.pod.name)
@@ -195,12 +237,15 @@ class _Work:
             if claim.ordinal >= max(cluster.pods, cluster.spec.replicas):
                 await self._kube.delete(claim.ref)
 
-    async def _jetstream(self, cluster: Cluster, there: list[Pod], passwords: dict[str, str]) -> tuple[Health, str]:
-        mine = {p.name: p.ip for p in there if p.ip and not p.terminating and p.streams == cluster.streams}
+    async def _jetstream(
+        self, cluster: Cluster, current: Object, there: list[Pod], passwords: dict[str, str]
+    ) -> tuple[Health, str]:
+        streams = applied.streams_of(current)
+        mine = {p.name: p.ip for p in there if p.ip and not p.terminating and p.streams == streams}
         if not mine:
             return Health(), ""
         leaving = ""
-        health = await self._context.jetstream.health(mine, clustered=cluster.spec.clustered)
+        health = await self._context.jetstream.health(mine, clustered=applied.is_clustered(current))
         names = {pod.ordinal: health.names[pod.name] for pod in there if pod.name in health.names}
         for peer in stale_peers(cluster.name, [p.name for p in health.peers], names, there, cluster.pods):
             try:
@@ -213,62 +258,47 @@ class _Work:
 
     # -- status ----------------------------------------------------------------------------------------------------
 
-    def _conclude(self, cluster: Cluster, view: View, step: Step, health: Health, schema: Schema) -> Outcome:
-        report, status, generation = self._report, self._report.status, self._report.generation
-        now = self._context.clock()
-        ready = [pod for pod in view.pods if pod.ready and not pod.terminating]
-        status["replicas"], status["readyReplicas"] = len(view.pods), len(ready)
-        status["updatedReplicas"] = sum(pod.template == view.template for pod in view.pods)
-        state, message = "Healthy", "every server's copies of the streams are current"
-        if not view.pods:
-            state, message = "Off", "no server runs"
-        elif any(pod.streams != view.streams for pod in view.pods):
-            state, message = "Rebuilding", "JetStream begins anew; subscriptions read PostgreSQL meanwhile"
-        elif health.problem:
-            state, message = "Degraded", health.problem
-        status["jetstream"] = {
-            "state": state,
-            "incarnation": status["jetstream"]["incarnation"],
-            **({"leader": health.leader, "peers": len(health.peers)} if health.leader and health.peers else {}),
-        }
-        set_condition(
-            status,
-            "JetStreamHealthy",
-            state == "Healthy",
-            state,
-            message,
-            generation,
-            now=now,
-        )
-        set_condition(
-            status,
-            "Available",
-            bool(ready),
-            "Serving" if ready else "NotServing",
-            f"{len(ready)} of {view.wanted} servers serve" if ready else "no server serves",
-            generation,
-            now=now,
-        )
-        if schema.blocked is not None and not step.stalled:
-            report.blocked(schema.blocked)
-            return Outcome(schema.blocked.retry)
+    def _conclude(self, step: Step, health: Health, held: Blocked | None) -> Outcome:
+        report = self._report
+        moves = step.action in (Action.SCALE, Action.REPLACE)
+        if held is not None:
+            # rather than what servers suffer from it
+            report.blocked(held)
+            return Outcome(_AT_ONCE if moves else held.retry)
         if step.stalled:
             report.stalled(step.reason, step.message)
             return Outcome(SOON)
         if step.action is not Action.NOTHING:
             report.waiting(step.reason, step.message)
-            return Outcome(_AT_ONCE if step.action in (Action.SCALE, Action.REPLACE) else SOON / 2)
+            return Outcome(_AT_ONCE if moves else SOON / 2)
         if step.reason == "Ready":
             if (remark := self._children.remark) is not None:
                 report.blocked(remark)
                 return Outcome(remark.retry)
             report.ready("Ready", step.message)
             if health.problem:
-                status["phase"] = "Degraded"
+                report.status["phase"] = "Degraded"
                 return Outcome(_DEGRADED)
             return Outcome()
         report.resting(step.reason, step.message)
         return Outcome()
+
+
+def _is_leaderless(cluster: Cluster, current: Object, there: list[Pod], health: Health) -> bool:
+    """Whether all servers are well, and their NATS servers cannot agree on a leader of JetStream's cluster."""
+    ready = [pod for pod in there if pod.ready and not pod.terminating]
+    is_whole = len(ready) == len(there) == cluster.pods and bool(there)
+    return applied.is_clustered(current) and is_whole and len(health.names) == len(there) and not health.leader
+
+
+def _reachable(cluster: Cluster, current: Object) -> int:
+    """Servers that the StatefulSet in force can lead to: one of three is made otherwise than one, so they wait."""
+    if cluster.spec.hibernate:
+        return 0
+    clustered = applied.is_clustered(current)
+    if clustered == cluster.spec.clustered:
+        return cluster.spec.replicas
+    return cluster.pods or (3 if clustered else 1)
 
 
 def repository_of(image: str) -> str:

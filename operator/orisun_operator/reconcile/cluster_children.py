@@ -7,11 +7,11 @@ from typing import Any
 
 from ..api.conditions import timestamp
 from ..drift import contains
-from ..kube import Applied, KindMissing, Kube, KubeError, Object, Ref
-from ..resources import nats, postgres, services
+from ..kube import Applied, KindMissing, Kube, KubeError, NotOurs, Object, Ref
+from ..resources import applied, nats, postgres, services
 from ..resources.cluster import PASSWORD_ANNOTATION, TEMPLATE_ANNOTATION, Cluster
 from ..resources.connection import connection
-from . import Blocked
+from . import SOON, Blocked
 from .cluster_pods import claims_of
 from .cluster_secrets import Secrets
 from .report import Report
@@ -28,6 +28,8 @@ class Children:
         self._namespace = str(obj["metadata"]["namespace"])
         #: Whether the embedded PostgreSQL's pod is not ready yet.
         self.postgres_starts = False
+        #: Of the embedded PostgreSQL.
+        self._image = ""
         #: What somebody has to mend and servers can do without.
         self.remark: Blocked | None = None
         # what is missing now was there before, when the spec is the same and a whole look has succeeded
@@ -35,7 +37,8 @@ class Children:
             report.before.get("templateHash")
         )
 
-    async def around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> None:
+    async def around(self, cluster: Cluster, secrets: Secrets, auth: Object) -> Blocked | None:
+        """Everything but the servers; the answer is what keeps their template from being changed."""
         problem: Blocked | None = None
         await asyncio.gather(
             *(
@@ -63,6 +66,8 @@ class Children:
             problem = Blocked(
                 "CertManagerMissing", f"spec.tls.mode is certManager, and {missing}: install cert-manager, or change it"
             )
+        except NotOurs as error:
+            problem = Blocked("NameTaken", str(error), retry=SOON)
         except Blocked as blocked:
             problem = blocked
         policies = {policy["metadata"]["name"]: policy for policy in services.network_policies(cluster)}
@@ -80,24 +85,25 @@ class Children:
                 "PodMonitorMissing", f"spec.monitoring.podMonitor is on, and {missing}: install the Prometheus operator"
             )
         self._tell(cluster)
-        if problem is not None:
-            raise problem
+        return problem
 
     async def _embedded(self, cluster: Cluster, secrets: Secrets) -> None:
         ref = Ref("apps/v1", "StatefulSet", cluster.namespace, cluster.postgres)
         live = await self._kube.get(ref)
         self.postgres_starts = not (live or {}).get("status", {}).get("readyReplicas")
-        containers = (live or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
         secret, password = await secrets.postgres()
         await self._apply(secret)
         await self._apply(postgres.service(cluster))
         if cluster.spec.hibernate and cluster.pods:
             return  # servers first
-        image = containers[0].get("image") or cluster.image
+        pod = await self._kube.get(Ref("v1", "Pod", cluster.namespace, f"{cluster.postgres}-0"))
+        if pod is not None and "deletionTimestamp" in pod["metadata"]:
+            pod = None
+        image = self._postgres_image(live, pod, asleep=cluster.spec.hibernate) or cluster.image
+        self._image = image
         await self.statefulset(postgres.statefulset(cluster, image, password), live)
         await self._own_claim(cluster)
-        pod = await self._kube.get(Ref("v1", "Pod", cluster.namespace, f"{cluster.postgres}-0"))
-        if pod is None or "deletionTimestamp" in pod["metadata"]:
+        if pod is None:
             return
         made_from = pod["metadata"].get("annotations") or {}
         # it sets its user's password at its start; an older operator's pod does not tell which
@@ -108,6 +114,16 @@ class Children:
                 "PostgresRestarted", "the embedded PostgreSQL is made anew as the spec and its Secret want it"
             )
             self.postgres_starts = True
+
+    def _postgres_image(self, live: Object | None, pod: Object | None, *, asleep: bool) -> str:
+        """The image that it was created with; "" for a new one, and for one whose StatefulSet and pod were deleted.
+
+        A StatefulSet is also deleted to have larger volumes: its pod lives on then, if it is not asleep.
+        """
+        made = live["spec"]["template"] if live is not None else pod
+        if made is not None:
+            return str(made["spec"]["containers"][0]["image"])
+        return str((self._report.before.get("postgres") or {}).get("image") or "") if asleep else ""
 
     async def _own_claim(self, cluster: Cluster) -> None:
         """With deletionPolicy Delete the events go with the OrisunCluster, and with nothing less."""
@@ -137,13 +153,18 @@ class Children:
             await self._kube.delete(ref, precondition_uid=there["metadata"]["uid"])
 
     async def _apply(self, obj: Object) -> Applied:
-        applied = await self._kube.apply(obj)
-        if applied.repaired:
-            fields = ", ".join(applied.repaired[:5])
+        done = await self._kube.apply(obj)
+        if done.repaired:
+            fields = ", ".join(done.repaired[:5])
             await self._report.event("DriftRepaired", f"{Ref.of(obj)} was changed by somebody: {fields} put back")
-        elif applied.created and self._complete:
+        elif done.created and self._complete:
             await self._report.event("DriftRepaired", f"{Ref.of(obj)} was missing and is made again")
-        return applied
+        return done
+
+    async def servers(self, cluster: Cluster, statefulset: Object, live: Object | None) -> None:
+        """The StatefulSet of the servers. What outlives it is written first."""
+        await self._apply(applied.memory(cluster, statefulset))
+        await self.statefulset(statefulset, live)
 
     async def statefulset(self, obj: Object, live: Object | None) -> None:
         """Apply; where Kubernetes does not let a field change, the StatefulSet is made anew around its pods."""
@@ -178,6 +199,8 @@ class Children:
         if (embedded := cluster.spec.postgres.embedded) is not None:
             claim = f"claim {postgres.claim_name(cluster)}"
             lives = f"pod {cluster.postgres}-0, whenever that ends" if embedded.storage.ephemeral else claim
+            if image := self._image or (self._report.before.get("postgres") or {}).get("image"):
+                status["postgres"]["image"] = image
             status["postgres"]["note"] = f"for trying things out: the data goes with the {lives}"
 
     async def _tell_tls(self, cluster: Cluster, ends: str) -> None:

@@ -58,8 +58,9 @@ async def claims_of(kube: Kube, statefulset: Object) -> list[Claim]:
 def _pod(obj: Object, ordinal: int, now: datetime.datetime) -> Pod:
     metadata, status = obj["metadata"], obj.get("status") or {}
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
-    born = datetime.datetime.fromisoformat(metadata["creationTimestamp"].replace("Z", "+00:00"))
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
+    told: Mapping[str, str] = next((c for c in status.get("conditions") or () if c["type"] == "Ready"), {})
+    ready = told.get("status") == "True"
+    unready = _since(told.get("lastTransitionTime") or metadata["creationTimestamp"], now)
     return Pod(
         ordinal=ordinal,
         name=metadata["name"],
@@ -69,10 +70,18 @@ def _pod(obj: Object, ordinal: int, now: datetime.datetime) -> Pod:
         ready=ready,
         terminating="deletionTimestamp" in metadata,
         problem="" if ready else problem_of(status),
-        age=max(0.0, (now - born).total_seconds()),
+        unready=0.0 if ready else unready,
+        overdue=_since(metadata.get("deletionTimestamp"), now),
         ip=status.get("podIP") or "",
         revision=(metadata.get("labels") or {}).get("controller-revision-hash", ""),
     )
+
+
+def _since(moment: str | None, now: datetime.datetime) -> float:
+    """Seconds; 0 for what is to come, or never was."""
+    if not moment:
+        return 0.0
+    return max(0.0, (now - datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds())
 
 
 def problem_of(status: Mapping[str, Any]) -> str:

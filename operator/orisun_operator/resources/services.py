@@ -72,7 +72,7 @@ def disruption_budget(cluster: Cluster) -> Object | None:
     a stream, which may all be on those that go.
     """
     budget = cluster.spec.pod_disruption_budget
-    if cluster.spec.replicas < 2 or not budget.enabled:
+    if max(cluster.spec.replicas, cluster.pods) < 2 or not budget.enabled:
         return None
     fewest = min(cluster.spec.replicas, cluster.pods or cluster.spec.replicas, cluster.spec.stream_replicas)
     return {

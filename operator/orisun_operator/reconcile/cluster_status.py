@@ -1,0 +1,51 @@
+"""What the status of an OrisunCluster says about its servers and JetStream."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from ..api.conditions import set_condition, timestamp
+from ..jetstream import Health
+from ..rollout import View
+from .report import Report
+
+
+def since(before: Mapping[str, Any], now: datetime.datetime, **states: bool) -> dict[str, str]:
+    """Since when each state that holds now has held without a break, as far as the status before knows."""
+    known = before.get("jetstream") or {}
+    return {state: known.get(state) or timestamp(now) for state, holds in states.items() if holds}
+
+
+def seconds(moments: Mapping[str, Any], state: str, now: datetime.datetime) -> float:
+    """How long a state has held; 0 when it does not."""
+    if not moments.get(state):
+        return 0.0
+    return (now - datetime.datetime.fromisoformat(moments[state].replace("Z", "+00:00"))).total_seconds()
+
+
+def tell_of_servers(
+    report: Report, view: View, health: Health, *, template: str, incarnation: str, moments: Mapping[str, str]
+) -> None:
+    """Figures and conditions, whatever else stands in the way; ``template`` is the one that the spec wants."""
+    status, generation, now = report.status, report.generation, report.context.clock()
+    ready = [pod for pod in view.pods if pod.ready and not pod.terminating]
+    status["replicas"], status["readyReplicas"] = len(view.pods), len(ready)
+    status["updatedReplicas"] = sum(pod.template == template for pod in view.pods)
+    state, message = "Healthy", "every server's copies of the streams are current"
+    if not view.pods:
+        state, message = "Off", "no server runs"
+    elif view.rebuilding:
+        state, message = "Rebuilding", "JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+    elif health.problem:
+        state, message = "Degraded", health.problem
+    status["jetstream"] = {
+        "state": state,
+        "incarnation": incarnation,
+        **({"leader": health.leader, "peers": len(health.peers)} if health.leader and health.peers else {}),
+        **moments,
+    }
+    set_condition(status, "JetStreamHealthy", state == "Healthy", state, message, generation, now=now)
+    told = f"{len(ready)} of {view.wanted} servers serve" if ready else "no server serves"
+    set_condition(status, "Available", bool(ready), "Serving" if ready else "NotServing", told, generation, now=now)
