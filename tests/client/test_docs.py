@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import orisun
 from orisun_server.settings import Settings
 from tests import snippets
 from tests.harness import Connection
@@ -63,3 +64,12 @@ def test_everything_public_has_a_docstring(name: str) -> None:
             if not method.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
                 missing += [] if inspect.getdoc(getattr(found, method)) else [f"{public}.{method}"]
     assert missing == []
+
+
+def test_the_page_about_errors_names_them_all() -> None:
+    page = (DOCS / "errors.md").read_text()
+    modules = (orisun, importlib.import_module("orisun.projections"))
+    kinds = {name: getattr(module, name) for module in modules for name in module.__all__}
+    errors = [name for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, Exception)]
+    assert len(errors) > 20
+    assert [name for name in errors if f"`{name}`" not in page] == []

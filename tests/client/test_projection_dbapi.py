@@ -221,6 +221,30 @@ async def test_a_handler_that_hides_a_failed_statement_is_found_out(
     assert await shop.rows() == []
 
 
+@pytest.mark.parametrize("kind", [BySqlAlchemy], indirect=True)
+async def test_what_a_session_writes_at_the_commit_is_the_event_s_fault_too(
+    kind: Kind, checkpoints: DbapiCheckpoints[Any], shop: Shop
+) -> None:
+    """Objects that were added and not flushed: they meet their constraints after the handler has returned."""
+
+    class Late(BySqlAlchemy):
+        def setup(self, tx: orm.Session) -> None:
+            super().setup(tx)
+            tx.execute(sa.text("ALTER TABLE deposit ADD CHECK (amount < 600)"))
+
+        def write(self, tx: orm.Session, account: str, amount: int) -> None:
+            tx.add(Deposit(account=account, amount=amount))
+
+    await shop.append(1, 666, 2)
+    config = ProcessorConfig(poison=PoisonPolicy("park", attempts=1, hold=False))
+    late = Late(shop.schema)
+    async with running(Processor(checkpoints, shop.boundary, config), late) as processor:
+        await processor.caught_up(late)
+    assert [amount for _, amount in await shop.rows()] == [1, 2]
+    (parked,) = await Administration(checkpoints, shop.boundary).parked(late)
+    assert parked.reason.startswith("IntegrityError")
+
+
 async def test_without_asyncio_all_of_it_happens_in_the_thread_that_runs_the_processor(
     kind: Kind, checkpoints: DbapiCheckpoints[Any], shop: Shop, server: Connection
 ) -> None:

@@ -15,6 +15,7 @@ import orisun
 from orisun import NOTHING
 from orisun.projections import (
     Administration,
+    Assignment,
     FileCheckpoints,
     NotParked,
     PartitionMismatch,
@@ -111,6 +112,29 @@ async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop:
     async with running(Processor(FileCheckpoints(tmp_path), shop.boundary), send) as processor:
         await processor.caught_up(send)
     assert len(seen) == again
+
+
+async def test_who_waits_before_the_worker_has_begun_learns_that_it_is_there_already(
+    shop: Shop, tmp_path: Path
+) -> None:
+    class Slow(FileCheckpoints):
+        going_on = asyncio.Event()
+
+        async def assign(self, *given: Any) -> Assignment:
+            await self.going_on.wait()
+            return await super().assign(*given)
+
+    search = Search()
+    await shop.append(1)
+    async with running(Processor(FileCheckpoints(tmp_path, {}), shop.boundary), search) as processor:
+        await processor.caught_up(search)
+    async with running(Processor(slow := Slow(tmp_path, {}), shop.boundary), search) as processor:
+        waiting = asyncio.create_task(processor.caught_up(search))
+        done, _ = await asyncio.wait([waiting], timeout=0.5)
+        assert not done
+        slow.going_on.set()
+        await asyncio.wait_for(waiting, 30)
+    assert search.handled == [1]
 
 
 async def test_parked_events_are_listed_and_replayed_while_a_worker_runs(shop: Shop, tmp_path: Path) -> None:

@@ -396,6 +396,22 @@ async def test_a_handler_that_hides_a_failed_statement_is_found_out(shop: Shop) 
         await shop.processor().run(projection("")(hide))
 
 
+async def test_what_only_the_commit_finds_out_is_the_event_s_fault_too(shop: Shop) -> None:
+    class Once(Deposits):
+        async def setup(self, tx: Any) -> None:
+            await super().setup(tx)
+            await tx.execute("ALTER TABLE deposit ADD UNIQUE (amount) DEFERRABLE INITIALLY DEFERRED")
+
+    deposits = Once(shop.schema)
+    await shop.append(1, 2, 1, 3)
+    config = {"poison": PoisonPolicy("park", attempts=1, hold=False)}
+    async with running(shop.processor(**config), deposits) as processor:
+        await processor.caught_up(deposits)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 3]
+    (parked,) = await Administration(shop.checkpoints, shop.boundary).parked(deposits)
+    assert (parked.position, "UniqueViolationError" in parked.reason) == ((4, 2), True)
+
+
 async def test_the_database_away_is_no_poison(shop: Shop) -> None:
     deposits = Deposits(shop.schema)
     async with running(shop.processor(poison=PoisonPolicy("stop", attempts=1)), deposits) as processor:

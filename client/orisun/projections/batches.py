@@ -184,23 +184,25 @@ class Worker:
         self, items: Sequence[_Item], last: Position, skipped: int, parked: tuple[str, int] | None
     ) -> None:
         """One transaction: these events, or their parking, and the checkpoint."""
-        began, handled = time.monotonic(), 0
-        async with self._checkpoints.batch(self._assignment, self._saved) as batch:
-            for item in items:
-                if parked is not None:
-                    await batch.park(item.event, item.key, reason=parked[0], attempts=parked[1])
-                elif self._config.poison.hold and item.key is not None and item.key in batch.parked_keys:
-                    await batch.park(item.event, item.key, reason="waits behind a parked event", attempts=0)
-                else:
-                    await self._handle(batch, item)
-                    handled += 1
-            try:
+        began, handled, is_done = time.monotonic(), 0, False
+        try:
+            async with self._checkpoints.batch(self._assignment, self._saved) as batch:
+                for item in items:
+                    if parked is not None:
+                        await batch.park(item.event, item.key, reason=parked[0], attempts=parked[1])
+                    elif self._config.poison.hold and item.key is not None and item.key in batch.parked_keys:
+                        await batch.park(item.event, item.key, reason="waits behind a parked event", attempts=0)
+                    else:
+                        await self._handle(batch, item)
+                        handled += 1
+                is_done = True
                 await batch.advance(last, handled)
-            except Exception as error:
-                # the handler caught what had already ended its transaction
-                if items and not is_passing(error) and parked is None:
-                    raise _HandlerError(error) from error
-                raise
+        except Exception as error:
+            # the handler caught what had already ended its transaction, or left to the commit what cannot be committed
+            is_of_handler = is_done and handled and not is_passing(error) and not isinstance(error, OSError)
+            if is_of_handler:
+                raise _HandlerError(error) from error
+            raise
         self._stats.handled += handled
         self._stats.parked += len(items) - handled
         self._stats.batches += 1

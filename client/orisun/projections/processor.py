@@ -163,6 +163,7 @@ class Processor:
             stats=self.stats,
             stop=self._stop,
         )
+        self._moved.set()  # it may be where somebody waits for it to be, and nothing new come
         stopping = asyncio.create_task(self._stop.wait())
         batch: asyncio.Task[list[Event]] | None = None
         try:
