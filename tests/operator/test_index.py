@@ -211,7 +211,9 @@ async def test_a_build_that_waits_for_a_transaction_names_it(orders: Store) -> N
         assert condition(status, "Reconciling")["status"] == "True"
     status = await orders.settled("by-user", kind="EventIndex")
     assert get_condition(status, "BlockedByTransaction") is None
-    assert await orders.events("BlockedByTransaction")
+    (told,) = await orders.events("OpenTransaction")
+    assert told == f"BlockedByTransaction is True: {message}"
+    assert await orders.events("BlockedByTransactionOver")
 
 
 async def test_a_build_outlives_its_operator_and_is_adopted_by_the_next(orders: Store) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Truth = Literal["True", "False", "Unknown"]
 
 READY, RECONCILING, STALLED = "Ready", "Reconciling", "Stalled"
+SUMMARY = (READY, RECONCILING, STALLED)
+#: Conditions that are True when something is wrong; all others are when all is well.
+_ABNORMAL = frozenset({"Drifted", "BlockedByTransaction"})
 #: meta/v1 allows 32768; a status should stay readable.
 _LONGEST_MESSAGE = 2000
 
@@ -121,3 +124,28 @@ def summarize(
         now=now,
     )
     status["observedGeneration"] = generation
+
+
+class Transition(NamedTuple):
+    """A condition whose truth has changed, in words; ``worse`` when something went wrong with it."""
+
+    reason: str
+    message: str
+    worse: bool
+
+
+def transitions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Transition]:
+    """Of all conditions but the summary's. One that is there for the first time counts when something is wrong alone:
+    what begins is not available, and has no tables yet.
+    """
+    found: list[Transition] = []
+    known = {one["type"]: one for one in before.get("conditions") or ()}
+    there = {one["type"]: one for one in after.get("conditions") or ()}
+    for type in dict.fromkeys([*known, *there]):
+        abnormal = type in _ABNORMAL
+        was = known.get(type, {}).get("status", "False" if abnormal else None)
+        now = there.get(type) or {"status": "False", "reason": f"{type}Over", "message": "it is over"}
+        if type not in SUMMARY and was is not None and was != now["status"]:
+            text = f"{type} is {now['status']}: {now['message']}"
+            found.append(Transition(now["reason"], text, (now["status"] == "True") == abnormal))
+    return found

@@ -166,7 +166,7 @@ async def _show(session: Session, record: IndexRecord | None, report: Report) ->
     build = await progress(session.database, record)
     report.status["state"] = BUILDING
     report.status["progress"] = _progress(build)
-    await _show_locker(build.locker if build else None, report)
+    _show_locker(build.locker if build else None, report)
     beside = record.definition.name != report.status["index"]
     text = f'index "{report.status["index"]}" is being built' + ("; the old one serves meanwhile" if beside else "")
     if record.last_error:
@@ -204,7 +204,7 @@ def _progress(build: Progress | None) -> dict[str, object]:
     }
 
 
-async def _show_locker(locker: Locker | None, report: Report) -> None:
+def _show_locker(locker: Locker | None, report: Report) -> None:
     if locker is None or (locker.age is not None and locker.age < _PATIENCE):
         remove_condition(report.status, BLOCKED)
         return
@@ -214,8 +214,7 @@ async def _show_locker(locker: Locker | None, report: Report) -> None:
         f"the build waits for a transaction that has been open {age} in process {locker.pid}"
         f"{f' ({who})' if who else ''}: end it, by SELECT pg_terminate_backend({locker.pid}) if need be"
     )
-    if set_condition(report.status, BLOCKED, True, "OpenTransaction", text, report.generation):
-        await report.event(BLOCKED, text, warning=True)
+    set_condition(report.status, BLOCKED, True, "OpenTransaction", text, report.generation)
 
 
 def duration(seconds: float) -> str:

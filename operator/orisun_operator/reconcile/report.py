@@ -1,4 +1,4 @@
-"""What a reconcile leaves for others to see: its status, and an Event a transition."""
+"""What a reconcile leaves for others to see: its status, and an Event for each condition that changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from orisun_server.core.position import Position
 
-from ..api.conditions import READY, STALLED, get_condition, is_true, summarize, timestamp
+from ..api.conditions import READY, STALLED, SUMMARY, get_condition, is_true, summarize, timestamp, transitions
 from ..kube import KubeError, NotOurs, Object
 from . import LATER, SOON, Blocked, Context, Outcome, Paused
 
@@ -35,6 +35,8 @@ class Report:
         self.generation: int = obj["metadata"].get("generation", 0)
         self.before: Mapping[str, Any] = obj.get("status") or {}
         self.status: dict[str, Any] = copy.deepcopy(dict(self.before))
+        #: The status that Events were recorded for last.
+        self._told = self.before
         #: Set when the object goes: one of its name that follows must not get this status.
         self.over = False
         #: Reasons for which losing readiness is as wanted, and worth no warning.
@@ -111,7 +113,7 @@ class Report:
         return max(0.0, FIGURES_EVERY - age.total_seconds())
 
     async def send(self) -> None:
-        """Write the status, and an Event when readiness or its reason changed."""
+        """Write the status, and an Event when the summary or its reason changed, and for each other condition."""
         if self.over:
             return
         try:
@@ -123,13 +125,14 @@ class Report:
             raise
         # what a later send compares with
         self.obj = {**self.obj, "status": copy.deepcopy(self.status)}
-        after, before = get_condition(self.status, READY), get_condition(self.before, READY)
-        if after is None:
-            return
-        if before is None or (before["status"], before["reason"]) != (after["status"], after["reason"]):
-            lost = (before or {}).get("status") == "True" and after["status"] != "True"
-            lost = lost and after["reason"] not in self.planned
+        before, self._told = self._told, self.obj["status"]
+        after = get_condition(self.status, READY)
+        expected = after is None or after["reason"] in self.planned
+        if after is not None and _summary(before) != _summary(self.status):
+            lost = is_true(before, READY) and after["status"] != "True" and not expected
             await self.event(after["reason"], after["message"], warning=lost or is_true(self.status, STALLED))
+        for one in transitions(before, self.status):
+            await self.event(one.reason, one.message, warning=one.worse and not expected)
 
     def _phase(
         self, reason: str, message: str, *, ready: bool = False, reconciling: bool = False, stalled: bool = False
@@ -168,6 +171,11 @@ async def concluded(
         raise
     await report.send()
     return outcome
+
+
+def _summary(status: Mapping[str, Any]) -> list[Any]:
+    """What of the summary is worth an Event when it changes."""
+    return [*(is_true(status, type) for type in SUMMARY), (get_condition(status, READY) or {}).get("reason")]
 
 
 def read_spec(parse: Callable[[Object], T], obj: Object) -> T:
