@@ -145,8 +145,20 @@ def connect(
 
     Raises InvalidArgument for an address that is none, or a certificate that cannot be read.
     """
+    for name, value, kinds in (
+        ("tls", tls, bool | TLS),
+        ("types", types, EventTypes | None),
+        ("retry", retry, RetryPolicy | None),
+        ("timeout", timeout, int | float),
+        ("keepalive", keepalive, int | float),
+        ("refresh", refresh, int | float),
+    ):
+        if not isinstance(value, kinds):
+            refuse(f"{name} is a {type(value).__name__}; see help(orisun.connect)")
     if timeout <= 0:
         refuse(f"a timeout of {timeout} seconds lets no call succeed")
+    if keepalive < 0 or refresh < 0:
+        refuse(f"keepalive={keepalive}, refresh={refresh}: these are seconds, or 0 for never")
     if token is not None and username is not None:
         refuse("give a username and password, or a token, not both")
     with_tls = tls if isinstance(tls, TLS) else TLS() if tls else None

@@ -13,8 +13,8 @@ from .errors import Conflict, DeadlineExceeded, DuplicateEventId, refuse
 from .events import CAUSATION, CORRELATION, Event, NewEvent, as_new_event, changed, inherited
 from .ids import derived_id, new_id
 from .limits import Limit
-from .position import Position
-from .queries import where
+from .position import NOTHING, Position
+from .queries import EVERYTHING, where
 from .retries import RetryPolicy
 from .store import Command, Store
 
@@ -28,6 +28,9 @@ EXECUTION, COMMAND_TYPE = "execution_id", "command_type"
 
 #: A conflict means that somebody else succeeded: it is worth trying soon.
 ON_CONFLICT = RetryPolicy(attempts=10, first=0.01, longest=0.5)
+
+#: What a command that depends on nothing is decided on.
+_UNCONDITIONAL = Decision({}, EVERYTHING, NOTHING, 0)
 
 Handle = Callable[[C, Decision], Iterable[object] | Awaitable[Iterable[object]]]
 
@@ -91,7 +94,8 @@ class CommandExecutor:
     def register(self, kind: type[C], projectors: Callable[[C], Iterable[Projector[Any]]], handle: Handle[C]) -> None:
         """Commands of the class ``kind`` are handled by ``handle(command, decision)``; it may be a coroutine function.
 
-        ``projectors(command)`` are what the decision rests on. Raises InvalidArgument when the class has a handler.
+        ``projectors(command)`` are what the decision rests on; none where it rests on nothing. Raises InvalidArgument
+        when the class has a handler.
         """
         if kind in self._handlers:
             refuse(f"commands of class {kind.__qualname__} have a handler already")
@@ -167,7 +171,7 @@ class CommandExecutor:
         attempts = 0
         while True:
             attempts += 1
-            decision = await decide(self._store, *projectors)
+            decision = await decide(self._store, *projectors) if projectors else _UNCONDITIONAL
             earlier = decision[before] if given_id is not None else []
             if earlier:
                 other = earlier[-1].metadata.get(COMMAND_TYPE, _name(command))
@@ -179,7 +183,8 @@ class CommandExecutor:
                 return Executed(command_id, None, (), attempts)
             tracked = Command(command_id, _name(command), command, metadata) if self._track else None
             try:
-                position = await self._store.append(events, condition=decision.condition, command=tracked)
+                condition = decision.condition if projectors else None
+                position = await self._store.append(events, condition=condition, command=tracked)
             except (Conflict, DuplicateEventId) as error:
                 # ids that are taken mean that the same command was executed meanwhile, elsewhere
                 if not self._retry.allows(attempts) or (isinstance(error, DuplicateEventId) and given_id is None):

@@ -29,7 +29,7 @@ class EventTexts:
 
     def get(self, key: str) -> str | None:
         """The text of a key; None for null, and for a key that is not there."""
-        if key == EVENT_TYPE:
+        if key in _SPELLINGS:
             return self._event.event_type
         if self._texts is None:
             self._texts = texts_of(self._event.raw_data or "{}")

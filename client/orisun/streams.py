@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from .errors import Conflict, refuse
-from .events import Event, as_new_event
+from .events import Event, NewEvent, as_new_event
 from .jsontext import key_text
 from .logs import Logger
 from .position import NOTHING, Position
@@ -108,6 +108,8 @@ class AggregateStream:
         """
         if not isinstance(expected, Expected) and (type(expected) is not int or expected < 0):
             refuse(f"expected {expected!r} is no version: give a whole number from 0 on, ANY or NO_STREAM")
+        if isinstance(events, NewEvent):
+            refuse("append takes a list of events: append([event])")
         items = [as_new_event(item) for item in events]
         exact = 0 if expected is NO_STREAM else expected
         policy = retry or RetryPolicy(attempts=20, first=0.005, longest=0.2)

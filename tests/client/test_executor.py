@@ -234,3 +234,12 @@ async def test_the_origin_in_force_is_that_of_command_and_events(
     (stored,) = [command async for command in orders.commands()]
     wanted = {"correlation_id": "request", "causation_id": done.command_id, "trace_id": "t"}
     assert event.metadata == wanted == stored.metadata
+
+
+async def test_a_command_may_rest_on_nothing(orders: orisun.Boundary) -> None:
+    executor = CommandExecutor(orders)
+    executor.register(Withdraw, lambda command: [], lambda command, decision: [changed("a", command.amount)])
+    await asyncio.gather(*(executor.execute(Withdraw("a", 1)) for _ in range(5)))
+    assert (await executor.execute(Withdraw("a", 1), command_id="once")).attempts == 1
+    assert (await executor.execute(Withdraw("a", 1), command_id="once")).repeated
+    assert await state(orders) == 6

@@ -121,3 +121,10 @@ def test_positions_as_text(commit: int, prepare: int) -> None:
 def test_what_is_no_position(text: str) -> None:
     with pytest.raises(ValueError, match="is not a position"):
         Position.parse(text)
+
+
+def test_both_spellings_of_the_type_are_the_type() -> None:
+    event = orisun.Event("1", "A", {}, {}, orisun.Position(1, 0), datetime.datetime.now(datetime.UTC), "{}")
+    for key in ("eventType", "event_type"):
+        assert orisun.Query((Criterion(((key, "A"),)),)).matches(event)
+        assert not orisun.Query((Criterion(((key, "B"),)),)).matches(event)

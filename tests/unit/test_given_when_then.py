@@ -115,6 +115,14 @@ def test_classes_and_old_versions() -> None:
         return {**data, "currency": "EUR"}
 
     currencies = Projector("currency", where("Opened", account="a"), "", lambda _, event: event.data.currency)
-    old = NewEvent("Opened", {"account": "a"})
+    old = NewEvent("Opened", {"account": "a"}, metadata={"event_version": 1})
     assert given(old, types=types).decision(currencies)["currency"] == "EUR"
     assert given(old, Opened("a", "USD"), types=types).decision(currencies)["currency"] == "USD"
+    new = NewEvent("Opened", {"account": "a", "currency": "USD"})
+    given(old, types=types).when(lambda *_: [new], None, [currencies]).then(Opened("a", "USD"))
+
+
+def test_true_is_not_one() -> None:
+    outcome = given().when(lambda *_: [NewEvent("A", {"flag": 1})], None, [balance_of("a")])
+    with pytest.raises(AssertionError):
+        outcome.then(NewEvent("A", {"flag": True}))
