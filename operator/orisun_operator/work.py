@@ -1,7 +1,9 @@
 """The queue between what happens and who reconciles: each resource at most once at a time, soon again after a failure.
 
-A resource that is asked for while it is being reconciled is reconciled once more afterwards. Every known resource is
-looked at again after the timer's interval, with some jitter, so that nothing depends on a notice that got lost.
+One that cannot go on is tried again after pauses as long as it has been so; whatever gets on has the others of its
+namespace tried at once, since they may have waited for the same. A resource that is asked for while it is being
+reconciled is reconciled once more afterwards. Every known resource is looked at again after the timer's interval, with
+some jitter, so that nothing depends on a notice that got lost.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from .reconcile import Outcome
 log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 120.0
+#: Seconds after which what cannot go on is tried again at the latest.
+_LONGEST_PAUSE = 60.0
 #: Part of the timer's interval by which looks are spread.
 _JITTER = 0.1
 #: Seconds after which a reconcile counts as stuck, and the queue when nobody takes from it, or its clock stands still.
@@ -52,6 +56,8 @@ class WorkQueue:
         self._again: set[Key] = set()
         self._gone: set[Key] = set()
         self._failures: dict[Key, int] = {}
+        #: Since when.
+        self._blocked: dict[Key, float] = {}
         #: Due time and key; an entry that is not the key's latest is void.
         self._later: list[tuple[float, int, Key]] = []
         self._due: dict[Key, int] = {}
@@ -128,14 +134,26 @@ class WorkQueue:
             return float(min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY))
         self._failures.pop(key, None)
         self._metrics.reconciled(key.kind, time.monotonic() - started)
+        if outcome.blocked:
+            since = self._blocked.setdefault(key, started)
+        elif self._blocked.pop(key, None) is not None:
+            self._wake(key.namespace)
         if outcome.gone or (outcome.requeue is None and key in self._gone):
             # also one whose end nobody saw, because the watch was away
             self._gone.discard(key)
             self._due.pop(key, None)
+            self._blocked.pop(key, None)
             return None
         if outcome.requeue is None:
             return regular
+        if outcome.blocked:
+            return min(max(outcome.requeue, started - since), _LONGEST_PAUSE, regular)
         return min(outcome.requeue, regular)
+
+    def _wake(self, namespace: str) -> None:
+        for key in self._blocked:
+            if key.namespace == namespace:
+                self.ask(key)
 
     def _schedule(self, key: Key, pause: float) -> None:
         number = next(self._numbers)

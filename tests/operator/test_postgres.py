@@ -14,7 +14,9 @@ import pytest
 from orisun_operator.certificates import make_authority
 from orisun_operator.kube import Kube, Ref
 from orisun_operator.reconcile import Blocked
-from orisun_operator.reconcile.postgres import Postgres, explained
+from orisun_operator.reconcile import postgres as sessions
+from orisun_operator.reconcile.failures import explained
+from orisun_operator.reconcile.postgres import Postgres
 from orisun_operator.reconcile.target import Target, find_target
 from orisun_server.errors import FailedPrecondition, SchemaMismatch, Unavailable
 from orisun_server.settings import Settings
@@ -195,6 +197,63 @@ async def test_one_attempt_answers_all_who_ask(kube: Kube, namespace: str) -> No
     assert set(await together(*(reason() for _ in range(50)))) == {"UnreachablePostgres"}
     assert loop.time() - began < 5
     await postgres.close()
+
+
+async def test_who_asks_while_a_silent_postgres_is_connected_to_does_not_wait_for_it(
+    kube: Kube, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all workers of the queue would wait there, and no other cluster be looked after."""
+    monkeypatch.setattr(sessions, "_CONNECTS", 0.1)
+    met, end = asyncio.Event(), asyncio.Event()
+
+    async def swallow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        await end.wait()
+        writer.close()
+
+    await secret(kube, namespace, "db", CREDENTIALS)
+    async with await asyncio.start_server(swallow, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        external = {"host": "127.0.0.1", "port": port, "sslMode": "disable", "credentialsSecretRef": {"name": "db"}}
+        postgres, spec = Postgres(kube), cluster(namespace, {"external": external})
+
+        async def reason() -> str:
+            try:
+                async with postgres.session(spec):
+                    return ""
+            except Blocked as problem:
+                return problem.reason
+
+        first = asyncio.create_task(reason())
+        await asyncio.wait_for(met.wait(), 20)
+        assert set(await together(*(reason() for _ in range(10)))) == {"AwaitingPostgres"}
+        assert not first.done()
+        end.set()
+        assert await asyncio.wait_for(first, 30) == "UnreachablePostgres"
+        # the next attempt, when the failure does not hold any more, takes as long; what is known is told at once
+        monkeypatch.setattr(sessions, "_FAILURE_HOLDS", 0.0)
+        monkeypatch.setattr(sessions, "_CONNECTS", 60.0)
+        met.clear()
+        end.clear()
+        second = asyncio.create_task(reason())
+        await asyncio.wait_for(met.wait(), 20)
+        assert set(await together(*(reason() for _ in range(10)))) == {"UnreachablePostgres"}
+        assert not second.done()
+        end.set()
+        await second
+        await postgres.close()
+
+
+def test_a_failure_holds_as_long_as_it_has_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: now)
+
+    def holds(lasted: float, ago: float) -> bool:
+        return sessions._Failure("x", Blocked("Any", "thing"), now - ago - lasted, now - ago).holds
+
+    assert (holds(0, 2.9), holds(0, 3.1)) == (True, False)
+    assert (holds(10, 9.9), holds(10, 10.1)) == (True, False)
+    assert (holds(1000, 29.9), holds(1000, 30.1)) == (True, False)
 
 
 def raised(error: Exception, cause: BaseException | None = None) -> Blocked:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import itertools
 import re
 from collections.abc import AsyncIterator
 
@@ -165,3 +167,41 @@ async def test_what_went_unseen_is_forgotten_too() -> None:
         assert count == 2
         queue.there(_KEY)
         await eventually(lambda: count == 3)
+
+
+async def test_what_cannot_go_on_is_tried_after_pauses_as_long_as_that_has_lasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(work, "_LONGEST_PAUSE", 0.5)
+    times: list[float] = []
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        times.append(asyncio.get_running_loop().time())
+        return Outcome(0.05, blocked=len(times) < 9)
+
+    async with _queue(reconcile) as queue:
+        queue.ask(_KEY)
+        await eventually(lambda: len(times) >= 12, 20)
+    pauses = [later - sooner for sooner, later in itertools.pairwise(times)]
+    for since, pause in list(zip(times, pauses, strict=False))[:8]:
+        assert pause > 0.95 * min(max(0.05, since - times[0]), 0.5)
+    assert sum(pauses[5:8]) > 3 * 0.45
+    # what gets on is looked at as it asks to be
+    assert min(pauses[8:]) < 0.4
+
+
+async def test_what_gets_on_has_those_tried_that_may_have_waited_for_the_same() -> None:
+    is_back, looks = False, collections.Counter[str]()
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        looks[f"{namespace}/{name}"] += 1
+        return Outcome(None if is_back else 30.0, blocked=not is_back)
+
+    async with _queue(reconcile) as queue:
+        for namespace, name in (("shop", "one"), ("shop", "two"), ("office", "one")):
+            queue.ask(Key("things", namespace, name))
+        await eventually(lambda: looks.total() == 3 and not queue._running)
+        is_back = True
+        queue.ask(_KEY)
+        await eventually(lambda: looks["shop/two"] == 2)
+        assert looks["office/one"] == 1

@@ -28,6 +28,8 @@ class Outcome:
     requeue: float | None = None
     #: The resource does not exist any more: no timer brings it back.
     gone: bool = False
+    #: It cannot go on: the longer this lasts, the longer the pauses.
+    blocked: bool = False
 
 
 class Blocked(Exception):

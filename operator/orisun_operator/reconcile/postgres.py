@@ -9,28 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 import structlog
-from pydantic import ValidationError
 
-from orisun_server.errors import FailedPrecondition, OrisunError, SchemaMismatch, Unavailable
+from orisun_server.errors import OrisunError
 from orisun_server.setting_types import default_schema
 from orisun_server.storage.database import Database
 from orisun_server.storage.index_catalog import IndexCatalog
 from orisun_server.storage.indexes import Indexes
 from orisun_server.storage.leases import Leases
-from orisun_server.storage.managed import BoundaryInUse, ManagedBoundaries
+from orisun_server.storage.managed import ManagedBoundaries
 from orisun_server.storage.migrate import Migrator
 from orisun_server.storage.migrations import Sources, boundary_scope
 
 from ..kube import Kube
 from . import Blocked
+from .failures import explained
 from .target import Target, find_target, spec_of
 
 log = structlog.get_logger(__name__)
@@ -39,8 +38,11 @@ log = structlog.get_logger(__name__)
 _TTL = 10.0
 #: Seconds between looks at the catalog of indexes, for builds to begin.
 _INDEX_POLL = 2.0
-#: Seconds for which a failure to connect answers everybody who asks; a cluster may have many boundaries.
-_FAILURE_HOLDS = 3.0
+#: Seconds for which a failure to connect answers everybody who asks, at first and at most: as long as it has lasted. A
+#: cluster may have many boundaries.
+_FAILURE_HOLDS, _HOLDS_AT_MOST = 3.0, 30.0
+#: Seconds to wait while somebody else connects for the first time.
+_CONNECTS = 2.0
 #: Seconds after which a session that nobody asked for is closed; each resource is looked at more often.
 _IDLE, _SWEEP = 600.0, 60.0
 
@@ -58,6 +60,26 @@ class Session:
     admin_boundary: str
     #: Resources that the catalog of indexes names and that are missing, since when.
     missing: dict[str, datetime.datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Connections that failed with the same problem, the first and the last of them."""
+
+    fingerprint: str
+    problem: Blocked
+    first: float
+    last: float
+
+    @property
+    def holds(self) -> bool:
+        pause = min(max(_FAILURE_HOLDS, self.last - self.first), _HOLDS_AT_MOST)
+        return time.monotonic() - self.last < pause
+
+    def again(self) -> Blocked:
+        """For another one who asks."""
+        problem = self.problem
+        return Blocked(problem.reason, str(problem), stalled=problem.stalled, retry=problem.retry)
 
 
 @dataclass
@@ -78,7 +100,7 @@ class Postgres:
         self._kube, self._sources = kube, sources
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
-        self._failures: dict[tuple[str, str], tuple[float, str, Blocked]] = {}
+        self._failures: dict[tuple[str, str], _Failure] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -126,31 +148,58 @@ class Postgres:
     async def _entry(self, cluster: Mapping[str, Any]) -> _Entry:
         metadata = cluster["metadata"]
         key = (str(metadata["namespace"]), str(metadata["name"]))
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            target = await find_target(self._kube, cluster)
-            admin = spec_of(cluster).admin.boundary
-            fingerprint = f"{target.fingerprint}/{admin}"
-            entry = self._entries.get(key)
-            if entry is not None and entry.fingerprint == fingerprint:
-                entry.used_at = time.monotonic()
-                return entry
-            since, failed, problem = self._failures.get(key, (0.0, "", None))
-            if problem is not None and failed == fingerprint and time.monotonic() - since < _FAILURE_HOLDS:
-                raise Blocked(problem.reason, str(problem), stalled=problem.stalled, retry=problem.retry)
-            await self._retire(key)
-            try:
-                with explained(f"{target.host}:{target.port}/{target.database}"):
-                    entry = await _start(
-                        target, admin, fingerprint, node=f"orisun-operator-{key[0]}-{key[1]}", sources=self._sources
-                    )
-            except Blocked as problem:
-                self._failures[key] = (time.monotonic(), fingerprint, problem)
-                raise
-            self._failures.pop(key, None)
-            self._entries[key] = entry
-            if self._sweeper is None:
-                self._sweeper = asyncio.create_task(self._sweep(), name="postgres-sessions")
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        if key not in self._entries and lock.locked():
+            # to connect may take long: who waited here would keep the clusters that are well from being looked after
+            await self._connected(key, lock)
+        async with lock:
+            return await self._current(key, cluster)
+
+    async def _connected(self, key: tuple[str, str], lock: asyncio.Lock) -> None:
+        """Returns when somebody else has connected, or has failed to. Raises Blocked when that takes its time."""
+        if (failure := self._failures.get(key)) is not None:
+            raise failure.again()
+        try:
+            async with asyncio.timeout(_CONNECTS):
+                await lock.acquire()
+        except TimeoutError:
+            raise Blocked(
+                "AwaitingPostgres",
+                f"PostgreSQL of OrisunCluster {key[0]}/{key[1]} is being connected to",
+                stalled=False,
+                retry=_CONNECTS,
+            ) from None
+        lock.release()
+
+    async def _current(self, key: tuple[str, str], cluster: Mapping[str, Any]) -> _Entry:
+        target = await find_target(self._kube, cluster)
+        admin = spec_of(cluster).admin.boundary
+        fingerprint = f"{target.fingerprint}/{admin}"
+        entry = self._entries.get(key)
+        if entry is not None and entry.fingerprint == fingerprint:
+            entry.used_at = time.monotonic()
             return entry
+        failure = self._failures.get(key)
+        if failure is not None and failure.fingerprint != fingerprint:
+            del self._failures[key]
+            failure = None
+        if failure is not None and failure.holds:
+            raise failure.again()
+        await self._retire(key)
+        try:
+            with explained(f"{target.host}:{target.port}/{target.database}"):
+                entry = await _start(
+                    target, admin, fingerprint, node=f"orisun-operator-{key[0]}-{key[1]}", sources=self._sources
+                )
+        except Blocked as problem:
+            now = time.monotonic()
+            self._failures[key] = _Failure(fingerprint, problem, failure.first if failure else now, now)
+            raise
+        self._failures.pop(key, None)
+        self._entries[key] = entry
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep(), name="postgres-sessions")
+        return entry
 
     def _drop(self, entry: _Entry) -> None:
         entry.retired = True
@@ -206,60 +255,3 @@ async def _start(target: Target, admin: str, fingerprint: str, *, node: str, sou
         )
         return _Entry(fingerprint, database.target, session, parts.pop_all())
     raise AssertionError("unreachable")
-
-
-@contextlib.contextmanager
-def explained(target: str) -> Iterator[None]:
-    """Failures of PostgreSQL as Blocked, by what caused them."""
-    try:
-        yield
-    except Unavailable as error:
-        raise _unavailable(target, error) from error
-    except SchemaMismatch as error:
-        raise Blocked("SchemaMismatch", f"{error}") from error
-    except FailedPrecondition as error:
-        raise Blocked("UnsuitablePostgres", f"PostgreSQL at {target}: {error}") from error
-    except OrisunError as error:
-        raise Blocked("StorageFailed", str(error), stalled=False) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise Blocked(
-            "MissingPrivilege", f"PostgreSQL at {target}: its user lacks a privilege ({error}): GRANT it"
-        ) from error
-    except asyncpg.PostgresError as error:
-        # not its message: that could quote an event
-        what = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
-        raise Blocked(
-            "PostgresFailed", f"PostgreSQL at {target} refused a statement ({what}): its log says more", stalled=False
-        ) from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise Blocked("InvalidSpec", f"spec.postgres or its Secret: {problems}") from None
-
-
-def _unavailable(target: str, error: Unavailable) -> Blocked:
-    if isinstance(error, BoundaryInUse):
-        return Blocked("BoundaryInUse", str(error), stalled=False, retry=2.0)
-    cause = error.__cause__
-    if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError):
-        return Blocked(
-            "BadCredentials",
-            f"PostgreSQL at {target} refuses the user or the password of the Secret: correct the Secret, or the role",
-            retry=15.0,
-        )
-    if isinstance(cause, asyncpg.InvalidCatalogNameError):
-        return Blocked(
-            "UnknownDatabase", f"PostgreSQL at {target} has no such database: create it, or name another", retry=15.0
-        )
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return Blocked(
-            "UntrustedCertificate",
-            f"PostgreSQL at {target} shows a certificate that is not taken ({cause.verify_message.rstrip('.')}):"
-            " correct caSecretRef, host or sslMode of spec.postgres.external, or the certificate",
-            retry=15.0,
-        )
-    return Blocked(
-        "UnreachablePostgres",
-        f"{error}: it is asked again; see that it runs, and that host, port, sslMode and network policies are right",
-        stalled=False,
-        retry=5.0,
-    )

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import datetime
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -39,6 +40,8 @@ class Report:
         self._told = self.before
         #: Set when the object goes: one of its name that follows must not get this status.
         self.over = False
+        #: Whether something stands in the way that has to be tried again.
+        self.is_blocked = False
         #: Reasons for which losing readiness is as wanted, and worth no warning.
         self.planned: frozenset[str] = frozenset({PAUSED})
 
@@ -64,6 +67,7 @@ class Report:
 
     def blocked(self, problem: Blocked) -> None:
         """As the exception says."""
+        self.is_blocked = not isinstance(problem, Paused)
         if isinstance(problem, Paused):
             self.resting(problem.reason, str(problem))
         elif problem.stalled:
@@ -73,6 +77,7 @@ class Report:
 
     def refused(self, error: KubeError) -> Outcome:
         """The API server does not let be done what has to be. Raises again what is over with the next look."""
+        self.is_blocked = True
         if isinstance(error, NotOurs):
             # often what a resource of the same name left, on its way out
             self.stalled("NameTaken", str(error))
@@ -170,7 +175,7 @@ async def concluded(
         await report.failed(error)
         raise
     await report.send()
-    return outcome
+    return replace(outcome, blocked=report.is_blocked)
 
 
 def _summary(status: Mapping[str, Any]) -> list[Any]:
