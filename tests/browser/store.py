@@ -41,7 +41,14 @@ async def fill(app: App, connection: Connection) -> None:
             data=json.dumps(data),
             metadata=json.dumps({"source": "shop", "trace": f"{number:04}"}),
         )
-        await connection.events.SaveEvents(pb.SaveEventsRequest(boundary=boundary, events=[event]), metadata=ADMIN)
+        told = pb.Command(
+            command_id=f"c-{number}",
+            type="ChangeOrder",
+            data=json.dumps({"order": data["order"]}),
+            metadata='{"by": "shop"}',
+        )
+        request = pb.SaveEventsRequest(boundary=boundary, events=[event], command=told if number % 2 else None)
+        await connection.events.SaveEvents(request, metadata=ADMIN)
     fields = [pb.IndexField(json_key="order")]
     await connection.events.CreateIndex(
         pb.CreateIndexRequest(boundary=boundary, name="by_order", fields=fields), metadata=ADMIN

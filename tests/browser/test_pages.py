@@ -39,6 +39,9 @@ def paths(app: App) -> dict[str, str]:
         "boundary": f"/b/{boundary}",
         "events": f"/b/{boundary}/events",
         "event": f"/b/{boundary}/events/60-59",
+        "commands": f"/b/{boundary}/commands",
+        "command": f"/b/{boundary}/commands/60-59",
+        "commands-empty": f"/b/{app.settings.boundaries[1].name}/commands",
         "events-none": f"/b/{boundary}/events?type=Nothing",
         "events-wrong": f"/b/{boundary}/events?criteria=what",
         "events-empty": f"/b/{app.settings.boundaries[1].name}/events",
@@ -87,8 +90,8 @@ async def test_a_narrow_screen(app: App, make_page: MakePage) -> None:
     await shoot(page, "sign-in-refused-narrow")
     await sign_in(page)
     for name in (
-        "overview", "boundary", "events", "event", "indexes", "index-new", "subscriptions", "queries", "users", "audit",
-        "configuration",
+        "overview", "boundary", "events", "event", "commands", "command", "indexes", "index-new", "subscriptions",
+        "queries", "users", "audit", "configuration",
     ):  # fmt: skip
         await page.goto(paths(app)[name])
         assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
@@ -161,6 +164,22 @@ async def test_events_come_live(app: App, make_page: MakePage) -> None:
     await page.get_by_role("button", name="Pause").click()
     await first.get_by_role("link", name="Open").click()
     await expect(page.get_by_role("heading", name="LiveEvent")).to_be_visible()
+
+
+async def test_a_command_leads_to_its_events_and_back(app: App, make_page: MakePage) -> None:
+    page = await make_page(script=False)
+    await sign_in(page, "rita", "secret99")
+    await page.goto(paths(app)["events"])
+    await page.get_by_role("link", name="Commands", exact=True).click()
+    await page.get_by_role("link", name="Older commands").click()
+    await page.locator("details summary").first.click()
+    await page.get_by_role("link", name="Open with its events").first.click()
+    await expect(page.get_by_role("heading", name="ChangeOrder")).to_be_visible()
+    address = page.url
+    await page.get_by_role("region", name="Events of its call").get_by_role("link").click()
+    await expect(page.get_by_role("heading", name="OrderCancelled")).to_be_visible()
+    await page.get_by_role("link", name="ChangeOrder", exact=True).click()
+    await expect(page).to_have_url(address)
 
 
 async def test_the_keyboard_is_enough(app: App, make_page: MakePage) -> None:

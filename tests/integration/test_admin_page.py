@@ -571,6 +571,32 @@ async def test_pages_of_large_events_hold_nothing_up(app: App, browser: Browser,
     assert all(wanted in page for page, wanted in zip(pages, ("Ones", "Deeper", "Many"), strict=True))
 
 
+async def test_commands_by_page_and_with_their_events(app: App, connection: Connection) -> None:
+    name = orders(app)
+    for number in range(21):
+        made = [pb.EventToSave(event_id=f"{number}-{n}", event_type=f"Told{n}", data="{}") for n in range(2)]
+        told = pb.Command(command_id=f"told-{number}", type="Tell", data='{"t": "<i>"}', metadata='{"by": "me"}')
+        request = pb.SaveEventsRequest(boundary=name, events=made, command=told)
+        position = (await connection.events.SaveEvents(request, metadata=ADMIN)).log_position
+    reader = admin_pb2.CreateUserRequest(name="R", username="commands", password="secret99", roles=[f"READER:{name}"])
+    await connection.admin.CreateUser(reader, metadata=ADMIN)
+    async with browsing(app, "commands", "secret99") as browser:
+        first = await browser.text(f"/b/{name}/commands")
+        assert re.findall(r"id (told-\d+)<", first) == [f"told-{number}" for number in range(20, 0, -1)]
+        assert "&lt;i&gt;" in first
+        older = re.search(r'rel="next" href="([^"]+)"', first)
+        assert older is not None
+        assert "told-0" in await browser.text(older[1])
+        at = f"{position.commit_position}-{position.prepare_position}"
+        one = await browser.text(f"/b/{name}/commands/{at}")
+        assert re.findall(r">(Told\d) at", one) == ["Told0", "Told1"]
+        for event in re.findall(rf'"(/b/{name}/events/\d+-\d+)"', one):
+            assert f'<a href="/b/{name}/commands/{at}">Tell</a>' in await browser.text(event)
+        wrong = f"{position.commit_position}-{position.prepare_position - 1}"
+        for path, status in ((f"{name}/commands/{wrong}", 404), (f"{name}/commands/x", 404), ("other/commands", 403)):
+            assert (await browser.get(f"/b/{path}")).status_code == status
+
+
 async def test_probes_are_answered_however_many_connections_are_open(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

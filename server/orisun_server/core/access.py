@@ -90,6 +90,7 @@ PAGES: Mapping[str, Rule] = {
     "boundary: create": Rule(_ADMINS, Scope.STORE),
     "events": Rule(_READERS, Scope.BOUNDARY),
     "events: live tail": Rule(_READERS, Scope.BOUNDARY),
+    "commands": Rule(_READERS, Scope.BOUNDARY),
     "indexes": Rule(_OPERATORS, Scope.BOUNDARY),
     "indexes: create, drop": Rule(_ADMINS, Scope.STORE),
     "users and tokens": Rule(_ADMINS, Scope.STORE),

@@ -123,17 +123,20 @@ def latest(statement: Statement, accesses: Sequence[Access]) -> str:
     return " UNION ALL ".join(probes)
 
 
-def commands(statement: Statement, after: Position, count: int, max_bytes: int) -> str:
-    """SELECT of the commands after a position; those beyond ``max_bytes`` are left out, but for the first of them."""
+def commands(statement: Statement, after: Position, count: int, max_bytes: int, *, descending: bool = False) -> str:
+    """SELECT of the commands after a position, or before it, the latest first; those beyond ``max_bytes`` are left out,
+    but for the first of them."""
+    beyond, direction = ("<", " DESC") if descending else (">", "")
     commit, prepare = statement.add(after.commit, "bigint"), statement.add(after.prepare, "bigint")
     limit, size = statement.add(count, "bigint"), statement.add(max_bytes, "bigint")
     return (
         "SELECT transaction_id, global_id, command_id, command_type, data, metadata, date_created FROM ("
-        " SELECT *, sum(size) OVER (ORDER BY transaction_id) - size AS before FROM ("
+        f" SELECT *, sum(size) OVER (ORDER BY transaction_id{direction}) - size AS before FROM ("
         "  SELECT transaction_id, global_id, command_id, command_type, data::text, metadata::text, date_created,"
         "   octet_length(data::text) + octet_length(metadata::text) AS size"
-        f"  FROM {statement.table} WHERE (transaction_id, global_id) > ({commit}, {prepare})"
-        f"  ORDER BY transaction_id LIMIT {limit}) AS page) AS sized WHERE before <= {size} ORDER BY transaction_id"
+        f"  FROM {statement.table} WHERE (transaction_id, global_id) {beyond} ({commit}, {prepare})"
+        f"  ORDER BY transaction_id{direction} LIMIT {limit}) AS page) AS sized WHERE before <= {size}"
+        f" ORDER BY transaction_id{direction}"
     )
 
 

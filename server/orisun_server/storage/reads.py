@@ -174,13 +174,16 @@ class Reader:
             return Scan(events, events[-1].position, at_head=False)
         return Scan(events, max(end, events[-1].position) if events else end, at_head)
 
-    async def commands(self, boundary: Boundary, after: Position, count: int) -> list[StoredCommand]:
-        """Up to ``count`` commands stored after a position, in the order of positions.
+    async def commands(
+        self, boundary: Boundary, after: Position, count: int, *, descending: bool = False
+    ) -> list[StoredCommand]:
+        """Up to ``count`` commands stored after a position, in the order of positions; or before it, the latest first.
 
         Raises ResourceExhausted when they have more than ``max_bytes`` bytes.
         """
         statement = Statement(boundary.names.q_commands)
-        rows = await self._fetch(read_sql.commands(statement, after, count, self._max_bytes), statement)
+        sql = read_sql.commands(statement, after, count, self._max_bytes, descending=descending)
+        rows = await self._fetch(sql, statement)
         commands = [StoredCommand(Command._make(row[2:6]), Position(row[0], row[1]), row[6]) for row in rows]
         if count > 1 and sum(len(command.data) + len(command.metadata) for command, _, _ in commands) > self._max_bytes:
             raise ResourceExhausted(

@@ -17,7 +17,7 @@ from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from .context import STATIC, Context, Handler, Site, done_of, forget_done
 from .exposition import Exposition
-from .pages import boundary, events, indexes, operations, overview, people
+from .pages import boundary, commands, events, indexes, operations, overview, people
 from .parts import Parts, State
 from .security import BehindProxies, SecurityHeaders, check_origin, local_path, peer_of
 
@@ -33,6 +33,8 @@ _PAGES: tuple[tuple[str, str, Handler | None, Handler | None], ...] = (
     ("/b/{boundary}/events/go", "events", events.go_to, None),
     ("/b/{boundary}/events/live", "events: live tail", events.live, None),
     ("/b/{boundary}/events/{position}", "events", events.event, None),
+    ("/b/{boundary}/commands", "commands", commands.commands, None),
+    ("/b/{boundary}/commands/{position}", "commands", commands.command, None),
     ("/b/{boundary}/indexes", "indexes", indexes.indexes, None),
     ("/b/{boundary}/indexes/new", "indexes: create, drop", indexes.new_index, indexes.create_index),
     ("/b/{boundary}/indexes/{name}/drop", "indexes: create, drop", indexes.ask_drop, indexes.drop),

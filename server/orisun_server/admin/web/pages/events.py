@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from orisun_api import eventstore_pb2 as pb
 
 from ....core.criteria import Query, query
-from ....core.event import Event
+from ....core.event import Event, StoredCommand
 from ....core.position import NOTHING, Position
 from ....errors import InvalidArgument, NotFound, OrisunError, ResourceExhausted
 from ....storage.boundaries import Boundary
@@ -81,7 +81,7 @@ async def events(context: Context) -> Response:
     descending = context.query.get("direction", "newest") != "oldest"
     size = min(_SIZES, key=lambda choice: abs(choice - context.number("size", _SIZES[0], 1, 1_000)))
     problem, found = "", list[Event]()
-    after = _position(context.query.get("after", ""))
+    after = position_in(context.query.get("after", ""))
     try:
         asked = _asked(context)
         async with asyncio.timeout(_PATIENCE):
@@ -115,7 +115,7 @@ async def events(context: Context) -> Response:
 
 async def event(context: Context) -> Response:
     one, reader = context.boundary, context.parts.reader
-    position = _position(context.request.path_params["position"])
+    position = position_in(context.request.path_params["position"])
     if position is None:
         raise NotFound("a position is written as transaction_id-global_id, such as 42-41")
     found = await reader.page(one, (), 1, start=position)
@@ -135,13 +135,21 @@ async def event(context: Context) -> Response:
         metadata=await asyncio.to_thread(show.pretty, found[0].metadata),
         before=before[0] if before else None,
         following=following[0] if following else None,
+        command=await command_of(context, position),
     )
+
+
+async def command_of(context: Context, position: Position) -> StoredCommand | None:
+    """The command that a position's events were stored with, if any was told: their call has one transaction_id."""
+    before = Position(position.commit, -1)
+    found = await context.parts.reader.commands(context.boundary, before, 1)
+    return found[0] if found and found[0].position.commit == position.commit else None
 
 
 async def go_to(context: Context) -> Response:
     """From a form with a position to its event."""
     text = context.query.get("position", "").strip().strip("()").replace(", ", "-").replace(",", "-")
-    position = _position(text)
+    position = position_in(text)
     if position is None:
         raise InvalidArgument(f'"{text[:60]}" is no position; write transaction_id-global_id, such as 42-41')
     return context.go(f"/b/{context.boundary.name}/events/{position.commit}-{position.prepare}")
@@ -246,6 +254,7 @@ def _event(body: bytes) -> Event:
     )
 
 
-def _position(text: str) -> Position | None:
+def position_in(text: str) -> Position | None:
+    """A position as addresses of the page write it, such as ``42-41``; None for anything else."""
     found = _POSITION.fullmatch(text)
     return Position(int(found[1]), int(found[2])) if found else None

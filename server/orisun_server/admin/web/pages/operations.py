@@ -12,7 +12,7 @@ from .... import environment
 from ....core import audit as audit_types
 from ....core.position import Position
 from ..context import Context
-from .events import _position
+from .events import position_in
 
 _PER_PAGE = 50
 
@@ -52,7 +52,7 @@ async def audit(context: Context) -> Response:
     boundary = parts.catalog.get(context.settings.admin_boundary)
     wanted = context.query.get("type", "")
     types = (wanted,) if wanted in audit_types.TYPES else audit_types.TYPES
-    after: Position | None = _position(context.query.get("after", ""))
+    after: Position | None = position_in(context.query.get("after", ""))
     found = await parts.reader.page(boundary, audit_types.of_types(types), _PER_PAGE + 1, descending=True, after=after)
     shown = found[:_PER_PAGE]
     rows: list[dict[str, Any]] = []
