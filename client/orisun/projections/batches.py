@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,6 +117,13 @@ class Worker:
         if self._unsaved:
             await self._until_possible([], self._stats.position)
 
+    async def look(self) -> None:
+        """See whether the checkpoint is still the worker's. Raises Fenced."""
+        if self._unsaved:
+            await self.save()  # which sees it too
+        else:
+            await self._while_away(lambda: self._checkpoints.look(self._assignment, self._saved))
+
     def _item(self, event: Event) -> _Item | None:
         """The event decoded, with its key; None when it is another partition's, or was done under an earlier layout."""
         failure: Exception | None = None
@@ -141,10 +148,14 @@ class Worker:
         self, items: Sequence[_Item], last: Position, skipped: int = 0, parked: tuple[str, int] | None = None
     ) -> None:
         """Handle them in one transaction, again and again while the database is away. Raises _HandlerError."""
+        await self._while_away(lambda: self._transact(items, last, skipped, parked))
+
+    async def _while_away(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it, again and again while the database is away. Raises Stopped."""
         attempts = 0
         while True:
             try:
-                await self._transact(items, last, skipped, parked)
+                await work()
                 return
             except Exception as error:
                 if not is_passing(error):

@@ -86,6 +86,10 @@ class Checkpoints(Protocol):
     def batch(self, assignment: Assignment, position: Position) -> AbstractAsyncContextManager[Batch]:
         """A batch that begins where the worker believes the checkpoint to be. Raises Fenced when it is not there."""
 
+    async def look(self, assignment: Assignment, position: Position) -> None:
+        """What a worker does that has had nothing to do for a while. Raises Fenced when the checkpoint is another one
+        than at ``assign``, or before the position."""
+
 
 class AdministeredCheckpoints(Checkpoints, Protocol):
     """Checkpoints that ``Administration`` can look after; both of this library are."""

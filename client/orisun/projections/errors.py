@@ -46,6 +46,11 @@ class Fenced(ProjectionError):
     """The checkpoint was reset, moved or laid out anew by somebody else; the worker has to look again."""
 
 
+def moved(projection: str) -> Fenced:
+    """What a worker is told whose checkpoint is not where it believed."""
+    return Fenced(f'the checkpoint of projection "{projection}" was moved by somebody else')
+
+
 def reason_of(error: BaseException) -> str:
     """An exception's type and where it was raised; its text may quote an event's data and stays out."""
     state = getattr(error, "sqlstate", None)

@@ -20,7 +20,7 @@ from ..events import Event
 from ..position import NOTHING, Position
 from .checkpoints import Assignment
 from .config import ProcessorConfig
-from .errors import Fenced, PartitionMismatch, VersionMismatch
+from .errors import PartitionMismatch, VersionMismatch, moved
 from .file_keeper import FileKeeper
 from .kept_files import locked, new_kept, now, read, save
 from .projection import Projection
@@ -71,10 +71,17 @@ class FileCheckpoints:
             path = self.path(name, boundary, partition)
             kept = await asyncio.to_thread(read, path)
             if (kept["total"], tuple(kept["position"])) != (assignment.total, tuple(position)):
-                raise Fenced(f'the checkpoint of projection "{name}" was moved by somebody else')
+                raise moved(name)
             batch = FileBatch(self.target, kept)
             yield batch
             await save(path, batch.kept)
+
+    async def look(self, assignment: Assignment, position: Position) -> None:
+        """See ``Checkpoints``."""
+        name = assignment.projection.name
+        kept = await asyncio.to_thread(read, self.path(name, assignment.boundary, assignment.partition))
+        if kept["total"] != assignment.total or Position(*kept["position"]) < position:
+            raise moved(name)
 
     def keeper(self, boundary: str) -> FileKeeper:
         """See ``AdministeredCheckpoints``."""

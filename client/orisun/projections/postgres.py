@@ -18,7 +18,7 @@ from ..position import NOTHING, Position
 from .calling import call
 from .checkpoints import Assignment
 from .config import ProcessorConfig
-from .errors import Fenced, PartitionMismatch, VersionMismatch
+from .errors import PartitionMismatch, VersionMismatch, moved
 from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
 from .postgres_keeper import PostgresKeeper
 from .projection import Projection
@@ -77,13 +77,24 @@ class PostgresCheckpoints:
                 *self._key(assignment),
             )
             if row is None or tuple(row)[:3] != (assignment.generation, *position):
-                raise Fenced(f'the checkpoint of projection "{assignment.projection.name}" was moved by somebody else')
+                raise moved(assignment.projection.name)
             keys = await self._parked_keys(tx, assignment, row["parked_version"])
             await self.use_schema(tx, assignment.projection.schema)
             batch = PostgresBatch(self, tx, assignment, keys)
             yield batch
         if batch.parked:
             self._parked.pop((*self._key(assignment), assignment.generation), None)
+
+    async def look(self, assignment: Assignment, position: Position) -> None:
+        """See ``Checkpoints``."""
+        async with self.transaction() as tx:
+            row = await tx.fetchrow(
+                f"SELECT generation, commit_position, prepare_position FROM {self.tables.q(self.tables.checkpoints)}"
+                " WHERE projection = $1 AND boundary = $2 AND partition = $3",
+                *self._key(assignment),
+            )
+        if row is None or row[0] != assignment.generation or Position(row[1], row[2]) < position:
+            raise moved(assignment.projection.name)
 
     def keeper(self, boundary: str) -> PostgresKeeper:
         """See ``AdministeredCheckpoints``."""

@@ -1,7 +1,8 @@
 """The processor: follows a boundary and hands its events to a projection, batch by batch.
 
-It is woken by the subscription and polls nothing. A batch is what is there, at most ``batch_size`` events: one when the
-projection keeps up, many while it catches up.
+It is woken by the subscription and asks the store for nothing meanwhile; now and then it looks whether its checkpoint
+is still its own. A batch is what is there, at most ``batch_size`` events: one when the projection keeps up, many while
+it catches up.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from .projection import Projection
 #: Seconds until a worker that stands by asks again whether the partition is free, at first and at most.
 _STANDBY, _LONGEST_STANDBY = 0.2, 3.0
 _LONGEST_WAIT = 5.0
+#: Seconds without an event after which a worker looks whether its checkpoint is still its own.
+_LOOK_AFTER = 2.0
 
 
 class Undecoded(EventTypes):
@@ -63,12 +66,16 @@ class Processor:
         self.stats = Stats()
         self._stop = asyncio.Event()
         self._moved = asyncio.Event()
+        #: Set when the worker that waits for events has something else to do.
+        self._wake = asyncio.Event()
+        self._asking: list[asyncio.Future[None]] = []
         self._ended = self._began = False
 
     def stop(self) -> None:
         """Finish the batch in hand, keep its checkpoint, and return from ``run``. For good: to go on, make another
         processor."""
         self._stop.set()
+        self._wake.set()
 
     async def run(self, projection: Projection) -> None:
         """Project until ``stop``; cancelling the task is as safe, and leaves the batch in hand to the next start.
@@ -88,19 +95,40 @@ class Processor:
         finally:
             self._ended = True
             self._moved.set()
+            self._answer(self._asking)
 
     async def caught_up(self, projection: Projection, position: Position | None = None) -> None:
         """Wait until the read model holds every event up to ``position``, such as that of an append that was just made
         (None: up to now), so that one reads one's own writes: those of this worker's partition, once it has it (one
         that stands by does not know how far the other is). Raises ProjectionError when ``run`` ends before."""
-        if position is not None and position <= self.stats.position:
-            return
-        target = await last_wanted(self.boundary, projection, position)
-        while self.stats.position < target:
-            if self._ended:
-                raise ProjectionError(f'projection "{projection.name}" ended before it reached {target}')
-            self._moved.clear()
-            await self._moved.wait()
+        target = position
+        if target is None or target > self.stats.position:
+            target = await last_wanted(self.boundary, projection, position)
+        while target > NOTHING:
+            while self.stats.position < target:
+                if self._ended:
+                    raise ProjectionError(f'projection "{projection.name}" ended before it reached {target}')
+                self._moved.clear()
+                await self._moved.wait()
+            # the read model may have been emptied meanwhile, which a worker without events has not seen yet
+            await self._looked()
+            if self.stats.position >= target:
+                return
+
+    async def _looked(self) -> None:
+        """When the worker has seen that its checkpoint is still its own, or has ended."""
+        if not self._ended:
+            asked = asyncio.get_running_loop().create_future()
+            self._asking.append(asked)
+            self._wake.set()
+            await asked
+
+    @staticmethod
+    def _answer(asking: list[asyncio.Future[None]]) -> None:
+        for asked in asking:
+            if not asked.done():
+                asked.set_result(None)
+        asking.clear()
 
     async def _run(self, projection: Projection) -> None:
         log, pause = self.config.logger, _STANDBY
@@ -164,7 +192,7 @@ class Processor:
             stop=self._stop,
         )
         self._moved.set()  # it may be where somebody waits for it to be, and nothing new come
-        stopping = asyncio.create_task(self._stop.wait())
+        waking = asyncio.create_task(self._wake.wait())
         batch: asyncio.Task[list[Event]] | None = None
         try:
             async with self._subscription(assignment) as subscription:
@@ -178,15 +206,22 @@ class Processor:
                     )
                 while not self._stop.is_set():
                     batch = batch or asyncio.create_task(subscription.batch(self.config.batch_size))
-                    patience = SAVE_AFTER if worker.has_unsaved else None
-                    done, _ = await asyncio.wait(
-                        (batch, stopping), timeout=patience, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if not done:
-                        await worker.save()
-                        continue
-                    if not batch.done():
+                    patience = SAVE_AFTER if worker.has_unsaved else _LOOK_AFTER
+                    await asyncio.wait((batch, waking), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                    if self._stop.is_set():
                         break
+                    if waking.done():
+                        self._wake.clear()
+                        waking = asyncio.create_task(self._wake.wait())
+                    if self._asking or not batch.done():
+                        asking, self._asking = self._asking, []
+                        try:
+                            await worker.look()
+                        except BaseException:
+                            self._asking += asking
+                            raise
+                        self._answer(asking)
+                        continue
                     events, batch = batch.result(), None
                     if not events:
                         raise ClientClosed(f'the client of projection "{assignment.projection.name}" was closed')
@@ -195,7 +230,7 @@ class Processor:
                     self._moved.set()
                 await worker.save()
         finally:
-            for task in (stopping, batch):
+            for task in (waking, batch):
                 if task is not None:
                     task.cancel()
                     with suppress(asyncio.CancelledError, Exception):
