@@ -164,7 +164,7 @@ class Release:
         await until(looked, timeout, f"{times} looks at each resource")
 
     async def logs(self, lines: int = 60) -> str:
-        """What the operators said last, and what their pods suffer."""
+        """What the operators said last (-1: all), and what their pods suffer."""
         label = f"app.kubernetes.io/instance={self.name}"
         texts = await asyncio.gather(
             self.kubernetes.kubectl("get", "pods", "-n", self.namespace, "-o", "wide"),

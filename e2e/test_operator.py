@@ -250,7 +250,7 @@ async def test_lost_rights_are_told_and_heal(kubernetes: Kubernetes, store: Serv
         return await kubernetes.get("svc", "store", space) is not None
 
     async def logged() -> bool:
-        return 'cannot list resource \\"orisunclusters\\"' in await operator.logs(300)
+        return 'cannot list resource \\"orisunclusters\\"' in await operator.logs(-1)
 
     try:
         await grant(less)
