@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
-from orisun_server.admin.audit import _BURST, _MOST_KINDS, Audit
+from orisun_server.admin.audit import Audit
+from orisun_server.admin.denials import BURST, MOST_KINDS, MOST_SOURCES
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import Position
 from orisun_server.core.users import Caller
@@ -18,10 +20,13 @@ class Log:
     def __init__(self) -> None:
         self.now, self.events, self.failing = 0.0, list[NewEvent](), False
         log: Any = self
-        self.audit = Audit(log, log, "orisun_admin", clock=lambda: self.now)
+        self.audit = Audit(log, log, "orisun_admin", clock=lambda: self.now, wall=lambda: 1_000 + self.now)
 
     def get(self, name: str) -> str:
         return name
+
+    def active(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("orders", "payments")]
 
     async def append(self, boundary: str, events: list[NewEvent], context: object) -> Position:
         if self.failing:
@@ -54,7 +59,8 @@ async def test_denials_of_one_kind_are_told_together() -> None:
     log.now += 61
     assert await log.written() == [1]
     about, by = json.loads(log.events[0].data), json.loads(log.events[0].metadata)
-    assert about == {"rpc": "SaveEvents", "boundary": "orders", "count": 1000}
+    at = "1970-01-01T00:16:40.000+00:00"
+    assert about == {"rpc": "SaveEvents", "boundary": "orders", "count": 1000, "first_at": at, "last_at": at}
     assert by == {"username": "ann", "user_id": "ann", "via": "password", "peer": "10.0.0.1"}
 
 
@@ -63,12 +69,12 @@ async def test_kinds_without_end_are_counted_and_not_written() -> None:
     log = Log()
     sent = 0
     for _ in range(24 * 60):
-        for _ in range(_MOST_KINDS // 10):
+        for _ in range(100):
             sent += 1
             log.audit.login_failed(f"user{sent}", "10.0.0.1")
         await log.audit._write_pending()
         log.now += 60
-    assert len(log.events) < _BURST + 24 * 60 * 7 + 10
+    assert len(log.events) < BURST + 24 * 60 * 7 + 10
     await log.audit.stop()
     assert sum(json.loads(event.data)["count"] for event in log.events) == sent
 
@@ -89,8 +95,45 @@ async def test_nothing_is_lost_while_postgresql_is_away() -> None:
 
 async def test_a_denial_that_cannot_be_stored_holds_up_no_other() -> None:
     log = Log()
-    log.audit.denied(caller("ann"), "SaveEvents", "\0")
+    log.audit.denied(caller("ann"), "Save\0")
     log.audit.denied(caller("ann"), "SaveEvents", "orders")
     assert await log.written() == [1]
     log.now += 61
     assert await log.written("orisun.DenialsOmitted") == [1]
+
+
+async def test_a_flood_of_one_hides_nobody_else() -> None:
+    """Neither with names of boundaries that it invents, nor with calls that are all of another kind."""
+    log = Log()
+    for number in range(1_300):
+        log.audit.denied(caller("mallory"), "GetEvents", f"invented{number}")
+        log.audit.denied(caller("mallory"), f"rpc {number}")
+    log.now += 5
+    log.audit.denied(caller("mallory"), "GetEvents", "invented")
+    log.audit.denied(caller("ann"), "ListUsers")
+    await log.written()
+    told = [(json.loads(event.data), json.loads(event.metadata)["username"]) for event in log.events]
+    assert told[0][0] == {
+        "rpc": "GetEvents", "boundary": "(no such boundary)", "count": 1_301,
+        "first_at": "1970-01-01T00:16:40.000+00:00", "last_at": "1970-01-01T00:16:45.000+00:00",
+    }  # fmt: skip
+    assert [who for _, who in told].count("mallory") == 10
+    assert [about["rpc"] for about, who in told if who == "ann"] == ["ListUsers"]
+    log.now += 60
+    await log.written()
+    (omitted,) = [json.loads(event.data) for event in log.events if event.event_type == "orisun.DenialsOmitted"]
+    assert omitted["callers"] == [{"username": "mallory", "peer": "10.0.0.1", "count": 1_300 - MOST_KINDS + 1}]
+
+
+async def test_a_flood_from_many_addresses_leaves_room_and_memory() -> None:
+    log = Log()
+    for number in range(2 * MOST_SOURCES):
+        for rpc in "ab":
+            log.audit.denied(caller("mallory")._replace(peer=f"10.0.{number}.1"), rpc)
+    log.audit.denied(caller("ann"), "ListUsers")
+    for _ in range(MOST_SOURCES // int(BURST) + 1):
+        await log.written()
+        log.now += 10 * BURST
+    assert "ann" in {json.loads(event.metadata)["username"] for event in log.events}
+    await log.audit.stop()
+    assert sum(json.loads(event.data)["count"] for event in log.events) == 4 * MOST_SOURCES + 1

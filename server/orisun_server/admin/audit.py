@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -17,31 +19,32 @@ from ..errors import InvalidArgument, OrisunError
 from ..storage.catalog import Catalog
 from ..storage.group_commit import Appender
 from ..tasks import end, happens
+from .denials import WINDOW, Denials, Kind, Noted, source_of
 
-#: Denials of one kind (same caller, rpc and boundary) within this many seconds are one event with their number.
-_WINDOW = 60.0
-#: Events of denials that may be written at once, and seconds in which one more may be.
-_BURST, _REFILL = 60.0, 10.0
-#: Kinds of denials that are told apart at a time; more are counted together.
-_MOST_KINDS = 1_000
+#: Sources that one event about omitted denials names.
+_MOST_NAMED = 50
+#: Stands for every name that no boundary has: callers could invent them without end.
+_NO_BOUNDARY = "(no such boundary)"
 _INTERVAL = 1.0
 
 _log = structlog.get_logger(__name__)
-_Kind = tuple[str, Caller, tuple[tuple[str, str], ...]]
 
 
 class Audit:
     """Writes the audit log through the ordinary append path; ``start`` before denials are noted."""
 
     def __init__(
-        self, appender: Appender, catalog: Catalog, admin_boundary: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        appender: Appender,
+        catalog: Catalog,
+        admin_boundary: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._appender, self._catalog, self._boundary = appender, catalog, admin_boundary
-        self._clock = clock
-        self._pending: dict[_Kind, int] = {}
-        self._written: dict[_Kind, float] = {}
-        self._omitted, self._omitted_at = 0, clock()
-        self._budget, self._budget_at = _BURST, clock()
+        self._clock, self._wall = clock, wall
+        self._denials, self._omitted_at = Denials(), clock()
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -85,6 +88,8 @@ class Audit:
 
     def denied(self, by: Caller, rpc: str, boundary: str = "") -> None:
         """Notes a call that a role was missing for; it is written soon, together with others of its kind."""
+        if boundary and all(one.name != boundary for one in self._catalog.active()):
+            boundary = _NO_BOUNDARY
         about = {"rpc": rpc, "boundary": boundary} if boundary else {"rpc": rpc}
         self._note((audit.CALL_DENIED, by, tuple(about.items())))
 
@@ -93,17 +98,15 @@ class Audit:
         nobody = Caller("", "", frozenset(), 0, via="", peer=peer)
         self._note((audit.LOGIN_FAILED, nobody, (("username", username),)))
 
-    def _note(self, kind: _Kind) -> None:
-        if kind in self._pending or len(self._pending) < _MOST_KINDS:
-            self._pending[kind] = self._pending.get(kind, 0) + 1
-        else:
-            self._omitted += 1
+    def _note(self, kind: Kind) -> None:
+        now = self._wall()
+        self._denials.note(kind, Noted(1, now, now))
         self._something.set()
 
     async def _run(self) -> None:
         failing = False
         while True:
-            if not self._pending and not self._omitted:
+            if not self._denials:
                 await self._something.wait()
             self._something.clear()
             try:
@@ -114,34 +117,40 @@ class Audit:
                     _log.warning("denied calls cannot be written to the audit log", reason=str(problem))
                 failing = True
             await asyncio.sleep(_INTERVAL)
-            if self._pending or self._omitted:
+            if self._denials:
                 # what waits for its window or for the budget needs no hurry
                 await happens(self._something, _INTERVAL)
 
     async def _write_pending(self, *, last: bool = False) -> None:
         now = self._clock()
-        self._budget = min(_BURST, self._budget + (now - self._budget_at) / _REFILL)
-        self._budget_at = now
-        self._written = {kind: at for kind, at in self._written.items() if now - at < _WINDOW}
-        due = [kind for kind in self._pending if last or kind not in self._written]
-        chosen, left = due[: int(self._budget)], due[int(self._budget) :]
-        if left and (last or len(self._pending) >= _MOST_KINDS):
-            self._omitted += sum(self._pending.pop(kind) for kind in left)
-        for kind in chosen:
+        for kind in self._denials.due(now, last=last):
             event_type, by, about = kind
-            count = self._pending.pop(kind)
+            noted = self._denials.take(kind)
+            told = {"count": noted.count, "first_at": _told(noted.first_at), "last_at": _told(noted.last_at)}
             try:
-                await self.append(event_type, by, {**dict(about), "count": count})
+                await self.append(event_type, by, {**dict(about), **told})
             except InvalidArgument:
                 # it would be refused for ever, and the others must not wait for it
                 _log.error("a denial cannot be written to the audit log and is only counted", act=event_type)
-                self._omitted += count
+                self._denials.omit(source_of(kind), noted.count)
                 continue
-            except OrisunError:
-                self._pending[kind] = self._pending.get(kind, 0) + count
+            except BaseException:
+                self._denials.note(kind, noted)
                 raise
-            self._budget -= 1
-            self._written[kind] = now
-        if self._omitted and (last or now - self._omitted_at >= _WINDOW):
-            await self.append(audit.DENIALS_OMITTED, audit.SERVER, {"count": self._omitted})
-            self._omitted, self._omitted_at = 0, now
+            self._denials.written(kind, now)
+        if last:
+            self._denials.omit_everything()
+        if self._denials.omitted and (last or now - self._omitted_at >= WINDOW):
+            omitted = self._denials.omitted
+            named = [{"username": who, "peer": peer, "count": n} for (who, peer), n in omitted.most_common(_MOST_NAMED)]
+            self._denials.omitted = Counter()
+            try:
+                await self.append(audit.DENIALS_OMITTED, audit.SERVER, {"count": omitted.total(), "callers": named})
+            except BaseException:
+                self._denials.omitted += omitted
+                raise
+            self._omitted_at = now
+
+
+def _told(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

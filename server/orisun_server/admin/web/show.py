@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -138,6 +138,13 @@ def marked(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
 
 
+def told(value: Any) -> str:
+    """A value of the audit log: a text, a number, or a list of them or of objects, in words."""
+    if isinstance(value, Mapping):
+        return " ".join(str(one) for one in value.values() if one not in ("", None))
+    return ", ".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def criteria(query: Iterable[Iterable[tuple[str, str]]]) -> str:
     """Criteria, as keys and values, as the event browser writes them: one a line."""
     return "\n".join(" ".join(f"{_quoted(key)}={_quoted(value)}" for key, value in one) for one in query)
@@ -174,5 +181,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "summary": summary,
     "criteria": criteria,
     "marked": marked,
+    "told": told,
 }
 GLOBALS: dict[str, Callable[..., Any]] = {"sparkline": sparkline}
