@@ -220,8 +220,7 @@ class Kube:
         One that is gone is let go, also when another of its name has come: that must not get this status.
         """
         before = obj.get("status") or {}
-        changes = {key: value for key, value in status.items() if before.get(key) != value}
-        changes |= {key: None for key in before if key not in status}
+        changes = _merge_patch(before, status)
         if changes:
             await self._patch_current(obj, lambda _: {"status": changes}, subresource="status")
 
@@ -290,6 +289,19 @@ class Kube:
         await self._server.request(
             "PATCH", await self._server.path(ref), body=patch, content="application/json-patch+json"
         )
+
+
+def _merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object:
+    """What makes one of the other by JSON merge patch, which leaves alone what is not named."""
+    patch: Object = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        there = before.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            if below := _merge_patch(there, value):
+                patch[key] = below
+        elif there != value:
+            patch[key] = value
+    return patch
 
 
 def _check_owner(ref: Ref, desired: Mapping[str, Any], live: Mapping[str, Any]) -> None:

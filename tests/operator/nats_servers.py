@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orisun_operator.api.cluster import ClusterSpec
@@ -82,6 +83,10 @@ class NatsServers:
         process = self._running.pop(ordinal)
         process.send_signal(number)
         return process.wait(60)
+
+    def begin_anew(self) -> None:
+        """From now on servers are started for the next incarnation of JetStream's cluster."""
+        self._cluster = replace(self._cluster, incarnation=self._cluster.incarnation + 1)
 
     def lose_volume(self, ordinal: int) -> None:
         """Of a stopped one."""

@@ -379,6 +379,79 @@ async def test_one_to_three_rebuilds_the_streams_after_a_warning(stage: Stage) -
     assert (await stage.status())["jetstream"]["incarnation"] == "single-3"
 
 
+async def test_a_majority_lost_for_good_begins_jetstream_anew(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    names = {name: f"{name}-abc" for name in before}
+    stage.jetstream.answer = Health("store-1: JetStream has not established contact with a meta leader", names=names)
+    await stage.reconcile()
+    assert (await stage.condition("JetStreamHealthy"))[:2] == ("False", "Degraded")
+    assert (await stage.status())["jetstream"]["leaderlessSince"]
+    # a server that is away for a while explains it
+    stage.late = 200.0
+    await stage.failing("store-2")
+    await stage.reconcile()
+    assert "leaderlessSince" not in (await stage.status())["jetstream"]
+    await stage.ready("store-2")
+    await stage.reconcile()
+    stage.late = 450.0
+    await stage.settle(degraded=True)
+    assert await _uids(stage) == before
+    stage.late = 510.0
+    await stage.settle(waiting="store-2")
+    await stage.settle(waiting="store-0")
+    stage.jetstream.answer = Health()
+    await stage.settle()
+    assert not set(before.values()) & set((await _uids(stage)).values())
+    assert await stage.events("StreamsRebuilt") == [
+        "after the loss of most of its volumes JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+    ]
+    assert (await stage.status())["jetstream"] == {"state": "Healthy", "incarnation": "cluster-2"}
+    writes = stage.kube.writes
+    await stage.reconcile()
+    assert stage.kube.writes == writes
+
+
+async def test_what_lasts_too_long_calls_somebody(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    stage.jetstream.answer = Health(problem="store-1: stream is not current")
+    await stage.patch(image="orisun:9")
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[0] == "False"
+    stage.late = 301.0
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "AwaitingJetStream")
+    writes = stage.kube.writes
+    await stage.reconcile()
+    assert stage.kube.writes == writes
+
+    stage.jetstream.answer = Health("", "store-0-a", (Peer("store-0-a", False), Peer("store-3-x", True)))
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[:2] == ("False", "RemovingPeers")
+    assert (await stage.condition("Stalled"))[0] == "False"
+    stage.late = 602.0
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "RemovingPeers")
+
+    # its node is dead: nobody says that it has ended
+    stage.late, stage.jetstream.answer = 0.0, Health()
+    await stage.kube.set_finalizer((await stage.pods())["store-2"], "tests/kubelet")
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[1] == "RollingOut"
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[:2] == ("False", "AwaitingPods")
+    assert (await stage.condition("Stalled"))[0] == "False"
+    stage.late = 1000.0
+    await stage.reconcile()
+    assert (await stage.condition("Stalled"))[:2] == ("True", "PodsNotEnding")
+    await stage.kube.remove_finalizer((await stage.pods())["store-2"], "tests/kubelet")
+    stage.late = 0.0
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
+
+
 async def test_hibernation_keeps_claims_and_waking_brings_all_back(stage: Stage) -> None:
     await stage.create()
     await stage.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -147,5 +148,44 @@ async def test_members_come_go_and_are_removed(jetstream: JetStream, tmp_path: P
         await eventually(removed, 30, 0.1)
         after = await _healthy(jetstream, servers, 3)
         assert health.names["store-1"] not in {peer.name for peer in after.peers}
+    finally:
+        servers.close()
+
+
+async def test_a_majority_lost_for_good_is_seen_and_another_beginning_heals(
+    jetstream: JetStream, tmp_path: Path
+) -> None:
+    servers = NatsServers(tmp_path, cluster_of(3))
+    try:
+        for ordinal in range(3):
+            servers.start(ordinal)
+        await _healthy(jetstream, servers, 3)
+        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
+        await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        await client.close()
+        for ordinal in (1, 2):
+            servers.stop(ordinal, signal.SIGKILL)
+        for ordinal in (1, 2):
+            servers.lose_volume(ordinal)
+            servers.start(ordinal)
+
+        async def leaderless() -> bool:
+            health = await jetstream.health(servers.addresses(), clustered=True)
+            return len(health.names) == 3 and not health.leader and bool(health.problem)
+
+        await eventually(leaderless, 60, 0.1)
+
+        # one at a time, as a rollout does it: old and new servers must not find together
+        servers.begin_anew()
+        for ordinal in (2, 1, 0):
+            servers.stop(ordinal, signal.SIGKILL)
+            servers.start(ordinal)
+            if ordinal:
+                await eventually(lambda ordinal=ordinal: "Server is ready" in servers.log(ordinal), 30, 0.1)
+        await _healthy(jetstream, servers, 3)
+        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
+        stream = await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        assert stream.config.num_replicas == 3
+        await client.close()
     finally:
         servers.close()

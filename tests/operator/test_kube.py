@@ -101,9 +101,14 @@ async def test_a_status_is_written_only_where_it_differs(kube: Kube, namespace: 
     )
     assert made is not None
     assert made["status"] == {"observedGeneration": -1}
-    await kube.patch_status(made, {"observedGeneration": 1, "phase": "Testing"})
+    jetstream = {"state": "Healthy", "leader": "store-0"}
+    await kube.patch_status(made, {"observedGeneration": 1, "phase": "Testing", "jetstream": jetstream})
     found = await kube.get(Ref.of(made))
     assert found is not None
+    await kube.patch_status(found, {**found["status"], "jetstream": {"state": "Degraded"}})
+    found = await kube.get(Ref.of(made))
+    assert found is not None
+    assert found["status"]["jetstream"] == {"state": "Degraded"}
     writes = kube.writes
     await kube.patch_status(found, found["status"])
     assert kube.writes == writes
