@@ -111,6 +111,14 @@ async def test_a_certificate_is_asked_for_awaited_and_used(stage: Stage) -> None
     again = await stage.get(_CERTIFICATES, "Certificate", f"{NAME}-tls")
     assert again is not None
     assert again["spec"]["dnsNames"] == spec["dnsNames"]
+    # its Secret stays as long as pods read it, and is cert-manager's: a person says what becomes of it
+    await stage.patch(tls={"mode": "operator", "issuerRef": None, "dnsNames": None})
+    await stage.reconcile()
+    assert await stage.get(_CERTIFICATES, "Certificate", f"{NAME}-tls") is None
+    assert (await stage.condition("Stalled"))[:2] == ("True", "NameTaken")
+    await stage.kube.delete(Ref.of(secret))
+    await stage.settle()
+    assert (await stage.condition("Ready"))[0] == "True"
 
 
 async def test_a_pod_monitor_comes_and_goes_with_the_spec(stage: Stage) -> None:

@@ -91,9 +91,10 @@ async def test_a_cluster_lives_its_life(kube: Kube, limited: Kube, namespace: st
         await stage.settle()
         assert await stage.events("StatefulSetRecreated") != []
         assert await stage.get("networking.k8s.io/v1", "NetworkPolicy", NAME) is None
-        await stage.patch(image="orisun:2", replicas=1)
+        await stage.patch(image="orisun:2", replicas=1, tls={"mode": "none"})
         await stage.settle()
         assert await stage.get("policy/v1", "PodDisruptionBudget", NAME) is None
+        assert await stage.get("v1", "Secret", f"{NAME}-tls") is None
         assert await stage.claims() == [f"jetstream-{NAME}-0"]
         assert (await stage.condition("Ready"))[0] == "True"
     finally:

@@ -65,8 +65,12 @@ app.kubernetes.io/part-of: orisun
   verbs: [update]
 # what a cluster is made of; Secrets also because specs refer to them
 - apiGroups: [""]
-  resources: [services, configmaps, secrets, serviceaccounts]
+  resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch]
+# those of a certificate or a password that the spec does not want any more go
+- apiGroups: [""]
+  resources: [configmaps, secrets]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, create, patch, delete]
@@ -99,5 +103,5 @@ app.kubernetes.io/part-of: orisun
   verbs: [get, create, patch, delete]
 - apiGroups: [cert-manager.io]
   resources: [certificates]
-  verbs: [get, create, patch]
+  verbs: [get, create, patch, delete]
 {{- end }}

@@ -20,6 +20,7 @@ from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_I
 from ..rollout import Action, Pod, Step, View, next_step, servers, stale_peers
 from . import SOON, Blocked, Context, Outcome
 from .cluster_children import Children
+from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
@@ -200,6 +201,8 @@ class _Work:
         )
         step = next_step(view)
         await self._take(cluster, current, step)
+        if step.reason == "Ready" and not waits:
+            await drop_secrets(self._kube, cluster)
         tell_of_servers(
             self._report,
             view,

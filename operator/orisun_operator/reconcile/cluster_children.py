@@ -12,6 +12,7 @@ from ..resources import applied, nats, postgres, services
 from ..resources.cluster import PASSWORD_ANNOTATION, TEMPLATE_ANNOTATION, Cluster
 from ..resources.connection import connection
 from . import SOON, Blocked
+from .cluster_leftovers import drop_certificates
 from .cluster_pods import claims_of
 from .cluster_secrets import Secrets
 from .report import Report
@@ -58,6 +59,7 @@ class Children:
         try:
             if (admin := await secrets.admin()) is not None:
                 await self._apply(admin)
+            await drop_certificates(self._kube, cluster, [(self._report.before.get("tls") or {}).get("secret")])
             certificates, ends = await secrets.tls()
             for obj in certificates:
                 await self._apply(obj)
