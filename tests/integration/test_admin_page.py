@@ -571,6 +571,19 @@ async def test_pages_of_large_events_hold_nothing_up(app: App, browser: Browser,
     assert all(wanted in page for page, wanted in zip(pages, ("Ones", "Deeper", "Many"), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("criteria", "limit"),
+    [("\n".join(f"k{n}=x" for n in range(101)), "at most 100"), (" ".join(f"k{n}=x" for n in range(51)), "at most 50")],
+)
+@pytest.mark.parametrize("page", ["events", "events/live"])
+async def test_criteria_have_the_limits_of_rpcs(
+    app: App, browser: Browser, page: str, criteria: str, limit: str
+) -> None:
+    answer = await browser.get(f"/b/{orders(app)}/{page}", params={"criteria": criteria})
+    assert answer.status_code == 400
+    assert limit in answer.text
+
+
 async def test_commands_by_page_and_with_their_events(app: App, connection: Connection) -> None:
     name = orders(app)
     for number in range(21):

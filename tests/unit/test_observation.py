@@ -52,6 +52,21 @@ def test_queries_are_remembered_by_their_keys_in_bounded_number() -> None:
     assert max(len(key) for entry in log.entries() for key in entry.shape.keys) == 255
 
 
+def test_a_flood_of_odd_criteria_pushes_out_nothing_that_matters() -> None:
+    log = QueryLog(0.5, most=20)
+    for _ in range(3):
+        log.note("orders", "page", [(criterion([("useful", "x")]), False)], 0.1)
+    log.note("payments", "page", [(criterion([("other", "x")]), False)], 0.1)
+    for number in range(50):
+        log.note("orders", "page", [(criterion([(f"odd{number}-{n}", "x")]), False) for n in range(100)], 0.1)
+    keys = [entry.shape.keys for entry in log.entries()]
+    assert {("useful",), ("other",)} < set(keys)
+    assert len(keys) == 21
+    assert log.unindexed["orders"] == 5_003
+    log.note("slow", "page", [(criterion([(f"k{n}", "x")]), False) for n in range(100)], 1.0)
+    assert len([entry for entry in log.entries() if entry.shape.boundary == "slow"]) == 10
+
+
 def test_an_indexed_query_counts_only_when_it_is_slow() -> None:
     log = QueryLog(0.5)
     log.note("orders", "latest", [(criterion([("a", "1")]), True)], 0.7)

@@ -6,7 +6,7 @@ Bounded in number, and without values: a criterion is known by its keys alone, s
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from ..core.criteria import Criterion
 
 _log = structlog.get_logger(__name__)
 
-_MOST, _LONGEST_KEY = 200, 255
+#: Shapes that are kept of one boundary, and that one request can add.
+_MOST, _MOST_OF_REQUEST = 200, 10
+_LONGEST_KEY = 255
 #: Seconds between two lines of the log about one shape of criteria.
 _TOLD_AGAIN = 600.0
 
@@ -62,12 +64,13 @@ class QueryEntry:
 
 
 class QueryLog:
-    """The shapes of criteria that were slow (``slow_seconds`` or more) or without an index, those used last."""
+    """The shapes of criteria that were slow (``slow_seconds`` or more) or without an index, of each boundary those
+    used most, so that odd criteria by the hundred, or another boundary's, do not push out what matters."""
 
     def __init__(self, slow_seconds: float = 0.5, *, ignored: str = "", most: int = _MOST) -> None:
         """``ignored`` is a boundary whose queries are the server's own."""
         self._slow, self._ignored, self._most = slow_seconds, ignored, most
-        self._entries: OrderedDict[Shape, QueryEntry] = OrderedDict()
+        self._entries: defaultdict[str, dict[Shape, QueryEntry]] = defaultdict(dict)
         #: How many there were in each boundary.
         self.slow: Counter[str] = Counter()
         self.unindexed: Counter[str] = Counter()
@@ -83,13 +86,12 @@ class QueryLog:
         slow = seconds >= self._slow
         if slow:
             self.slow[boundary] += 1
-        for criterion, indexed in criteria:
-            if (indexed and not slow) or not criterion:
-                continue
+        noted = [(criterion, indexed) for criterion, indexed in criteria if criterion and (slow or not indexed)]
+        self.unindexed[boundary] += sum(not indexed for _, indexed in noted)
+        for criterion, indexed in noted[:_MOST_OF_REQUEST]:
             entry = self._entry(Shape(boundary, kind, _keys(criterion)))
             entry.count += 1
             entry.slow += slow
-            self.unindexed[boundary] += not indexed
             entry.indexed = indexed
             entry.total_seconds += seconds
             entry.max_seconds = max(entry.max_seconds, seconds)
@@ -99,21 +101,25 @@ class QueryLog:
 
     def entries(self, *, unindexed: bool | None = None) -> Sequence[QueryEntry]:
         """Those that cost most first."""
-        found = [entry for entry in self._entries.values() if unindexed is None or entry.indexed != unindexed]
+        found = [
+            entry
+            for of_one in self._entries.values()
+            for entry in of_one.values()
+            if unindexed is None or entry.indexed != unindexed
+        ]
         return sorted(found, key=lambda entry: -entry.total_seconds)
 
     def clear(self) -> None:
         self._entries.clear()
 
     def _entry(self, shape: Shape) -> QueryEntry:
-        entry = self._entries.get(shape)
-        if entry is None:
-            entry = self._entries[shape] = QueryEntry(shape)
-            if len(self._entries) > self._most:
-                self._entries.popitem(last=False)
-        else:
-            self._entries.move_to_end(shape)
-        return entry
+        entries = self._entries[shape.boundary]
+        if shape not in entries:
+            if len(entries) >= self._most:
+                # what came once makes room, before what comes all the time
+                del entries[min(entries, key=lambda one: (entries[one].count, entries[one].last_at))]
+            entries[shape] = QueryEntry(shape)
+        return entries[shape]
 
     def _tell(self, entry: QueryEntry, seconds: float) -> None:
         now = time.monotonic()

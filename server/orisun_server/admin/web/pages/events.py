@@ -29,6 +29,8 @@ from ..security import check_text
 _log = structlog.get_logger(__name__)
 
 _SIZES = (20, 50, 100)
+#: Characters of a form's criteria.
+_MOST_CRITERIA = 10_000
 _PAIR = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?=\s|$)')
 _POSITION = re.compile(r"(-?\d{1,18})-(-?\d{1,18})")
 #: Live tails of one server, and of one user on it; so no user takes them all.
@@ -66,14 +68,27 @@ def _plain(text: str) -> str:
     if not text.startswith('"'):
         return text
     try:
-        return str(json.loads(text))
+        plain = str(json.loads(text))
+        plain.encode()  # half of a surrogate pair is no text
     except ValueError:
         raise InvalidArgument(f"criteria: {text} is no text in quotes as JSON writes it") from None
+    return check_text("criteria", plain, _MOST_CRITERIA)
 
 
 def _asked(context: Context) -> Query:
-    text = check_text("criteria", context.query.get("criteria", ""), 10_000)
-    return parse_query(text, check_text("type", context.query.get("type", "").strip(), 255))
+    """What the form asks for, within the limits that rpcs have too. Raises InvalidArgument."""
+    text = check_text("criteria", context.query.get("criteria", ""), _MOST_CRITERIA)
+    asked = parse_query(text, check_text("type", context.query.get("type", "").strip(), 255))
+    most, most_tags = context.settings.append_max_criteria, context.settings.append_max_tags
+    if len(asked) > most:
+        raise InvalidArgument(
+            f"criteria: {len(asked)} are given; at most {most} are allowed (ORISUN_APPEND_MAX_CRITERIA)"
+        )
+    if (tags := max(map(len, asked), default=0)) > most_tags:
+        raise InvalidArgument(
+            f"criteria: one has {tags} pairs; at most {most_tags} are allowed (ORISUN_APPEND_MAX_TAGS)"
+        )
+    return asked
 
 
 async def events(context: Context) -> Response:

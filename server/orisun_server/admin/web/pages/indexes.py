@@ -13,6 +13,7 @@ from ....errors import AlreadyExists, InvalidArgument
 from ....storage.index_catalog import BUILDING, check
 from ....storage.index_sql import OPERATORS, IndexCondition, IndexDefinition, IndexField, ValueType
 from ..context import Context
+from ..security import check_text
 
 _FIELDS, _CONDITIONS = 4, 3
 _PER_PAGE = 50
@@ -69,17 +70,21 @@ async def create_index(context: Context) -> Response:
 
 
 async def ask_drop(context: Context) -> Response:
-    record = await context.parts.indexes.get(context.boundary, context.request.path_params["name"])
+    record = await context.parts.indexes.get(context.boundary, _name(context))
     use = await context.parts.insight.index_use(record.schema, [record.pg_name])
     return context.render("index_drop.html", boundary=context.boundary.name, record=record, use=use.get(record.pg_name))
 
 
 async def drop(context: Context) -> Response:
-    name, one = context.request.path_params["name"], context.boundary
+    name, one = _name(context), context.boundary
     await context.parts.indexes.get(one, name)
     await context.parts.indexes.drop(one, name)
     await context.parts.audit.acted(audit.INDEX_DROPPED, context.caller, boundary=one.name, name=name)
     return context.go(f"/b/{one.name}/indexes", f"Index {name} is dropped.")
+
+
+def _name(context: Context) -> str:
+    return check_text("name of the index", context.request.path_params["name"], 255)
 
 
 def _form(
