@@ -103,7 +103,7 @@ async def test_a_field_that_does_not_exist_would_be_found(kube: Kube, namespace:
 
 #: Functions of the operator that take a reason.
 _TELLING = frozenset({"Blocked", "Paused", "Step", "set_condition", "event", "stalled", "waiting", "resting", "ready"})
-_TELLING |= {"_scale", "_replace", "_schema", "_drifted"}
+_TELLING |= {"_scale", "_replace", "_patient", "_schema", "_drifted"}
 _REASON = re.compile(r"[A-Z][a-z]+([A-Z][a-zA-Z]*)?")
 
 

@@ -124,9 +124,11 @@ def test_nats_waits_for_the_drain_within_the_grace_period() -> None:
 
 
 def test_a_single_server_forms_no_cluster_and_has_no_budget() -> None:
-    single, three = _cluster(replicas=1), _cluster(replicas=3)
+    single, three = replace(_cluster(replicas=1), pods=1), _cluster(replicas=3)
     assert "cluster {" not in nats.configuration(single)["data"]["nats.conf"]
     assert services.disruption_budget(single) is None
+    # while three still run
+    assert services.disruption_budget(replace(single, pods=3)) is not None
     assert "cluster {" in nats.configuration(three)["data"]["nats.conf"]
     budget = services.disruption_budget(three)
     assert budget is not None
