@@ -35,10 +35,15 @@ def stamped(desired: Mapping[str, Any]) -> dict[str, Any]:
     stamped = copy.deepcopy(dict(desired))
     annotations = stamped.setdefault("metadata", {}).setdefault("annotations", {})
     annotations.pop(APPLIED_ANNOTATION, None)
-    text = json.dumps(stamped, sort_keys=True, separators=(",", ":"))
-    # Secrets of ours hold generated passwords alone: the digest of 128 random bits tells nobody anything
+    # ``kubectl describe`` shows annotations: of a password that somebody chose not even a digest is for everybody
+    text = json.dumps(_without_secrets(stamped), sort_keys=True, separators=(",", ":"))
     annotations[APPLIED_ANNOTATION] = base64.b32encode(hashlib.sha256(text.encode()).digest())[:26].decode().lower()
     return stamped
+
+
+def _without_secrets(obj: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a Secret its keys, without what they hold."""
+    return {**obj, "data": dict.fromkeys(obj.get("data") or (), True)} if obj["kind"] == "Secret" else obj
 
 
 def was_applied(applied: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
@@ -104,6 +109,16 @@ def adopted(live: Mapping[str, Any]) -> list[dict[str, Any]]:
         "fieldsV1": ours,
     }
     return [apply, *kept]
+
+
+def repaired(desired: Mapping[str, Any], live: Mapping[str, Any], foreign: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that others (``foreign``, of foreign_fields) have changed since we applied the same state.
+
+    What a Secret's keys hold is no part of that state: where it differs, and nobody has set it, we mean to change it.
+    """
+    others = [path for fields in foreign.values() for path in field_paths(fields)]
+    mine = drifted_paths(_without_secrets(desired), _without_secrets(live))
+    return tuple(dict.fromkeys([*mine, *others]))
 
 
 def drifted_paths(desired: Any, live: Any, path: str = "") -> Iterator[str]:

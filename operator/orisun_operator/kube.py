@@ -162,10 +162,7 @@ class Kube:
         known = drift.was_applied(desired, live)
         if known and not foreign and drift.contains(desired, live):
             return Applied(live, changed=False)
-        repaired: tuple[str, ...] = ()
-        if known:
-            others = [path for fields in foreign.values() for path in drift.field_paths(fields)]
-            repaired = tuple(dict.fromkeys([*drift.drifted_paths(desired, live), *others]))
+        repaired = drift.repaired(desired, live, foreign) if known else ()
         if foreign:
             await self._adopt(ref, live)
         after = await self._apply(ref, desired)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
+from orisun_operator.drift import APPLIED_ANNOTATION
 from orisun_operator.kube import KindMissing, Kube, NotOurs, Object, Ref
 
 
@@ -158,3 +161,40 @@ async def test_finalizers_come_and_go(kube: Kube, namespace: str) -> None:
     found = await kube.get(Ref.of(made))
     assert found is not None
     assert not found["metadata"].get("finalizers")
+
+
+async def test_of_a_secret_nothing_is_told_but_its_keys(kube: Kube, namespace: str) -> None:
+    def secret(password: str) -> Object:
+        data = {"password": base64.b64encode(password.encode()).decode(), "username": "YWRtaW4="}
+        metadata = {"name": "thing", "namespace": namespace}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data}
+
+    def stamp(obj: Object) -> str:
+        return str(obj["metadata"]["annotations"][APPLIED_ANNOTATION])
+
+    first = await kube.apply(secret("secret1"))
+    # who may see the annotation cannot try passwords on it
+    again = await kube.apply(secret("secret2"))
+    assert (again.changed, again.repaired) == (True, ())
+    assert again.obj["data"] != first.obj["data"]
+    assert stamp(again.obj) == stamp(first.obj)
+    assert not (await kube.apply(secret("secret2"))).changed
+    # what others do is told all the same
+    await kube._server.request(
+        "PATCH",
+        await kube._server.path(Ref.of(first.obj)),
+        body={"data": {"password": "b3RoZXI="}},
+        content="application/merge-patch+json",
+        query={"fieldManager": "kubectl-edit"},
+    )
+    assert (await kube.apply(secret("secret2"))).repaired == ("data.password",)
+    await kube._server.request(
+        "PATCH",
+        await kube._server.path(Ref.of(first.obj)),
+        body={"data": {"username": None}},
+        content="application/merge-patch+json",
+        query={"fieldManager": "kubectl-edit"},
+    )
+    mended = await kube.apply(secret("secret2"))
+    assert mended.repaired == ("data.username",)
+    assert mended.obj["data"] == secret("secret2")["data"]
