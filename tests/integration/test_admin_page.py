@@ -169,6 +169,15 @@ async def test_forms_of_elsewhere_are_refused(browser: Browser) -> None:
         answer = await browser.client.post("/users/new", data={**fields, "csrf": token}, headers=headers)
         assert answer.status_code == 403
     assert "evelyn" not in await browser.text("/users")
+    sign_in = {"username": "admin", "password": "changeit"}
+    refused = await browser.client.post("/sign-in", data=sign_in, headers={"origin": "https://evil.example"})
+    assert refused.status_code == 403
+
+    async def told() -> bool:
+        page = await browser.text("/audit?type=orisun.CallDenied")
+        return "form of page users and tokens, from elsewhere" in page and "form of the sign-in" in page
+
+    await eventually(told)
 
 
 async def test_every_answer_carries_the_headers(browser: Browser) -> None:

@@ -15,7 +15,7 @@ from orisun_api import admin_pb2
 from orisun_server.app import App
 from orisun_server.settings import Settings
 from tests.harness import Connection
-from tests.integration.web import running
+from tests.integration.web import browsing, running
 
 ADMIN = httpx.BasicAuth("admin", "changeit")
 
@@ -124,6 +124,16 @@ async def test_seconds_are_bounded(client: httpx.AsyncClient, seconds: str) -> N
 async def test_one_at_a_time(client: httpx.AsyncClient) -> None:
     answers = await asyncio.gather(*(client.get("/debug/pprof/profile?seconds=2", auth=ADMIN) for _ in range(3)))
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
+
+
+async def test_who_takes_a_profile_is_audited(app: App, client: httpx.AsyncClient) -> None:
+    async with browsing(app) as browser:
+        before = (await browser.text("/audit?type=orisun.ProfileTaken")).count("heap")
+        assert (await client.get("/debug/pprof/heap?seconds=0", auth=ADMIN)).status_code == 400
+        assert (await client.get("/debug/pprof/heap?seconds=0.1", auth=ADMIN)).status_code == 200
+        page = await browser.text("/audit?type=orisun.ProfileTaken")
+        assert page.count("heap") == before + 1
+        assert "127.0.0.1" in page
 
 
 async def test_off_by_default(make_settings: Callable[..., Settings]) -> None:

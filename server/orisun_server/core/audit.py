@@ -27,6 +27,7 @@ TOKEN_REVOKED = PREFIX + "TokenRevoked"
 BOUNDARY_CREATED = PREFIX + "BoundaryCreated"
 INDEX_CREATED = PREFIX + "IndexCreated"
 INDEX_DROPPED = PREFIX + "IndexDropped"
+PROFILE_TAKEN = PREFIX + "ProfileTaken"
 #: A call that a role was missing for; ``count`` of them when there were more in the same minute.
 CALL_DENIED = PREFIX + "CallDenied"
 #: A password that was not the user's; ``count`` as above.
@@ -37,7 +38,16 @@ DENIALS_OMITTED = PREFIX + "DenialsOmitted"
 #: What users and tokens are made of.
 ACCOUNT_TYPES = (USER_CREATED, USER_DELETED, USER_ROLES_CHANGED, PASSWORD_CHANGED, TOKEN_CREATED, TOKEN_REVOKED)
 #: Everything that the audit log shows, by type.
-TYPES = (*ACCOUNT_TYPES, BOUNDARY_CREATED, INDEX_CREATED, INDEX_DROPPED, CALL_DENIED, LOGIN_FAILED, DENIALS_OMITTED)
+TYPES = (
+    *ACCOUNT_TYPES,
+    BOUNDARY_CREATED,
+    INDEX_CREATED,
+    INDEX_DROPPED,
+    PROFILE_TAKEN,
+    CALL_DENIED,
+    LOGIN_FAILED,
+    DENIALS_OMITTED,
+)
 
 #: The server itself, as the author of the first administrator.
 SERVER = Caller("", "orisun", frozenset(), 0, via="server")

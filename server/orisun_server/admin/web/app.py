@@ -131,7 +131,7 @@ class _Endpoints:
             return self._site.render("starting.html", 503)
         form: dict[str, str] = {}
         try:
-            check_origin(request)
+            self._check_origin(request, parts)
             form = await _small_form(request)
             signed_in = await self._site.sign_ins.begin(
                 parts.sessions, form.get("username", ""), form.get("password", ""), request
@@ -190,6 +190,15 @@ class _Endpoints:
         return self._site.render(
             "sign_in.html", status, problem=problem, told=told, next=path, username=form.get("username", "")[:255]
         )
+
+    @staticmethod
+    def _check_origin(request: Request, parts: Parts) -> None:
+        try:
+            check_origin(request)
+        except PermissionDenied:
+            stranger = Caller("", "", frozenset(), 0, via="", peer=peer_of(request))
+            parts.audit.denied(stranger, "form of the sign-in, from elsewhere")
+            raise
 
     @staticmethod
     async def _refused(request: Request, parts: Parts) -> Response | None:

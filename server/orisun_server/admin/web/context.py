@@ -94,8 +94,7 @@ class Site:
             try:
                 context.admit()
                 if request.method == "POST":
-                    check_origin(request)
-                    check_csrf(signed_in, (await context.form()).get("csrf", ""))
+                    await context.admit_form()
                 response = await handler(context)
             except OrisunError as error:
                 response = context.failed(error)
@@ -165,6 +164,15 @@ class Context:
                 check_boundary(self.name, PAGES, self.caller, boundary, self.settings.admin_boundary)
         except PermissionDenied as error:
             self.parts.audit.denied(self.caller, f"page {self.name}", getattr(error, "boundary", ""))
+            raise
+
+    async def admit_form(self) -> None:
+        """Raises PermissionDenied, and notes it, when the form is not one of ours."""
+        try:
+            check_origin(self.request)
+            check_csrf(self._csrf, (await self.form()).get("csrf", ""))
+        except PermissionDenied:
+            self.parts.audit.denied(self.caller, f"form of page {self.name}, from elsewhere")
             raise
 
     async def form(self) -> dict[str, str]:

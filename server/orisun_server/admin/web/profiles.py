@@ -8,8 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...core import audit
 from ...core.access import PAGES, check
 from ...core.proxies import Proxies
+from ...core.users import Caller
 from ...errors import OrisunError, PermissionDenied, ResourceExhausted, Unauthenticated
 from ...telemetry import profiling
 from .parts import State
@@ -30,13 +32,23 @@ def build_profiles(state: State, *, proxies: Proxies) -> Starlette:
     """The application of the profiles' port; ``proxies`` are believed about where a request comes from."""
 
     async def index(request: Request) -> Response:
-        return await _refused(state, request) or Response(_INDEX, media_type="text/plain")
+        admitted = await _admitted(state, request)
+        return admitted if isinstance(admitted, Response) else Response(_INDEX, media_type="text/plain")
 
     async def cpu(request: Request) -> Response:
-        return await _refused(state, request) or await _profile(request, "profile")
+        return await taken(request, "profile")
 
     async def heap(request: Request) -> Response:
-        return await _refused(state, request) or await _profile(request, "heap")
+        return await taken(request, "heap")
+
+    async def taken(request: Request, kind: str) -> Response:
+        admitted = await _admitted(state, request)
+        if isinstance(admitted, Response):
+            return admitted
+        response = await _profile(request, kind)
+        if response.status_code == 200 and state.parts is not None:
+            await state.parts.audit.acted(audit.PROFILE_TAKEN, admitted, kind=kind)
+        return response
 
     routes = [
         Route("/debug/pprof/", index),
@@ -62,8 +74,8 @@ async def _profile(request: Request, kind: str) -> Response:
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 
-async def _refused(state: State, request: Request) -> Response | None:
-    """Why the caller gets nothing; None for an ADMIN."""
+async def _admitted(state: State, request: Request) -> Response | Caller:
+    """The caller, who is an ADMIN; or why there is nothing for whoever it is."""
     parts = state.parts
     if parts is None:
         return Response("the server is starting\n", 503, media_type="text/plain")
@@ -77,9 +89,10 @@ async def _refused(state: State, request: Request) -> Response | None:
         return Response(f"{error}\n", 429, media_type="text/plain")
     except OrisunError as error:
         return Response(f"{error}\n", 503, media_type="text/plain")
+    caller = session.caller._replace(peer=peer_of(request))
     try:
-        check("profiles", PAGES, session.caller)
+        check("profiles", PAGES, caller)
     except PermissionDenied as error:
-        parts.audit.denied(session.caller._replace(peer=peer_of(request)), "page profiles")
+        parts.audit.denied(caller, "page profiles")
         return Response(f"{error}\n", 403, media_type="text/plain")
-    return None
+    return caller

@@ -106,9 +106,9 @@ def check_origin(request: Request) -> None:
         raise PermissionDenied("the request came from another site")
 
 
-def check_csrf(signed_in: SignedIn, given: str) -> None:
+def check_csrf(wanted: str, given: str) -> None:
     """Raises PermissionDenied unless the form is one of ours."""
-    if not hmac.compare_digest(given.encode(errors="replace"), signed_in.csrf.encode()):
+    if not hmac.compare_digest(given.encode(errors="replace"), wanted.encode()):
         raise PermissionDenied("the form is too old or not of this page; load it again")
 
 

@@ -63,7 +63,7 @@ async def create_index(context: Context) -> Response:
             return context.render("_sql.html", sql="", problem=str(error))
         return _form(context, form, problem=str(error), status=400)
     await context.parts.audit.acted(
-        audit.INDEX_CREATED, context.caller, boundary=one.name, name=definition.name,
+        audit.INDEX_CREATED, context.caller, boundary=one.name, index=definition.name,
         fields=[field.key for field in definition.fields],
     )  # fmt: skip
     return context.go(f"/b/{one.name}/indexes", f"Index {definition.name} is being built.")
@@ -79,7 +79,7 @@ async def drop(context: Context) -> Response:
     name, one = _name(context), context.boundary
     await context.parts.indexes.get(one, name)
     await context.parts.indexes.drop(one, name)
-    await context.parts.audit.acted(audit.INDEX_DROPPED, context.caller, boundary=one.name, name=name)
+    await context.parts.audit.acted(audit.INDEX_DROPPED, context.caller, boundary=one.name, index=name)
     return context.go(f"/b/{one.name}/indexes", f"Index {name} is dropped.")
 
 
