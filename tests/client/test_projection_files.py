@@ -114,6 +114,14 @@ async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop:
     assert len(seen) == again
 
 
+async def test_a_directory_that_cannot_be_used_is_refused_at_the_start(shop: Shop, tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("")
+    search = Search()
+    for directory in (file, file / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(ProjectionError, match='projection "search/index": checkpoints cannot be kept in'):
+            await asyncio.wait_for(Processor(FileCheckpoints(directory), shop.boundary).run(search), 30)
+
+
 async def test_who_waits_before_the_worker_has_begun_learns_that_it_is_there_already(
     shop: Shop, tmp_path: Path
 ) -> None:

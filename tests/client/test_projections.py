@@ -426,6 +426,44 @@ async def test_the_database_away_is_no_poison(shop: Shop) -> None:
     assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4]
 
 
+async def test_a_handler_that_runs_out_of_time_or_loses_each_transaction_is_poison(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orisun.projections.batches._FIRST_PAUSE", 0.001)
+
+    class Heavy(Deposits):
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            await super().handle(tx, event)
+            if event.data["amount"] == 100:
+                await tx.execute("SET LOCAL statement_timeout = 20; SELECT pg_sleep(60)")
+            if event.data["amount"] == 200:  # as of a query that brings its backend down
+                await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    heavy = Heavy(shop.schema)
+    await shop.append(1, 100, 2, 200, 3)
+    config = {"poison": PoisonPolicy("park", attempts=1, hold=False)}
+    async with running(shop.processor(**config), heavy) as processor:
+        await asyncio.wait_for(processor.caught_up(heavy), 30)
+    assert [amount for _, amount in await shop.rows()] == [1, 2, 3]
+    timed_out, lost = await Administration(shop.checkpoints, shop.boundary).parked(heavy)
+    assert "57014" in timed_out.reason
+    assert lost.attempts == 1
+
+
+async def test_a_pool_that_is_closed_ends_the_worker_and_a_database_that_is_away_is_told_of(
+    shop: Shop, pg_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = await asyncpg.create_pool(pg_dsn, min_size=0, max_size=2)
+    await pool.close()
+    with pytest.raises(asyncpg.InterfaceError, match="pool is closed"):
+        await asyncio.wait_for(Processor(pool, shop.boundary).run(Deposits(shop.schema)), 30)
+    async with asyncpg.create_pool("postgresql://127.0.0.1:1/nowhere", min_size=0) as nowhere:
+        work = asyncio.create_task((processor := Processor(nowhere, shop.boundary)).run(Deposits(shop.schema)))
+        await eventually(lambda: 'projection "deposits": the database is away' in caplog.text)
+        processor.stop()
+        await work
+
+
 # -- reset and rebuild ---------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ def test_a_lost_database_passes_and_a_wrong_event_does_not() -> None:
         asyncpg.TooManyConnectionsError("full"),
         asyncpg.ConnectionDoesNotExistError("lost"),
         asyncpg.InterfaceError("connection is closed"),
+        asyncpg.QueryCanceledError("waited for a lock"),
     ):
         assert is_passing(error), error
     for wrong in (
@@ -76,8 +77,12 @@ def test_a_lost_database_passes_and_a_wrong_event_does_not() -> None:
         asyncpg.UndefinedTableError("t"),
         asyncpg.InterfaceError("cannot use"),
         asyncpg.InFailedSQLTransactionError("f"),
+        asyncpg.InterfaceError("pool is closed"),
+        asyncpg.ConfigurationLimitExceededError("temp_file_limit"),
+        asyncpg.DatabaseDroppedError("d"),
     ):
         assert not is_passing(wrong), wrong
+    assert not is_passing(asyncpg.QueryCanceledError("statement_timeout"), in_handler=True)
 
 
 def test_keys() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,13 @@ from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionStopped, is_passing, reason_of
 from .partitions import HashPartitions, PartitionStrategy
 
+_LOG = logging.getLogger("orisun")
 #: Events passed over, and seconds, after which the checkpoint is moved although nothing was handled: the lag that
 #: others see of a partition whose keys are quiet is not to grow.
 _SKIPPED, SAVE_AFTER = 1_000, 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+#: So many transactions in a row that were lost while ``handle`` had them are ``handle``'s doing, whatever it raised.
+_MOST_LOST = 5
 
 
 @dataclass
@@ -63,6 +67,15 @@ class _HandlerError(Exception):
         self.error = error
 
 
+def tell_away(config: ProcessorConfig, attempts: int, error: Exception, **names: Any) -> None:
+    """Say that the database is waited for; where nobody takes the messages, to the library's logger."""
+    reason = reason_of(error)  # and no traceback, which may quote data
+    if config.logger:
+        config.logger.error("database away", **names, attempts=attempts, reason=reason)
+    else:
+        _LOG.warning('projection "%s": the database is away and waited for: %s', names["projection"], reason)
+
+
 class Worker:
     """Processes the batches of one assignment, in order."""
 
@@ -85,6 +98,7 @@ class Worker:
         self._saved = assignment.position
         self._unsaved, self._saved_at = 0, time.monotonic()
         self._names: dict[str, Any] = {"projection": assignment.projection.name, "partition": assignment.partition}
+        self._lost = 0
         stats.position = assignment.position
 
     async def process(self, events: Sequence[Event]) -> None:
@@ -157,12 +171,13 @@ class Worker:
             try:
                 await work()
                 return
+            except _HandlerError:
+                raise
             except Exception as error:
                 if not is_passing(error):
                     raise
                 attempts += 1
-                if logger := self._config.logger:
-                    logger.error("database away", **self._names, attempts=attempts, reason=reason_of(error))  # noqa: TRY400
+                tell_away(self._config, attempts, error, **self._names)
                 await self._pause(min(_FIRST_PAUSE * 2 ** min(attempts, 10), _LONGEST_PAUSE))
 
     async def _alone(self, item: _Item, end: Position) -> None:
@@ -195,7 +210,7 @@ class Worker:
         self, items: Sequence[_Item], last: Position, skipped: int, parked: tuple[str, int] | None
     ) -> None:
         """One transaction: these events, or their parking, and the checkpoint."""
-        began, handled, is_done = time.monotonic(), 0, False
+        began, handled, is_given, is_done = time.monotonic(), 0, False, False
         try:
             async with self._checkpoints.batch(self._assignment, self._saved) as batch:
                 for item in items:
@@ -204,14 +219,20 @@ class Worker:
                     elif self._config.poison.hold and item.key is not None and item.key in batch.parked_keys:
                         await batch.park(item.event, item.key, reason="waits behind a parked event", attempts=0)
                     else:
+                        is_given = True
                         await self._handle(batch, item)
                         handled += 1
                 is_done = True
                 await batch.advance(last, handled)
+        except _HandlerError:
+            raise
         except Exception as error:
+            # a database that is away does not come as far as to the handler, and a full disk comes after it
+            self._lost += is_given and not (is_done and isinstance(error, OSError))
             # the handler caught what had already ended its transaction, or left to the commit what cannot be committed
-            is_of_handler = is_done and handled and not is_passing(error) and not isinstance(error, OSError)
-            if is_of_handler:
+            is_unfit = is_done and not is_passing(error, in_handler=True) and not isinstance(error, OSError)
+            if is_given and (is_unfit or self._lost >= _MOST_LOST):
+                self._lost = 0
                 raise _HandlerError(error) from error
             raise
         self._stats.handled += handled
@@ -219,6 +240,7 @@ class Worker:
         self._stats.batches += 1
         self._stats.position = self._saved = last
         self._unsaved, self._saved_at = 0, time.monotonic()
+        self._lost = 0
         self._report(handled, skipped, len(items) - handled, time.monotonic() - began)
 
     async def _handle(self, batch: Batch, item: _Item) -> None:
@@ -228,7 +250,8 @@ class Worker:
             await call(self._projection.handle, batch.tx, item.event)
         except Exception as error:
             is_closed = getattr(batch.tx, "is_closed", None)
-            if is_passing(error) and (not isinstance(error, OSError) or (is_closed is not None and is_closed())):
+            is_lost = not isinstance(error, OSError) or (is_closed is not None and is_closed())
+            if is_lost and is_passing(error, in_handler=True):
                 raise
             raise _HandlerError(error) from error
 

@@ -23,7 +23,8 @@ class PoisonPolicy:
       same key are put aside behind it (``hold``), so that they are never handled before it.
     - ``retry``: it is tried for ever.
 
-    A lost database is no poison: it is waited for, whatever the policy.
+    A lost database is no poison: it is waited for, whatever the policy. Five transactions in a row that are lost while
+    ``handle`` has them are, and so is a statement that was cancelled, as by ``statement_timeout``.
     """
 
     then: Literal["stop", "park", "retry"] = "stop"

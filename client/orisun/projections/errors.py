@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Iterator
 
 from ..errors import OrisunError
 from ..position import Position
 
-_DRIVERS = frozenset({"psycopg", "psycopg2", "psycopg_pool"})
-#: SQLSTATE: connection, transaction rolled back, resources, intervention of an operator; read-only, a lock not free.
-_PASSING_CLASSES, _PASSING_STATES = frozenset({"08", "40", "53", "57"}), frozenset({"25006", "55P03"})
+_DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg2", "psycopg_pool"})
+#: SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html): connection, transaction rolled back,
+#: resources; a server that stops or starts, an idle session ended, read-only, a lock not free.
+_PASSING_CLASSES = frozenset({"08", "40", "53"})
+_PASSING_STATES = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "55P03"})
+#: ``configuration_limit_exceeded``, such as temp_file_limit; ``query_canceled``, such as by statement_timeout.
+_LIMIT, _CANCELED = "53400", "57014"
 
 
 class ProjectionError(OrisunError):
@@ -61,42 +64,39 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}{f' (SQLSTATE {state})' if state else ''}{place}"
 
 
-def is_passing(error: BaseException) -> bool:
+def is_passing(error: BaseException, *, in_handler: bool = False) -> bool:
     """Whether a database's failure passes by itself (connection lost, restart, deadlock, no connection free), so that
-    it says nothing about the event."""
+    it says nothing about the event. A statement that was cancelled, as by ``statement_timeout``, says something about
+    the event ``in_handler`` only; elsewhere it waited for somebody's lock."""
+    links = list(_chain(error))
+    if any(map(_is_closed_pool, links)):
+        return False  # by the application itself, and for good
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return True  # outside a handler: a connection that cannot be made
-    if any(_is_passing_of_dbapi(link) for link in _chain(error)):
-        return True
-    asyncpg = sys.modules.get("asyncpg")
-    if asyncpg is None:
-        return False
-    passing = (
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
-        asyncpg.InsufficientResourcesError,
-        asyncpg.TransactionRollbackError,
-        asyncpg.ReadOnlySQLTransactionError,
-        asyncpg.LockNotAvailableError,
-        asyncpg.InternalClientError,
-    )
-    for link in _chain(error):
-        if isinstance(link, passing):
-            return True
-        if isinstance(link, asyncpg.InterfaceError) and ("clos" in str(link) or "released" in str(link)):
-            return True
-    return False
+    return any(_is_passing(link, in_handler) for link in links)
 
 
-def _is_passing_of_dbapi(error: BaseException) -> bool:
-    """The same of psycopg and psycopg2, also where SQLAlchemy or Django has wrapped it."""
-    if type(error).__module__.partition(".")[0] not in _DRIVERS:
+def _is_passing(error: BaseException, in_handler: bool) -> bool:
+    """The same of asyncpg, and of psycopg and psycopg2 also where SQLAlchemy or Django has wrapped it."""
+    driver = type(error).__module__.partition(".")[0]
+    if driver not in _DRIVERS:
         return False
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if state is not None:
-        return state[:2] in _PASSING_CLASSES or state in _PASSING_STATES
+        if state == _CANCELED:
+            return not in_handler
+        return (state[:2] in _PASSING_CLASSES or state in _PASSING_STATES) and state != _LIMIT
     # without a state it was not PostgreSQL that said it: a lost connection, or none that is free
-    return any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in type(error).__mro__)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if driver == "asyncpg":
+        is_lost = "clos" in str(error) or "released" in str(error)
+        return "InternalClientError" in kinds or ("InterfaceError" in kinds and is_lost)
+    return bool(kinds & {"OperationalError", "InterfaceError"})
+
+
+def _is_closed_pool(error: BaseException) -> bool:
+    kind = type(error)
+    return kind.__name__ == "PoolClosed" or (kind.__module__.startswith("asyncpg") and str(error) == "pool is closed")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -20,7 +20,7 @@ from ..events import Event
 from ..position import NOTHING, Position
 from .checkpoints import Assignment
 from .config import ProcessorConfig
-from .errors import PartitionMismatch, VersionMismatch, moved
+from .errors import PartitionMismatch, ProjectionError, VersionMismatch, moved
 from .file_keeper import FileKeeper
 from .kept_files import locked, new_kept, now, read, save
 from .projection import Projection
@@ -35,10 +35,24 @@ class FileCheckpoints:
 
     def __init__(self, directory: Path | str, target: Any = None) -> None:
         self._directory, self.target = Path(directory), target
+        self._is_usable = False
 
     async def assign(self, projection: Projection, boundary: str, config: ProcessorConfig) -> Assignment:
         """See ``Checkpoints``. Another number of partitions begins at the least of the old checkpoints, so that some
-        events are handled again."""
+        events are handled again. Raises ProjectionError where the directory cannot be used from the start."""
+        try:
+            assignment = await self._assigned(projection, boundary, config)
+        except OSError as error:
+            if self._is_usable:
+                raise  # it was, and may be so again: a disk that is full or away
+            raise ProjectionError(
+                f'projection "{projection.name}": checkpoints cannot be kept in {self._directory}:'
+                f" {error.strerror or error}"
+            ) from error
+        self._is_usable = True
+        return assignment
+
+    async def _assigned(self, projection: Projection, boundary: str, config: ProcessorConfig) -> Assignment:
         async with self.layout_locked(projection.name, boundary):
             found = await asyncio.to_thread(self.found, projection.name, boundary)
             if others := {kept["total"] for kept in found.values()} - {config.total_partitions}:

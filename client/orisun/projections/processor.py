@@ -21,10 +21,10 @@ from ..errors import ClientClosed, SubscriberInUse, Unavailable, refuse
 from ..events import Event
 from ..position import NOTHING, Position
 from ..subscription import Subscription
-from .batches import SAVE_AFTER, Stats, Stopped, Worker
+from .batches import SAVE_AFTER, Stats, Stopped, Worker, tell_away
 from .checkpoints import Assignment, Checkpoints
 from .config import ProcessorConfig
-from .errors import Fenced, ProjectionError, is_passing, reason_of
+from .errors import Fenced, ProjectionError, is_passing
 from .postgres import PostgresCheckpoints
 from .projection import Projection
 
@@ -176,9 +176,7 @@ class Processor:
                 if not is_passing(error):
                     raise
                 attempts += 1
-                if log := self.config.logger:
-                    told = {"projection": projection.name, "attempts": attempts, "reason": reason_of(error)}
-                    log.error("database away", **told)  # noqa: TRY400 - no traceback, which may quote data
+                tell_away(self.config, attempts, error, projection=projection.name)
             await self._pause(min(0.05 * 2 ** min(attempts, 10), _LONGEST_WAIT))
         raise Stopped
 
