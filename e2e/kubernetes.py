@@ -39,6 +39,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "hpa": ("autoscaling/v2", "HorizontalPodAutoscaler"),
     "job": ("batch/v1", "Job"),
     "pdb": ("policy/v1", "PodDisruptionBudget"),
+    "netpol": ("networking.k8s.io/v1", "NetworkPolicy"),
     "lease": ("coordination.k8s.io/v1", "Lease"),
     "crd": ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
     "certificate": ("cert-manager.io/v1", "Certificate"),

@@ -141,3 +141,42 @@ async def test_a_pod_monitor_comes_and_goes_with_the_spec(stage: Stage) -> None:
     await stage.patch(monitoring={"podMonitor": {"enabled": False}})
     await stage.settle()
     assert await stage.get(_MONITORS, "PodMonitor", NAME) is None
+
+
+async def test_nothing_is_written_when_nothing_changed_with_every_child_that_there_can_be(stage: Stage) -> None:
+    monitoring = {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
+    peers = [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    optional = {
+        "tls": {"mode": "certManager", "issuerRef": {"name": "company"}},
+        "monitoring": monitoring,
+        "networkPolicy": {"from": peers},
+        "podDisruptionBudget": {"maxUnavailable": 2},
+        "resources": {"requests": {"cpu": "0.5"}, "limits": {"memory": "1024Mi"}},
+        "nats": {"resources": {"requests": {"cpu": 0.1}}},
+        "grpc": {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}},
+        "scheduling": {"tolerations": [{"operator": "Exists"}], "affinity": {}},
+        "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        "podTemplate": {"labels": {"team": "shop"}, "annotations": {"a": "b"}},
+    }
+    now = datetime.datetime.now(datetime.UTC)
+    made = issue(make_authority("company", now), ["x"], datetime.timedelta(days=90), now)
+    await stage.secret(f"{NAME}-tls", **{"tls.crt": made.certificate.decode(), "tls.key": made.key.decode()})
+    await stage.create(**optional)
+    await stage.settle()
+    kinds = (
+        *(("v1", kind) for kind in ("Service", "ConfigMap", "Secret", "ServiceAccount", "Pod")),
+        *(("apps/v1", "StatefulSet"), ("policy/v1", "PodDisruptionBudget"), (_MONITORS, "PodMonitor")),
+        *(("networking.k8s.io/v1", "NetworkPolicy"), (_CERTIFICATES, "Certificate"), ("events.k8s.io/v1", "Event")),
+        ("orisun.io/v1alpha1", "OrisunCluster"),
+    )
+
+    async def versions() -> dict[str, str]:
+        found = [one for api, kind in kinds for one in await stage.kube.list(api, kind, stage.namespace)]
+        assert {one["kind"] for one in found} == {kind for _, kind in kinds}
+        return {one["metadata"]["uid"]: one["metadata"]["resourceVersion"] for one in found}
+
+    before, writes = await versions(), stage.kube.writes
+    for _ in range(10):
+        assert (await stage.reconcile()).requeue is None
+    assert stage.kube.writes == writes
+    assert await versions() == before

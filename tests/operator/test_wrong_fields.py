@@ -51,7 +51,7 @@ async def test_the_schema_takes_what_is_right(kube: Kube, namespace: str) -> Non
     selector = {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "k", "operator": "In", "values": ["v"]}]}
     spec = {
         "resources": {
-            "requests": {"cpu": "0.5", "memory": "512Mi", "example.com/gpu": 1},
+            "requests": {"cpu": 0.5, "memory": "512Mi", "example.com/gpu": 1},
             "limits": {"cpu": "1500m", "memory": "1e9", "ephemeral-storage": 5000},
             "claims": [{"name": "device", "request": "one"}],
         },
