@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.routing import Route
 
+from orisun_server.admin.web.app import _PAGES, build
 from orisun_server.core.access import (
     PAGES,
+    PUBLIC,
     RPCS,
     AdminBoundaryDenied,
     RoleMissing,
@@ -16,8 +20,10 @@ from orisun_server.core.access import (
     check,
     check_boundary,
 )
+from orisun_server.core.proxies import Proxies
 from orisun_server.core.users import Caller, parse_roles
 from orisun_server.errors import InvalidArgument, PermissionDenied
+from orisun_server.transport.health import DESCRIPTOR as HEALTH
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +134,15 @@ def test_an_administrator_may_do_everything() -> None:
 def test_the_page_of_roles_is_generated_from_the_table() -> None:
     page = (ROOT / "docs" / "roles.md").read_text()
     assert page.endswith("-->\n\n" + as_markdown()), "run `make docs/roles.md`"
+
+
+def test_what_is_open_to_everybody_is_in_the_table_too() -> None:
+    state: Any = None
+    app = build(state, secure=False, proxies=Proxies())
+    with_role = {path for path, *_ in _PAGES} | {"/sign-out"}
+    paths = {route.path for route in app.routes if isinstance(route, Route)} - with_role
+    assert paths | {f"grpc.health.v1.Health/{method.name}" for method in HEALTH.methods} == set(PUBLIC)
+    assert {page for _, page, *_ in _PAGES} | {"metrics", "profiles"} == set(PAGES)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 1_000_000, "a b", "1a", "ä"])

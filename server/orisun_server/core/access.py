@@ -98,10 +98,24 @@ PAGES: Mapping[str, Rule] = {
     "subscriptions": Rule(_OPERATORS, Scope.STORE),
     "audit": Rule(_ADMINS, Scope.STORE),
     "configuration": Rule(_ADMINS, Scope.STORE),
+    "queries": Rule(_OPERATORS, Scope.STORE),
+    # only while ORISUN_ADMIN_METRICS_PUBLIC is false
     "metrics": Rule(_OPERATORS, Scope.STORE),
     "profiles": Rule(_ADMINS, Scope.STORE),
 }
 
+#: Rpc, or path on the admin port -> why it is open to whoever reaches the port.
+PUBLIC: Mapping[str, str] = {
+    "grpc.health.v1.Health/Check": "probes and load balancers ask; it tells of no data",
+    "grpc.health.v1.Health/List": "the same",
+    "grpc.health.v1.Health/Watch": "the same",
+    "/healthz": "probes ask",
+    "/readyz": "the same",
+    "/metrics": "while ORISUN_ADMIN_METRICS_PUBLIC is true, as it is by default; else it is the page metrics",
+    "/sign-in": "who one is turns out here",
+    "/favicon.ico": "nothing of the store's",
+    "/static/{version}/{name}": "the same",
+}
 
 #: Stands for the name of a boundary that is none.
 _NO_NAME = "(an invalid name)"
@@ -174,6 +188,8 @@ def as_markdown() -> str:
     lines += [_row(f"`{name}`", rule) for name, rule in RPCS.items()]
     lines += ["", "| page | ADMIN | OPERATIONS | USER | READER | the role must hold for |", "|---|---|---|---|---|---|"]
     lines += [_row(name, rule) for name, rule in PAGES.items()]
+    lines += ["", "Without signing in:", "", "| rpc or path | why |", "|---|---|"]
+    lines += [f"| `{name}` | {why} |" for name, why in PUBLIC.items()]
     return "\n".join(lines) + "\n"
 
 

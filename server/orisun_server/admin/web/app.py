@@ -39,7 +39,7 @@ _PAGES: tuple[tuple[str, str, Handler | None, Handler | None], ...] = (
     ("/b/{boundary}/indexes/new", "indexes: create, drop", indexes.new_index, indexes.create_index),
     ("/b/{boundary}/indexes/{name}/drop", "indexes: create, drop", indexes.ask_drop, indexes.drop),
     ("/subscriptions", "subscriptions", operations.subscriptions, None),
-    ("/queries", "metrics", operations.queries, None),
+    ("/queries", "queries", operations.queries, None),
     ("/users", "users and tokens", people.users, None),
     ("/users/new", "users and tokens", people.new_user, people.create_user),
     ("/users/{user_id}", "users and tokens", people.user, people.set_roles),
