@@ -122,6 +122,19 @@ async def test_a_directory_that_cannot_be_used_is_refused_at_the_start(shop: Sho
             await asyncio.wait_for(Processor(FileCheckpoints(directory), shop.boundary).run(search), 30)
 
 
+async def test_directories_do_not_know_each_other(shop: Shop, tmp_path: Path) -> None:
+    one, two = Search(), Search()
+    await shop.append(1)
+    first = Processor(FileCheckpoints(tmp_path / "one", {}), shop.boundary)
+    second = Processor(FileCheckpoints(tmp_path / "two", {}), shop.boundary)
+    async with running(first, one), running(second, two):
+        await asyncio.wait_for(asyncio.gather(first.caught_up(one), second.caught_up(two)), 30)
+        same = Processor(FileCheckpoints(tmp_path / "one", {}), shop.boundary)
+        async with running(same, one):
+            await eventually(lambda: same.stats.standby)
+    assert (one.handled, two.handled) == ([1], [1])
+
+
 async def test_who_waits_before_the_worker_has_begun_learns_that_it_is_there_already(
     shop: Shop, tmp_path: Path
 ) -> None:

@@ -96,6 +96,25 @@ async def test_two_workers_of_one_partition_do_everything_once(shop: Shop) -> No
     assert [amount for _, amount in await shop.rows()] == list(range(20))
 
 
+async def test_projections_of_one_name_in_two_databases_do_not_know_each_other(shop: Shop) -> None:
+    elsewhere = PostgresCheckpoints(shop.pool, Tables(shop.schema, "others", "others_at", "others_parked"))
+    seen: list[int] = []
+
+    @projection("deposits", orisun.where("Deposited"))
+    async def remember(tx: Any, event: orisun.Event) -> None:
+        seen.append(event.data["amount"])
+
+    deposits = Deposits(shop.schema)
+    await shop.append(1)
+    async with (
+        running(shop.processor(), deposits) as one,
+        running(Processor(elsewhere, shop.boundary), remember) as two,
+    ):
+        await asyncio.wait_for(asyncio.gather(one.caught_up(deposits), two.caught_up(remember)), 30)
+        assert not two.stats.standby
+    assert (seen, await shop.rows()) == ([1], [("a", 1)])
+
+
 async def test_a_worker_that_was_overtaken_writes_nothing(shop: Shop) -> None:
     deposits = Deposits(shop.schema)
     await shop.append(1, 2)

@@ -28,6 +28,9 @@ class Assignment:
     position: Position = NOTHING
     #: Earlier layouts that say what is done already.
     history: tuple[Layout, ...] = ()
+    #: Tells the place of these checkpoints from others: a projection of the same name there is another one, and its
+    #: workers do not stand by for this one's.
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +23,7 @@ from .checkpoints import Assignment
 from .config import ProcessorConfig
 from .errors import PartitionMismatch, ProjectionError, VersionMismatch, moved
 from .file_keeper import FileKeeper
-from .kept_files import locked, new_kept, now, read, save
+from .kept_files import locked, new_kept, now, place, read, save
 from .projection import Projection
 
 
@@ -42,6 +43,8 @@ class FileCheckpoints:
         events are handled again. Raises ProjectionError where the directory cannot be used from the start."""
         try:
             assignment = await self._assigned(projection, boundary, config)
+            async with locked(self._directory / "place.lock"):
+                assignment = replace(assignment, place=await asyncio.to_thread(place, self._directory))
         except OSError as error:
             if self._is_usable:
                 raise  # it was, and may be so again: a disk that is full or away

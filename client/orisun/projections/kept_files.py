@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,16 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Fenced(f"the checkpoint {path.name} was removed by somebody else") from None
     return kept
+
+
+def place(directory: Path) -> str:
+    """What tells a directory of checkpoints from others; made where it is missing, by whoever has the lock."""
+    path = directory / "place.id"
+    if not path.exists():
+        unfinished = path.with_suffix(f".{os.getpid()}.new")
+        unfinished.write_text(uuid.uuid4().hex, encoding="ascii")
+        unfinished.replace(path)
+    return path.read_text(encoding="ascii")
 
 
 def write(path: Path, kept: dict[str, Any]) -> None:

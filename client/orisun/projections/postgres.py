@@ -8,6 +8,7 @@ workers believe that a partition is theirs.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,6 +55,7 @@ class PostgresCheckpoints:
                     )
                 row = await self.lay_out(tx, projection.name, boundary, config.total_partitions, config.strategy)
             positions = await self.positions(tx, projection.name, boundary)
+            place = await self._place(tx, row)
         history = still_needed(tuple(map(Layout.of_json, json.loads(row["history"]))), min(positions))
         known = {one.name for one in strategies(config)}
         if unknown := {layout.strategy for layout in history} - known:
@@ -63,7 +65,7 @@ class PostgresCheckpoints:
             )
         partition = config.partition_key
         return Assignment(
-            projection, boundary, partition, len(positions), row["generation"], positions[partition], history
+            projection, boundary, partition, len(positions), row["generation"], positions[partition], history, place
         )
 
     @asynccontextmanager
@@ -215,6 +217,12 @@ class PostgresCheckpoints:
         await self._insert_checkpoints(tx, projection.name, boundary, made["generation"], positions)
         await self.setup(tx, projection)
         return made
+
+    async def _place(self, tx: Any, row: Any) -> str:
+        # the moment tells apart databases of several servers, the number those of one that were copied from each other
+        oid = await tx.fetchval("SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database()")
+        moment = row["created_at"].astimezone(datetime.UTC).isoformat()
+        return f"{oid} {self.tables.q(self.tables.projections)} {moment}"
 
     async def _insert_checkpoints(
         self, tx: Any, projection: str, boundary: str, generation: int, positions: list[Position]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 import random
 from collections.abc import Mapping
 from contextlib import suppress
@@ -240,7 +241,7 @@ class Processor:
             client.calls,
             Undecoded(),
             boundary=self.boundary.name,
-            name=f"projection {assignment.projection.name} {assignment.partition}/{assignment.total}",
+            name=_subscriber(assignment),
             query=assignment.projection.query,
             after=position if position > NOTHING else None,
         )
@@ -251,6 +252,12 @@ class Processor:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+
+def _subscriber(assignment: Assignment) -> str:
+    """The name that only one worker of the partition has at a time, in the whole store."""
+    place = hashlib.blake2b(assignment.place.encode(), digest_size=6).hexdigest()
+    return f"projection {assignment.projection.name} {assignment.partition}/{assignment.total} {place}"
 
 
 async def last_wanted(boundary: Boundary, projection: Projection, until: Position | None = None) -> Position:

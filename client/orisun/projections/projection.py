@@ -23,7 +23,8 @@ class Projection(ABC):
             await tx.execute("UPDATE account SET ...", event.data["account"])
     """
 
-    #: Unique among the projections whose checkpoints lie together; up to 100 characters.
+    #: Unique among the projections whose checkpoints lie together; up to 100 characters. One of the same name whose
+    #: checkpoints are elsewhere is another projection, also of the same boundary.
     name: str = ""
     #: Grows when what ``handle`` does changes so that the read model must be made anew (``rebuild``). A worker whose
     #: version is not that of the read model refuses to run.
