@@ -398,7 +398,14 @@ async def test_a_majority_lost_for_good_begins_jetstream_anew(stage: Stage) -> N
     stage.late = 450.0
     await stage.settle(degraded=True)
     assert await _uids(stage) == before
+    # nobody looked for a while, and meanwhile they have found together
+    lost, stage.jetstream.answer = stage.jetstream.answer, Health()
     stage.late = 510.0
+    await stage.settle()
+    assert await _uids(stage) == before
+    stage.jetstream.answer = lost
+    await stage.reconcile()
+    stage.late = 820.0
     await stage.settle(waiting="store-2")
     await stage.settle(waiting="store-0")
     stage.jetstream.answer = Health()

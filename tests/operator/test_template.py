@@ -272,6 +272,24 @@ async def test_a_larger_volume_of_the_embedded_postgres_keeps_its_image(stage: S
     assert await _embedded_image(stage) == "orisun:1"
 
 
+async def test_an_embedded_postgres_that_is_deleted_by_hand_comes_back_with_the_current_image(stage: Stage) -> None:
+    await stage.create(replicas=1, postgres={"embedded": {"storage": {"size": "1Gi"}}})
+    await stage.reconcile()
+    statefulset = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+    assert statefulset is not None
+    await stage.embedded_pod()
+    owner = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": f"{NAME}-postgres", "controller": True}
+    patch = {"metadata": {"ownerReferences": [{**owner, "uid": statefulset["metadata"]["uid"]}]}}
+    await stage.kube.patch(Ref("v1", "Pod", stage.namespace, f"{NAME}-postgres-0"), patch)
+    _newer(stage)
+    # its pod is still there for a moment
+    await stage.kube.delete(Ref.of(statefulset))
+    await stage.reconcile()
+    again = await stage.get("apps/v1", "StatefulSet", f"{NAME}-postgres")
+    assert again is not None
+    assert again["spec"]["template"]["spec"]["containers"][0]["image"] == "orisun:2"
+
+
 @pytest.mark.parametrize("what", ["admin", "tls"])
 async def test_a_secret_of_no_use_keeps_nobody_from_looking_at_the_pods(stage: Stage, what: str) -> None:
     await stage.secret("mine", username="root", password="long enough")

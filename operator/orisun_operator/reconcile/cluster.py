@@ -24,7 +24,7 @@ from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import Secrets
-from .cluster_status import seconds, since, tell_of_servers
+from .cluster_status import is_leaderless, seconds, since, tell_of_servers
 from .report import Report, concluded
 
 log = structlog.get_logger(__name__)
@@ -94,11 +94,11 @@ class _Work:
         default = kept.get(IMAGE_ANNOTATION) or settings.server_image
         default_nats = kept.get(NATS_IMAGE_ANNOTATION) or settings.nats_image
         kind = "cluster" if spec.clustered else "single"
-        known = applied.incarnation_of(before) or str((status.get("jetstream") or {}).get("incarnation") or "")
-        kind_before, _, number = known.partition("-")
-        incarnation = int(number) if number.isdigit() else 1
-        leaderless = seconds(status.get("jetstream") or {}, "leaderlessSince", self._context.clock())
-        if number.isdigit() and (kind_before != kind or leaderless > LOST_AFTER):
+        told = str((status.get("jetstream") or {}).get("incarnation") or "")
+        known = applied.incarnation_of(before) or told
+        # the status is ahead where JetStream has to begin anew
+        incarnation = max(applied.number_of(known), applied.number_of(told))
+        if known and known.partition("-")[0] != kind:
             incarnation += 1
         tagged = f"{repository_of(settings.server_image)}:{spec.version}" if spec.version else ""
         cluster = Cluster(
@@ -180,11 +180,11 @@ class _Work:
             self._report.before,
             now,
             illSince=bool(health.problem) and not rebuilding,
-            leaderlessSince=_is_leaderless(cluster, current, there, health) and not rebuilding,
+            leaderlessSince=applied.is_clustered(current) and is_leaderless(cluster, there, health) and not rebuilding,
             leavingSince=bool(leaving),
         )
         view = View(
-            wanted=_reachable(cluster, current),
+            wanted=applied.reachable(cluster, current),
             asked=cluster.pods,
             pods=there,
             template=applied.template_of(current),
@@ -199,6 +199,9 @@ class _Work:
             on_delete=spec.update_strategy.type == "OnDelete",
             timeout=spec.update_strategy.pod_timeout_seconds,
         )
+        incarnation = applied.incarnation_of(current)
+        if seconds(moments, "leaderlessSince", now) > LOST_AFTER:
+            incarnation = f"cluster-{applied.number_of(incarnation) + 1}"
         step = next_step(view)
         await self._take(cluster, current, step)
         if step.reason == "Ready" and not waits:
@@ -208,7 +211,7 @@ class _Work:
             view,
             health,
             template=cluster.template,
-            incarnation=applied.incarnation_of(current),
+            incarnation=incarnation,
             moments=moments,
         )
         return self._conclude(step, health, None if spec.hibernate else held)
@@ -285,23 +288,6 @@ class _Work:
             return Outcome()
         report.resting(step.reason, step.message)
         return Outcome()
-
-
-def _is_leaderless(cluster: Cluster, current: Object, there: list[Pod], health: Health) -> bool:
-    """Whether all servers are well, and their NATS servers cannot agree on a leader of JetStream's cluster."""
-    ready = [pod for pod in there if pod.ready and not pod.terminating]
-    is_whole = len(ready) == len(there) == cluster.pods and bool(there)
-    return applied.is_clustered(current) and is_whole and len(health.names) == len(there) and not health.leader
-
-
-def _reachable(cluster: Cluster, current: Object) -> int:
-    """Servers that the StatefulSet in force can lead to: one of three is made otherwise than one, so they wait."""
-    if cluster.spec.hibernate:
-        return 0
-    clustered = applied.is_clustered(current)
-    if clustered == cluster.spec.clustered:
-        return cluster.spec.replicas
-    return cluster.pods or (3 if clustered else 1)
 
 
 def repository_of(image: str) -> str:

@@ -120,11 +120,13 @@ class Children:
     def _postgres_image(self, live: Object | None, pod: Object | None, *, asleep: bool) -> str:
         """The image that it was created with; "" for a new one, and for one whose StatefulSet and pod were deleted.
 
-        A StatefulSet is also deleted to have larger volumes: its pod lives on then, if it is not asleep.
+        A StatefulSet is also deleted to have larger volumes: its pod lives on then without an owner, if it is not
+        asleep. One that still has an owner ends with it.
         """
-        made = live["spec"]["template"] if live is not None else pod
-        if made is not None:
-            return str(made["spec"]["containers"][0]["image"])
+        if live is not None:
+            return str(live["spec"]["template"]["spec"]["containers"][0]["image"])
+        if pod is not None and not pod["metadata"].get("ownerReferences"):
+            return str(pod["spec"]["containers"][0]["image"])
         return str((self._report.before.get("postgres") or {}).get("image") or "") if asleep else ""
 
     async def _own_claim(self, cluster: Cluster) -> None:

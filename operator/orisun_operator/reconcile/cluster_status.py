@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..api.conditions import set_condition, timestamp
 from ..jetstream import Health
-from ..rollout import View
+from ..resources.cluster import Cluster
+from ..rollout import Pod, View
 from .report import Report
 
 
@@ -23,6 +24,13 @@ def seconds(moments: Mapping[str, Any], state: str, now: datetime.datetime) -> f
     if not moments.get(state):
         return 0.0
     return (now - datetime.datetime.fromisoformat(moments[state].replace("Z", "+00:00"))).total_seconds()
+
+
+def is_leaderless(cluster: Cluster, there: Sequence[Pod], health: Health) -> bool:
+    """Whether all servers are well, and their NATS servers cannot agree on a leader of JetStream's cluster."""
+    ready = [pod for pod in there if pod.ready and not pod.terminating]
+    is_whole = len(ready) == len(there) == len(health.names) == cluster.pods > 0
+    return is_whole and not health.leader
 
 
 def tell_of_servers(

@@ -77,6 +77,22 @@ def incarnation_of(statefulset: Mapping[str, Any] | None) -> str:
     return str((metadata.get("annotations") or {}).get(INCARNATION_ANNOTATION) or "")
 
 
+def number_of(incarnation: str) -> int:
+    """Which beginning of JetStream it is, from 1."""
+    number = incarnation.rpartition("-")[2]
+    return int(number) if number.isdigit() else 1
+
+
+def reachable(cluster: Cluster, statefulset: Object) -> int:
+    """Servers that a StatefulSet can lead to: one of several is made otherwise than a single one, so they wait."""
+    if cluster.spec.hibernate:
+        return 0
+    clustered = is_clustered(statefulset)
+    if clustered == cluster.spec.clustered:
+        return cluster.spec.replicas
+    return cluster.pods or (3 if clustered else 1)
+
+
 def _on_pods(statefulset: Mapping[str, Any], annotation: str) -> str:
     return str((statefulset["spec"]["template"]["metadata"].get("annotations") or {}).get(annotation) or "")
 
