@@ -239,7 +239,11 @@ async def test_reset_begins_again_and_takes_another_version(shop: Shop, tmp_path
     await admin.reset(search)
     async with running(Processor(checkpoints, shop.boundary), search) as processor:
         await processor.caught_up(search)
-    assert len(search.handled) == 8
+        assert len(search.handled) == 8
+        # also where nothing is appended that would show it
+        await admin.reset(search)
+        await asyncio.wait_for(processor.caught_up(search), 30)
+    assert len(search.handled) == 11
 
 
 async def test_another_layout_leaves_nothing_out(shop: Shop, tmp_path: Path) -> None:

@@ -277,6 +277,43 @@ async def test_an_old_worker_is_fenced_when_the_layout_changes(shop: Shop) -> No
     assert [amount for _, amount in await shop.rows()] == [1]
 
 
+@pytest.mark.parametrize("answer", [4, -1, None, True, KeyError("secret")])
+async def test_a_partition_strategy_that_names_no_partition_ends_the_worker(shop: Shop, answer: Any) -> None:
+    class Own:
+        name = "own"
+
+        def partition(self, key: str | None, total: int) -> int:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer  # type: ignore[no-any-return]
+
+    await shop.append(1)
+    with pytest.raises(ProjectionError, match='the partition strategy "own"') as refused:
+        await asyncio.wait_for(shop.processor(total_partitions=4, strategy=Own()).run(Deposits(shop.schema)), 30)
+    assert "secret" not in str(refused.value)
+
+
+async def test_what_cannot_be_run_is_refused(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    run = run_multiple_projections
+    with pytest.raises(orisun.InvalidArgument, match="no projections"):
+        await run(shop.checkpoints, shop.boundary, [])
+    with pytest.raises(orisun.InvalidArgument, match='partition 0 of projection "deposits" is there twice'):
+        await run(shop.checkpoints, shop.boundary, [deposits, ProjectionConfig(Deposits(shop.schema))])
+    with pytest.raises(orisun.InvalidArgument, match="total_partitions is 0"):
+        await run_projection_partitions(shop.checkpoints, shop.boundary, deposits, 0)
+    for name, wrong in (("a\0b", "NUL"), ("x" * 101, "101 characters; up to 100")):
+        with pytest.raises(orisun.InvalidArgument, match=wrong):
+            await shop.processor().run(projection(name)(deposits.handle))
+    longest = projection("x" * 100)(deposits.handle)
+    longest.schema = f"{shop.schema}_view"
+    longest.setup = deposits.setup  # type: ignore[method-assign]
+    await shop.append(1)
+    admin = Administration(shop.checkpoints, shop.boundary)
+    assert (await admin.rebuild(longest)).handled == 1
+    await shop.pool.execute(f'DROP SCHEMA "{longest.schema}" CASCADE')
+
+
 # -- poison --------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +385,32 @@ async def test_discarded_events_hold_nothing_up(shop: Shop) -> None:
         await eventually(lambda: processor.stats.handled == 1)
         with pytest.raises(NotParked, match=parked.event_id):
             await admin.discard(deposits, [parked.event_id])
+
+
+async def test_another_release_does_not_replay_into_the_read_model(shop: Shop) -> None:
+    deposits = Deposits(shop.schema)
+    deposits.poison = {666}
+    admin = Administration(shop.checkpoints, shop.boundary)
+    await shop.append(666)
+    async with running(shop.processor(poison=PoisonPolicy("park", attempts=1)), deposits) as processor:
+        await processor.caught_up(deposits)
+    other = Deposits(shop.schema)
+    other.version = 2
+    with pytest.raises(VersionMismatch, match="of version 1, and this worker of version 2"):
+        _ = [one async for one in admin.replay(other)]
+    assert await shop.rows() == []
+    (parked,) = await admin.parked(deposits)
+    assert await admin.discard(other, [parked.event_id]) == 1
+
+
+async def test_a_plain_handler_that_raises_stop_iteration_is_poison_too(shop: Shop) -> None:
+    @projection("plain", orisun.where("Deposited"))
+    def handle(tx: Any, event: orisun.Event) -> None:
+        next(iter([]))
+
+    await shop.append(1)
+    with pytest.raises(ProjectionStopped, match="RuntimeError"):
+        await asyncio.wait_for(shop.processor(poison=PoisonPolicy(attempts=1)).run(handle), 30)
 
 
 async def test_a_payload_that_cannot_be_decoded_is_an_event_to_park(

@@ -13,7 +13,7 @@ from ..position import Position
 from .calling import call
 from .checkpoints import AdministeredCheckpoints, ParkedEvent
 from .config import ProcessorConfig
-from .errors import NotParked, ProjectionError, reason_of
+from .errors import NotParked, ProjectionError, VersionMismatch, reason_of
 from .postgres import PostgresCheckpoints
 from .processor import Lag, Undecoded, lag_of
 from .projection import Projection
@@ -70,7 +70,8 @@ class Administration:
         """Handle parked events again, each in a transaction of its own: those of these ids, or all (None).
 
         They go in the order of positions. Where one fails again, those of the same key stay parked behind it. Raises
-        NotParked for an id that is not parked, or that waits behind one that is not to be replayed.
+        NotParked for an id that is not parked, or that waits behind one that is not to be replayed; VersionMismatch
+        where the read model is another version's.
         """
         wanted = await self._selected(projection, event_ids)
         failed: set[str] = set()
@@ -159,6 +160,8 @@ class Administration:
             async with self._keeper.taking(projection, parked.event_id) as taken:
                 if taken is not None:  # else somebody else has replayed it
                     await call(projection.handle, taken.tx, replace(event, data=data))
+        except VersionMismatch:
+            raise
         except Exception as error:
             failure = reason_of(error) if not isinstance(error, ProjectionError) else str(error)
             await self._keeper.failed_again(projection, parked.event_id, failure)

@@ -17,7 +17,7 @@ from .calling import call
 from .checkpoints import Assignment, Batch, Checkpoints
 from .config import BatchReport, ProcessorConfig
 from .errors import ProjectionStopped, is_passing, reason_of
-from .partitions import HashPartitions, PartitionStrategy
+from .partitions import HashPartitions, PartitionStrategy, partition_of
 
 _LOG = logging.getLogger("orisun")
 #: Events passed over, and seconds, after which the checkpoint is moved although nothing was handled: the lag that
@@ -152,7 +152,7 @@ class Worker:
         except Exception as error:
             failure = failure or error
         total = self._assignment.total
-        if total > 1 and self._config.strategy.partition(key, total) != self._assignment.partition:
+        if total > 1 and partition_of(self._config.strategy, key, total) != self._assignment.partition:
             return None
         if any(layout.covers(key, event.position, self._strategies) for layout in self._assignment.history):
             return None

@@ -112,7 +112,7 @@ class Keeper(Protocol):
 
     def taking(self, projection: Projection, event_id: str) -> AbstractAsyncContextManager[Taken | None]:
         """What a parked event is handled with; it is off the list at the end of the block, unless that raises. None
-        where it is not parked any more."""
+        where it is not parked any more. Raises VersionMismatch where the read model is another version's."""
 
     async def failed_again(self, projection: Projection, event_id: str, reason: str) -> None:
         """Note that a parked event could not be handled."""

@@ -54,6 +54,15 @@ def moved(projection: str) -> Fenced:
     return Fenced(f'the checkpoint of projection "{projection}" was moved by somebody else')
 
 
+def check_version(projection: str, found: int, own: int) -> None:
+    """Raises VersionMismatch."""
+    if found != own:
+        raise VersionMismatch(
+            f'projection "{projection}": the read model is of version {found}, and this worker of version {own}:'
+            " rebuild the read model (without PostgreSQL: empty it and begin again, `reset`), or run the other version"
+        )
+
+
 def reason_of(error: BaseException) -> str:
     """An exception's type and where it was raised; its text may quote an event's data and stays out."""
     state = getattr(error, "sqlstate", None)

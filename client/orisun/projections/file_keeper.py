@@ -13,6 +13,7 @@ from ..position import NOTHING, Position
 from .calling import call
 from .checkpoints import ParkedEvent, Standing, Taken
 from .config import ProcessorConfig
+from .errors import check_version
 from .kept_files import new_kept, read, save
 from .projection import Projection
 
@@ -55,8 +56,9 @@ class FileKeeper:
             if kept is None:
                 yield None
                 return
+            check_version(projection.name, kept["version"], projection.version)
             yield Taken(self._files.target)
-            kept["parked"] = [entry for entry in kept["parked"] if entry["event_id"] != event_id]
+            _forget(kept, event_id)
 
     async def failed_again(self, projection: Projection, event_id: str, reason: str) -> None:
         """See ``Keeper``."""
@@ -68,8 +70,9 @@ class FileKeeper:
     async def discard(self, projection: Projection, event_ids: Sequence[str]) -> None:
         """See ``Keeper``."""
         for event_id in event_ids:
-            async with self.taking(projection, event_id):
-                pass
+            async with self._partition_of(projection, event_id) as kept:
+                if kept is not None:
+                    _forget(kept, event_id)
 
     async def repartition(self, projection: Projection, config: ProcessorConfig) -> None:
         """See ``Keeper``."""
@@ -108,6 +111,10 @@ class FileKeeper:
 
     async def _found(self, projection: Projection) -> dict[int, dict[str, Any]]:
         return await asyncio.to_thread(self._files.found, projection.name, self._boundary)
+
+
+def _forget(kept: dict[str, Any], event_id: str) -> None:
+    kept["parked"] = [entry for entry in kept["parked"] if entry["event_id"] != event_id]
 
 
 def _holds(kept: dict[str, Any], event_id: str) -> bool:

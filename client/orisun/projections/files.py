@@ -21,9 +21,10 @@ from ..events import Event
 from ..position import NOTHING, Position
 from .checkpoints import Assignment
 from .config import ProcessorConfig
-from .errors import PartitionMismatch, ProjectionError, VersionMismatch, moved
+from .errors import PartitionMismatch, ProjectionError, check_version, moved
 from .file_keeper import FileKeeper
 from .kept_files import locked, new_kept, now, place, read, save
+from .partitions import partition_of
 from .projection import Projection
 
 
@@ -72,11 +73,7 @@ class FileCheckpoints:
                 found[number] = new_kept(config.total_partitions, start, projection.version)
                 await save(self.path(projection.name, boundary, number), found[number])
         kept = found[config.partition_key]
-        if kept["version"] != projection.version:
-            raise VersionMismatch(
-                f'projection "{projection.name}": its checkpoint is of version {kept["version"]}, and this worker of'
-                f" version {projection.version}: run the other version, or empty the target and begin again (`reset`)"
-            )
+        check_version(projection.name, kept["version"], projection.version)
         position = Position(*kept["position"])
         return Assignment(projection, boundary, config.partition_key, config.total_partitions, 1, position)
 
@@ -147,7 +144,7 @@ class FileCheckpoints:
             parked = {entry["event_id"]: entry for kept in old.values() for entry in kept["parked"]}
             made = {}
             for number in range(total):
-                own = [entry for entry in parked.values() if strategy.partition(entry["key"], total) == number]
+                own = [entry for entry in parked.values() if partition_of(strategy, entry["key"], total) == number]
                 made[number] = new_kept(total, start, version) | {"parked": own}
                 await save(self.path(projection, boundary, number), made[number])
             for number in old.keys() - made.keys():

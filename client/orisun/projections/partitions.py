@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..position import NOTHING, Position
+from .errors import ProjectionError, reason_of
 
 
 class PartitionStrategy(Protocol):
@@ -37,6 +38,20 @@ class HashPartitions:
         return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % total
 
 
+def partition_of(strategy: PartitionStrategy, key: str | None, total: int) -> int:
+    """What the strategy says. Raises ProjectionError where that is no partition, whose events nobody would handle."""
+    try:
+        number = strategy.partition(key, total)
+    except Exception as error:
+        raise ProjectionError(f'the partition strategy "{strategy.name}" failed: {reason_of(error)}') from error
+    if type(number) is not int or not 0 <= number < total:
+        raise ProjectionError(
+            f'the partition strategy "{strategy.name}" gave {number!r} of {total} partitions; they are numbered from 0'
+            f" to {total - 1}"
+        )
+    return number
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How far each partition had come; ``len(positions)`` is their number."""
@@ -46,7 +61,7 @@ class Layout:
 
     def covers(self, key: str | None, position: Position, strategies: Mapping[str, PartitionStrategy]) -> bool:
         """Whether the event of that key at that position was done under this layout."""
-        return position <= self.positions[strategies[self.strategy].partition(key, len(self.positions))]
+        return position <= self.positions[partition_of(strategies[self.strategy], key, len(self.positions))]
 
     def as_json(self) -> dict[str, Any]:
         return {"strategy": self.strategy, "positions": [list(position) for position in self.positions]}

@@ -19,7 +19,7 @@ from ..position import NOTHING, Position
 from .calling import call
 from .checkpoints import Assignment
 from .config import ProcessorConfig
-from .errors import PartitionMismatch, VersionMismatch, moved
+from .errors import PartitionMismatch, check_version, moved
 from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
 from .postgres_keeper import PostgresKeeper
 from .projection import Projection
@@ -40,11 +40,7 @@ class PostgresCheckpoints:
         """See ``Checkpoints``."""
         async with self.transaction() as tx:
             row = await self._taken_up(tx, projection, boundary, config)
-            if row["version"] != projection.version:
-                raise VersionMismatch(
-                    f'projection "{projection.name}": the read model is of version {row["version"]}, and this worker of'
-                    f" version {projection.version}: rebuild the read model, or run the other version"
-                )
+            check_version(projection.name, row["version"], projection.version)
             if (row["total_partitions"], row["strategy"]) != (config.total_partitions, config.strategy.name):
                 if not config.repartition:
                     raise PartitionMismatch(

@@ -11,6 +11,7 @@ from ..position import NOTHING, Position
 from .calling import call
 from .checkpoints import ParkedEvent, Standing, Taken
 from .config import ProcessorConfig
+from .errors import check_version
 from .projection import Projection
 from .tables import quoted
 
@@ -59,6 +60,9 @@ class PostgresKeeper:
     async def taking(self, projection: Projection, event_id: str) -> AsyncIterator[Taken | None]:
         """See ``Keeper``."""
         async with self._store.transaction() as tx:
+            row = await self._store.locked(tx, projection.name, self._boundary)
+            if row is not None:
+                check_version(projection.name, row["version"], projection.version)
             if not await self._forget(tx, projection, event_id):
                 yield None
                 return

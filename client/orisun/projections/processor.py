@@ -18,7 +18,7 @@ from typing import Any
 
 from ..boundary import Boundary
 from ..codecs import EventTypes
-from ..errors import ClientClosed, SubscriberInUse, Unavailable, refuse
+from ..errors import ClientClosed, SubscriberInUse, Unavailable
 from ..events import Event
 from ..position import NOTHING, Position
 from ..subscription import Subscription
@@ -27,7 +27,7 @@ from .checkpoints import Assignment, Checkpoints
 from .config import ProcessorConfig
 from .errors import Fenced, ProjectionError, is_passing
 from .postgres import PostgresCheckpoints
-from .projection import Projection
+from .projection import Projection, check_name
 
 #: Seconds until a worker that stands by asks again whether the partition is free, at first and at most.
 _STANDBY, _LONGEST_STANDBY = 0.2, 3.0
@@ -88,8 +88,7 @@ class Processor:
             OutOfRange: the checkpoint lies beyond the boundary's last event; the events come from another history.
             Unavailable, Unauthenticated, ...: no server was reached at the start, or it refuses.
         """
-        if not projection.name:
-            refuse(f"{type(projection).__name__} has no name: its checkpoint is kept under one")
+        check_name(projection)
         self._ended = False
         try:
             await self._run(projection)

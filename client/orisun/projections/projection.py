@@ -6,10 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..errors import refuse
 from ..events import Event
 from ..queries import EVERYTHING, Query
 from .calling import call
 from .errors import ProjectionError
+
+#: What the name of a projection has more while it is made anew, and how long its own may be.
+NEXT, _LONGEST_NAME = " (next)", 100
 
 
 class Projection(ABC):
@@ -64,6 +68,17 @@ class Projection(ABC):
         if "aggregate_id" not in fields:
             return None
         return f"{fields.get('aggregate_type', '')}/{fields['aggregate_id']}"
+
+
+def check_name(projection: Projection) -> None:
+    """Raises InvalidArgument where a checkpoint cannot be kept under the projection's name."""
+    name = projection.name
+    if not name:
+        refuse(f"{type(projection).__name__} has no name: its checkpoint is kept under one")
+    if len(name.removesuffix(NEXT)) > _LONGEST_NAME:
+        refuse(f"the name of {type(projection).__name__} has {len(name)} characters; up to {_LONGEST_NAME} are allowed")
+    if "\0" in name:
+        refuse(f"the name of {type(projection).__name__} has a NUL: leave it out")
 
 
 def by_key(*names: str) -> Callable[[Projection, Event], str | None]:

@@ -18,7 +18,7 @@ from .errors import ProjectionError
 from .partitions import Layout, relaid
 from .postgres import PostgresCheckpoints
 from .processor import Processor, last_wanted
-from .projection import Projection
+from .projection import NEXT, Projection, check_name
 from .tables import quoted
 
 #: Numbers of the boundary that may be left when the swap begins, which locks the workers out.
@@ -49,7 +49,7 @@ class _Next(Projection):
 
     def __init__(self, projection: Projection) -> None:
         self._projection = projection
-        self.name, self.schema = f"{projection.name} (next)", f"{projection.schema}__next"
+        self.name, self.schema = f"{projection.name}{NEXT}", f"{projection.schema}__next"
         self.version, self.query = projection.version, projection.query
 
     async def handle(self, tx: Any, event: Event) -> None:
@@ -68,6 +68,7 @@ class Rebuild:
     def __init__(
         self, checkpoints: PostgresCheckpoints, boundary: Boundary, projection: Projection, config: ProcessorConfig
     ) -> None:
+        check_name(projection)
         if not projection.schema:
             raise ProjectionError(
                 f'projection "{projection.name}" has no schema: a rebuild fills another schema and then gives it the'

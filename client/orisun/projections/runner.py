@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..boundary import Boundary
+from ..errors import refuse
 from .config import ProcessorConfig
 from .processor import Processor
 from .projection import Projection
@@ -37,6 +38,8 @@ async def run_projection_partitions(
     Returns the processors, with their ``stats``. Raises what the first worker raised that failed, after the others have
     finished their batches.
     """
+    if total_partitions < 1:
+        refuse(f"total_partitions is {total_partitions}; give 1 or more")
     base = config or ProcessorConfig()
     return await run_multiple_projections(
         checkpoints,
@@ -56,8 +59,16 @@ async def run_multiple_projections(
     *,
     stop: asyncio.Event | None = None,
 ) -> list[Processor]:
-    """Run several projections at once, each with its own config, until ``stop`` is set; otherwise as above."""
+    """Run several projections at once, each with its own config, until ``stop`` is set; otherwise as above. Raises
+    InvalidArgument where there is none, or the same partition of one twice."""
     configs = [one if isinstance(one, ProjectionConfig) else ProjectionConfig(one) for one in projections]
+    if not configs:
+        refuse("there are no projections to run: give one or more")
+    known: set[tuple[str, int]] = set()
+    for one in configs:
+        if (own := (one.projection.name, one.config.partition_key)) in known:
+            refuse(f'partition {own[1]} of projection "{own[0]}" is there twice: the second would stand by for ever')
+        known.add(own)
     processors = [Processor(checkpoints, boundary, one.config) for one in configs]
     work = [
         asyncio.create_task(processor.run(one.projection), name=f"projection {one.projection.name}")

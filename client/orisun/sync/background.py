@@ -130,7 +130,7 @@ class Caller:
         """The result of a function that the waiting thread calls; any thread, where none is waiting."""
         caller = cls._current.get(None)
         if caller is None:
-            return await asyncio.to_thread(function)
+            return await asyncio.to_thread(_raising_no_stop_iteration, function)
         done: Future[T] = Future()
 
         def work() -> None:
@@ -138,12 +138,7 @@ class Caller:
                 return
             # what is no Exception, such as an interrupt, belongs to the thread: it ends the waiting
             try:
-                result = function()
-            except StopIteration as error:
-                # nothing that waits in a loop can raise it; as in a generator
-                failure = RuntimeError("the function raised StopIteration")
-                failure.__cause__ = error
-                done.set_exception(failure)
+                result = _raising_no_stop_iteration(function)
             except Exception as error:
                 done.set_exception(error)
             except BaseException:
@@ -164,6 +159,14 @@ class Caller:
         except asyncio.CancelledError:
             await asyncio.wait([doing])
             raise
+
+
+def _raising_no_stop_iteration(function: Callable[[], T]) -> T:
+    """Nothing that waits in a loop can raise it; as in a generator."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error
 
 
 class Face(Generic[A]):
