@@ -147,6 +147,70 @@ async def test_sign_out_ends_the_session_on_every_server_also_for_a_thief(
             await thief.aclose()
 
 
+async def test_a_sign_in_ends_after_seven_days_however_much_it_is_used(
+    app: App, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = app.web._state.parts
+    assert parts is not None
+    sessions, now = parts.sessions, time.time()
+    monkeypatch.setattr(sessions, "_clock", lambda: now)
+    for day in range(14):
+        now += 12 * 3600 - 60
+        status = (await browser.get("/account")).status_code
+        assert status == 200, f"half day {day}"
+    now += 12 * 3600 - 60
+    assert (await browser.get("/account")).status_code == 303
+
+
+async def test_roles_of_boundaries_that_there_are_not_are_told(app: App, browser: Browser) -> None:
+    fields = {
+        "name": "M",
+        "username": "missing",
+        "password": "secret99",
+        "roles": f"READER:nosuch READER:{orders(app)}",
+    }
+    await browser.submit("/users/new", fields)
+    assert "There is no boundary nosuch yet" in await browser.text("/users")
+    path = re.search(r'href="(/users/[0-9a-f-]{36})"', await browser.text("/users?find=missing"))
+    assert path is not None
+    await browser.submit(path[1], {"roles": f"USER:{orders(app)}"})
+    assert "There is no boundary" not in await browser.text("/users")
+    await browser.submit(path[1], {"roles": "USER:none"})
+    assert "There is no boundary none yet" in await browser.text("/users")
+    made = await browser.submit("/tokens/new", {"name": "to nowhere", "roles": "READER:nosuch", "days": "7"})
+    assert "There is no boundary nosuch yet" in made.text
+
+
+async def test_who_deletes_a_user_sees_its_tokens(app: App, browser: Browser) -> None:
+    fields = {"name": "T", "username": "issuer", "password": "secret99", "roles": "ADMIN"}
+    await browser.submit("/users/new", fields)
+    async with browsing(app, "issuer", "secret99") as issuer:
+        await issuer.submit("/tokens/new", {"name": "stays", "roles": "READER", "days": "7"})
+    path = re.search(r'href="(/users/[0-9a-f-]{36})"', await browser.text("/users?find=issuer"))
+    assert path is not None
+    asked = await browser.text(f"{path[1]}/delete")
+    assert re.search(r'href="/tokens/[^"]+/revoke">stays<', asked)
+    await browser.submit(f"{path[1]}/delete", {})
+
+
+async def test_the_account_pages_what_may_be_read(
+    app: App, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orisun_server.admin.web.pages.people._MOST_LINKS", 1)
+    second = f"second_{orders(app)}"[:60]
+    placement = admin_pb2.BoundaryPlacementInput(backend="postgres", namespace=app.settings.boundaries[0].schema)
+    request = admin_pb2.CreateBoundaryRequest(name=second, placement=placement)
+    await connection.admin.CreateBoundary(request, metadata=ADMIN)
+    user = admin_pb2.CreateUserRequest(name="P", username="pager", password="secret99", roles=["READER"])
+    await connection.admin.CreateUser(user, metadata=ADMIN)
+    async with browsing(app, "pager", "secret99") as pager:
+        first = await pager.text("/account")
+        older = re.search(r'rel="next" href="([^"]+)"', first)
+        assert older is not None
+        both = re.findall(r'href="/b/(\w+)/events"', first + await pager.text(older[1]))
+        assert sorted(both) == sorted([orders(app), second])
+
+
 async def test_ended_sign_ins_are_bounded_in_number(app: App, pg_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orisun_server.admin.users._MOST_SIGN_OUTS", 2)
     database = await asyncpg.connect(pg_dsn)

@@ -33,6 +33,8 @@ _log = structlog.get_logger(__name__)
 
 #: Seconds that a token is good for. Past half of it a call gets a fresh one instead of the echo.
 LIFETIME = 12 * 3600
+#: Seconds after which one signs in to the admin page anew, however often its token was renewed.
+LONGEST_SIGN_IN = 7 * 24 * 3600
 _KEY_NAME = "session"
 _KEY_BYTES = 32
 #: The first part of a token: of rpcs, and of the admin page, whose tokens are good nowhere else.
@@ -49,7 +51,7 @@ class PageSession(NamedTuple):
     """A sign-in of the admin page."""
 
     caller: Caller
-    #: Random, of this sign-in alone.
+    #: Of this sign-in alone: random, and when it began, in seconds since 1970.
     nonce: str
     #: Seconds since 1970.
     issued: float
@@ -135,9 +137,11 @@ class Sessions:
         """What a browser keeps, beyond its session, to show that the caller has signed in there. It lets nobody in."""
         return self._signer.token(_DEVICE, caller, self._clock(), secrets.token_urlsafe(12))
 
-    def page_token(self, caller: Caller, nonce: str) -> str:
-        """What the cookie of a sign-in holds: a session token that only the admin page takes, bound to its nonce."""
-        return self._signer.token(_PAGE, caller, self._clock(), nonce)
+    def page_token(self, caller: Caller, nonce: str = "") -> str:
+        """What the cookie of a sign-in holds: a session token that only the admin page takes, bound to its nonce; ""
+        begins a sign-in."""
+        now = self._clock()
+        return self._signer.token(_PAGE, caller, now, nonce or f"{secrets.token_urlsafe(18)}~{now:.0f}")
 
     def page_session(self, token: str) -> PageSession | None:
         """The sign-in of a cookie; None when it has expired or was ended, here or on another server."""
@@ -152,6 +156,7 @@ class Sessions:
         """Whether a sign-in is (still) good."""
         return (
             self._clock() - session.issued < LIFETIME
+            and self._clock() - float(session.nonce.partition("~")[2] or 0) < LONGEST_SIGN_IN
             and self.is_valid(session.caller)
             and not self._users.is_signed_out(_hash(session.nonce))
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import secrets
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -66,7 +65,7 @@ class SignIns:
         basic = "Basic " + base64.b64encode(f"{username}:{password}".encode(errors="surrogatepass")).decode()
         device = request.cookies.get(_cookie_name(request, _DEVICE_COOKIE), "")
         found = await sessions.authenticate(basic, None, lambda: peer_of(request), device=device)
-        cookie = sessions.page_token(found.caller, secrets.token_urlsafe(18))
+        cookie = sessions.page_token(found.caller)
         session = sessions.page_session(cookie)
         if session is None:
             raise Unauthenticated("invalid credentials")

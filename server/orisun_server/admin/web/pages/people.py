@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from starlette.responses import Response
@@ -14,8 +15,8 @@ from ..context import Context
 PASSWORD_CHANGED = "Your password was changed. Sign in with the new one."  # noqa: S105 - a sentence
 _PER_PAGE = 25
 _MOST_DAYS = 3650
-#: Boundaries that the account page has links to.
-_MOST_LINKS = 200
+#: Boundaries that the account page has links to at a time.
+_MOST_LINKS = 100
 
 
 async def users(context: Context) -> Response:
@@ -50,7 +51,7 @@ async def create_user(context: Context) -> Response:
     except OrisunError as error:
         kept = {name: value for name, value in form.items() if name != "password"}
         return context.render("user_new.html", 400, form=kept, roles=list(Role), problem=_plain(error))
-    return context.go("/users", f"User {user.username} was created.")
+    return context.go("/users", f"User {user.username} was created.{_unknown(context, user.roles)}")
 
 
 async def user(context: Context) -> Response:
@@ -67,11 +68,15 @@ async def set_roles(context: Context) -> Response:
         raise
     except OrisunError as error:
         return context.render("user.html", 400, user=found, roles=list(Role), problem=_plain(error))
-    return context.go("/users", f"The roles of {found.username} were changed.")
+    changed = context.parts.administration.users.get(found.user_id) or found
+    return context.go("/users", f"The roles of {found.username} were changed.{_unknown(context, changed.roles)}")
 
 
 async def ask_delete(context: Context) -> Response:
-    return context.render("user_delete.html", user=_user(context))
+    """Also what outlives the user: the API tokens that it issued."""
+    found = _user(context)
+    issued = [t for t in await context.parts.administration.accounts.list_tokens() if t.created_by == found.username]
+    return context.render("user_delete.html", user=found, tokens=issued)
 
 
 async def delete(context: Context) -> Response:
@@ -109,7 +114,7 @@ async def create_token(context: Context) -> Response:
         return context.render("token_new.html", 400, form=form, roles=list(Role), problem="days: give a whole number")
     except OrisunError as error:
         return context.render("token_new.html", 400, form=form, roles=list(Role), problem=_plain(error))
-    return context.render("token_made.html", secret=secret, token=token)
+    return context.render("token_made.html", secret=secret, token=token, unknown=_unknown(context, token.roles))
 
 
 async def ask_revoke(context: Context) -> Response:
@@ -145,8 +150,8 @@ async def change_password(context: Context) -> Response:
 def _account(context: Context, status: int = 200, *, problem: str = "") -> Response:
     """Besides, where a caller who has no overview finds events."""
     names = [one.name for one in context.parts.catalog.active() if context.may("events", one.name)]
-    readable = [] if context.may("overview") else names[:_MOST_LINKS]
-    return context.render("account.html", status, problem=problem, readable=readable, more=len(names) - _MOST_LINKS)
+    readable, page, pages = context.paged([] if context.may("overview") else names, _MOST_LINKS)
+    return context.render("account.html", status, problem=problem, readable=readable, page=page, pages=pages)
 
 
 def _user(context: Context) -> User:
@@ -166,6 +171,13 @@ async def _token(context: Context) -> ApiToken:
 
 def _roles(text: str) -> list[str]:
     return [role for role in text.replace(",", " ").split() if role]
+
+
+def _unknown(context: Context, roles: Iterable[str]) -> str:
+    """Says which boundaries of roles there are not: they may come later, or be misspelt."""
+    known = {one.name for one in context.parts.catalog.active()}
+    missing = sorted({name for role in roles if (name := role.partition(":")[2]) and name not in known})
+    return f" There is no boundary {', '.join(missing)} yet: the role holds once there is." if missing else ""
 
 
 def _plain(error: OrisunError) -> str:
