@@ -13,6 +13,7 @@ import heapq
 import itertools
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -53,6 +54,10 @@ class WorkQueue:
         #: Since when.
         self._queued: dict[Key, float] = {}
         self._running: dict[Key, float] = {}
+        #: Most that run at once of one namespace: a PostgreSQL that answers late or never does not hold up all others.
+        self._share = max(1, workers - workers // 4)
+        #: By namespace, those that wait for another one of it to end.
+        self._over: dict[str, deque[Key]] = {}
         self._again: set[Key] = set()
         self._gone: set[Key] = set()
         self._failures: dict[Key, int] = {}
@@ -106,6 +111,9 @@ class WorkQueue:
     async def _work(self) -> None:
         while True:
             key = await self._ready.get()
+            if sum(one.namespace == key.namespace for one in self._running) >= self._share:
+                self._over.setdefault(key.namespace, deque()).append(key)
+                continue
             self._queued.pop(key, None)
             self._metrics.queued(len(self._queued))
             self._running[key] = time.monotonic()
@@ -113,6 +121,8 @@ class WorkQueue:
                 pause = await self._reconcile(key)
             finally:
                 del self._running[key]
+                if over := self._over.get(key.namespace):
+                    self._ready.put_nowait(over.popleft())
             if key in self._again:
                 self._again.discard(key)
                 self.ask(key)

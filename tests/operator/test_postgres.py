@@ -20,6 +20,7 @@ from orisun_operator.reconcile.postgres import Postgres
 from orisun_operator.reconcile.target import Target, find_target
 from orisun_server.errors import FailedPrecondition, SchemaMismatch, Unavailable
 from orisun_server.settings import Settings
+from tests.operator.clusters import Stage
 from tests.operator.stores import CLUSTER, Store, condition, together
 from tests.proxy import PostgresProxy
 
@@ -167,6 +168,28 @@ async def test_an_unreachable_postgres_is_asked_again(kube: Kube, namespace: str
             await store.settled("orders")
         finally:
             await store.close()
+
+
+async def test_a_look_that_cannot_go_on_says_so_to_the_queue(kube: Kube, namespace: str, settings: Settings) -> None:
+    stage = Stage(kube, namespace, settings)
+    try:
+        await stage.create(replicas=1)
+        await stage.settle()
+        assert not (await stage.reconcile()).blocked
+        for spec, reason in (
+            ({"postgres": {"external": {"port": 1}}}, "UnreachablePostgres"),
+            ({"scheduling": {"affinity": {"nodeAfinity": {}}}}, "Refused"),
+        ):
+            await stage.patch(**spec)
+            assert (await stage.reconcile()).blocked
+            assert (await stage.condition("Ready"))[1] == reason
+            await stage.patch(postgres={"external": {"port": settings.pg_port}}, scheduling=None)
+            await stage.settle()
+            assert not (await stage.reconcile()).blocked
+        await stage.patch(paused=True)
+        assert not (await stage.reconcile()).blocked
+    finally:
+        await stage.close()
 
 
 async def test_a_catalog_that_is_gone_begins_anew(store: Store) -> None:

@@ -72,6 +72,25 @@ async def test_different_resources_are_reconciled_at_once() -> None:
         await eventually(lambda: len(inside) == 5)
 
 
+async def test_one_namespace_never_has_all_workers() -> None:
+    done, gate = set(), asyncio.Event()
+
+    async def reconcile(namespace: str, name: str) -> Outcome:
+        if namespace == "shop":
+            await gate.wait()
+        done.add(f"{namespace}/{name}")
+        return Outcome()
+
+    async with _queue(reconcile, workers=4) as queue:
+        keys = [Key("things", namespace, str(number)) for namespace in ("shop", "office") for number in range(6)]
+        for key in keys:
+            queue.ask(key)
+        await eventually(lambda: len(done) == 6)
+        assert {one.partition("/")[0] for one in done} == {"office"}
+        gate.set()
+        await eventually(lambda: len(done) == 12)
+
+
 async def test_what_does_not_go_on_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
 
