@@ -121,6 +121,9 @@ async def test_users_change_their_own_password(cli: Orisun, name: str) -> None:
     await cli.ok("user", "create", user, "--role", f"reader:{name}", "--new-password-file", "-", given="first-1\n")
     changed = await cli.ok("user", "roles", user, f"USER:{name}", f"READER:{name}", "-o", "json")
     assert sorted(changed.json["roles"]) == [f"READER:{name}", f"USER:{name}"]
+    assert "no boundary" not in changed.err
+    told = "There is no boundary nosuch yet"
+    assert told in (await cli.ok("user", "roles", user, f"USER:{name}", "READER:nosuch")).err
 
     me = {"ORISUN_CLIENT_USERNAME": user, "ORISUN_CLIENT_PASSWORD": "first-1"}
     done = await cli.ok("user", "password", "--new-password-file", "-", given="second-2\n", environ=me)

@@ -38,7 +38,25 @@ def test_without_a_kubernetes_it_is_loud(
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "ORISUN_E2E_K8S": str(tmp_path / "kubernetes")},
+        env={**os.environ, "ORISUN_E2E_K8S": str(tmp_path / "kubernetes"), "CHROMIUM": "one"},
     )
     assert done.returncode == status, done.stderr
     assert ("NOT TESTED" in done.stderr) is loud
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_a_browser_it_is_loud(tmp_path: Path, there: bool) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / "Makefile").write_text("lint docs test:\n")
+    _script(tmp_path / "scripts" / "e2e.sh", "exit 0")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "make", "dirname", "timeout", "cat"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    if there:
+        _script(tools / "chromium")
+    environment = {"PATH": str(tools), "HOME": str(tmp_path), "ORISUN_E2E_K8S": str(tmp_path / "none")}
+    done = subprocess.run([tmp_path / ".ci" / "run"], check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("NOT TESTED: the admin page in a browser" in done.stderr) is not there

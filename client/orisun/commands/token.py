@@ -13,6 +13,7 @@ from ..errors import NotFound
 from .base import Session, command, confirmed, group
 from .output import Column, Record, write
 from .raw import seconds, timestamp
+from .user import tell_of_unknown
 
 token = group(
     "token",
@@ -95,6 +96,7 @@ async def create(session: Session, *, name: str, roles: tuple[str, ...], expires
         write(made.token + "\n")
     else:
         session.show.record({**_record(made.info), "token": made.token})
+    await tell_of_unknown(session, made.info.roles)
 
 
 @command("list", within=token, shown="orisun token list")

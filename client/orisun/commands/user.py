@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -88,6 +89,7 @@ async def create(session: Session, *, user_name: str, roles: tuple[str, ...], na
     """Create a user. Needs the role ADMIN."""
     made = await session.client.admin.create_user(user_name, new_password, roles, name=name)
     session.show.record(_record(made), _COLUMNS)
+    await tell_of_unknown(session, made.roles)
 
 
 @command("delete", within=user, shown="orisun user delete reports --yes")
@@ -113,6 +115,7 @@ async def roles_(session: Session, *, user_name: str, roles: tuple[str, ...]) ->
     """Replace a user's roles. They hold at once; the last ADMIN stays one. Needs the role ADMIN."""
     changed = await session.client.admin.set_roles((await _find(session, user_name)).user_id, roles)
     session.show.record(_record(changed), _COLUMNS)
+    await tell_of_unknown(session, changed.roles)
 
 
 @command(
@@ -131,6 +134,13 @@ async def password(session: Session, *, new_password: str) -> None:
         raise PermissionDenied("a password is changed by who signs in with it")
     await session.client.admin.change_password(connection.username, connection.password, new_password)
     session.show.say(f'The password of user "{connection.username}" is changed. All sessions of before have ended.')
+
+
+async def tell_of_unknown(session: Session, roles: Iterable[str]) -> None:
+    """Says which boundaries of roles there are not: they may come later, or be misspelt."""
+    named = {name for role in roles if (name := role.partition(":")[2])}
+    if missing := sorted(named - {one.name for one in await session.client.admin.boundaries()} if named else ()):
+        session.show.say(f"There is no boundary {', '.join(missing)} yet: the role holds once there is.")
 
 
 async def _find(session: Session, username: str) -> User:
