@@ -1,9 +1,9 @@
 """The queue between what happens and who reconciles: each resource at most once at a time, soon again after a failure.
 
-One that cannot go on is tried again after pauses as long as it has been so; whatever gets on has the others of its
-namespace tried at once, since they may have waited for the same. A resource that is asked for while it is being
-reconciled is reconciled once more afterwards. Every known resource is looked at again after the timer's interval, with
-some jitter, so that nothing depends on a notice that got lost.
+One that cannot go on is tried again after pauses as long as it has been so; whatever comes, changes, goes or gets on
+has the others of its namespace tried at once, since they may have waited for that. A resource that is asked for
+while it is being reconciled is reconciled once more afterwards. Every known resource is looked at again after the
+timer's interval, with some jitter, so that nothing depends on a notice that got lost.
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ class WorkQueue:
         """The resource exists: reconcile it, and again after each interval of the timer."""
         self._gone.discard(key)
         self.ask(key)
+        self._wake(key.namespace)
 
     def gone(self, key: Key) -> None:
         """The resource does not exist any more: take a last look, and as many as that asks for."""
         self._gone.add(key)
         self.ask(key)
+        self._wake(key.namespace)
 
     def problem(self) -> str:
         """What does not go on as it should, "" for nothing. May be called from any thread."""
@@ -161,6 +163,7 @@ class WorkQueue:
         return min(outcome.requeue, regular)
 
     def _wake(self, namespace: str) -> None:
+        """Try what cannot go on there."""
         for key in self._blocked:
             if key.namespace == namespace:
                 self.ask(key)

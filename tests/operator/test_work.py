@@ -224,3 +224,12 @@ async def test_what_gets_on_has_those_tried_that_may_have_waited_for_the_same() 
         queue.ask(_KEY)
         await eventually(lambda: looks["shop/two"] == 2)
         assert looks["office/one"] == 1
+        # one that comes may be what was waited for, and so may the end of another
+        is_back = False
+        queue.ask(_KEY)
+        await eventually(lambda: looks["shop/one"] == 3 and not queue._running)
+        queue.there(Key("things", "shop", "three"))
+        await eventually(lambda: looks["shop/one"] == 4 and not queue._running)
+        queue.gone(Key("things", "shop", "four"))
+        await eventually(lambda: looks["shop/one"] == 5)
+        assert looks["office/one"] == 1
