@@ -245,6 +245,8 @@ async def test_doctor_looks_at_everything_and_says_what_to_do(
     assert levels["password"] == "warning"
     # metrics that are not for everybody are asked for as the caller; a criterion without an index is told of
     assert levels[f"boundary {settings.boundaries[0].name}"] == "warning"
+    todo = next(one["todo"] for one in found if one["check"] == f"boundary {settings.boundaries[0].name}")
+    assert todo == f"orisun index create {settings.boundaries[0].name} k --field k"
     assert "queries" not in levels
     assert levels["PostgreSQL's fsync"] == "problem"  # the tests' PostgreSQL
     assert next(one["todo"] for one in found if one["check"] == "PostgreSQL's fsync") == "ALTER SYSTEM SET fsync = on"

@@ -644,6 +644,19 @@ async def test_pages_of_large_events_hold_nothing_up(app: App, browser: Browser,
     assert all(wanted in page for page, wanted in zip(pages, ("Ones", "Deeper", "Many"), strict=True))
 
 
+async def test_queries_for_programs(app: App, browser: Browser, connection: Connection) -> None:
+    name = orders(app)
+    await browser.text(f"/b/{name}/events?criteria=programs%3D1")
+    async with httpx.AsyncClient(base_url=app.page_address) as client:
+        assert (await client.get("/queries.json")).status_code == 401
+        reader = admin_pb2.CreateUserRequest(name="Q", username="queries", password="secret99", roles=["READER"])
+        await connection.admin.CreateUser(reader, metadata=ADMIN)
+        assert (await client.get("/queries.json", auth=("queries", "secret99"))).status_code == 403
+        told = (await client.get("/queries.json", auth=("admin", "changeit"))).json()
+    fields = [{"json_key": "programs", "value_type": "TEXT"}]
+    assert {"boundary": name, "name": "programs", "fields": fields} in [one["create_index"] for one in told]
+
+
 @pytest.mark.parametrize(
     ("criteria", "limit"),
     [("\n".join(f"k{n}=x" for n in range(101)), "at most 100"), (" ".join(f"k{n}=x" for n in range(51)), "at most 50")],

@@ -139,7 +139,7 @@ def test_the_page_of_roles_is_generated_from_the_table() -> None:
 def test_what_is_open_to_everybody_is_in_the_table_too() -> None:
     state: Any = None
     app = build(state, secure=False, proxies=Proxies())
-    with_role = {path for path, *_ in _PAGES} | {"/sign-out"}
+    with_role = {path for path, *_ in _PAGES} | {"/sign-out", "/queries.json"}
     paths = {route.path for route in app.routes if isinstance(route, Route)} - with_role
     assert paths | {f"grpc.health.v1.Health/{method.name}" for method in HEALTH.methods} == set(PUBLIC)
     assert {page for _, page, *_ in _PAGES} | {"metrics", "profiles"} == set(PAGES)

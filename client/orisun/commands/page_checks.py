@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import email.utils
 import json
 import re
+import shlex
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Literal
 
 from ..channels import addresses
@@ -20,6 +22,8 @@ from .connection import Connection
 from .findings import PATIENCE, SKEW, Finding, trusting
 
 _LAG_SECONDS = 30.0
+#: Indexes of a boundary that are proposed.
+_MOST_COMMANDS = 3
 _SAMPLE = re.compile(r'(\w+)(?:\{boundary="((?:[^"\\]|\\.)*)"\})? (\S+)')
 
 
@@ -68,18 +72,29 @@ async def admin_page(session: Session, url: str | None) -> AsyncIterator[Finding
             "call as a user with the role ADMIN or OPERATIONS for all boundaries",
         )  # fmt: skip
         return
-    for finding in _metrics(text):
+    helpful: dict[str, list[str]] = {}
+    # older servers do not have it, and not everybody may see it
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        _, _, told = await asyncio.to_thread(_get, f"{base.rstrip('/')}/queries.json", context, session.connection)
+        for query in json.loads(told):
+            index = query["create_index"]
+            fields = [part for field in index["fields"] for part in ("--field", field["json_key"])]
+            words = ["orisun", "index", "create", index["boundary"], index["name"], *fields]
+            helpful.setdefault(index["boundary"], []).append(shlex.join(words))
+    for finding in _metrics(text, helpful):
         yield finding
 
 
-def _metrics(text: str) -> Iterator[Finding]:
+def _metrics(text: str, helpful: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """``helpful`` are, by boundary, the commands that would create what is missing, the most useful first."""
     fine = True
     for name, boundary, value in _SAMPLE.findall(text):
         if name == "orisun_unindexed_queries_total" and float(value) > 0:
             fine = False
             yield Finding(
                 "warning", f"boundary {boundary}", f"{float(value):,.0f} criteria were looked up without an index",
-                "the admin page's Queries, and the log, say for which keys: orisun index create "
+                "; or ".join(helpful.get(boundary, [])[:_MOST_COMMANDS])
+                or "the admin page's Queries, and the log, say for which keys: orisun index create "
                 f"{boundary} NAME --field KEY",
             )  # fmt: skip
         elif name == "orisun_slow_queries_total" and float(value) > 0:

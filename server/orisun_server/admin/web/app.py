@@ -61,6 +61,7 @@ def build(state: State, *, secure: bool, proxies: Proxies) -> Starlette:
         Route("/healthz", endpoints.alive),
         Route("/readyz", endpoints.ready),
         Route("/metrics", endpoints.metrics),
+        Route("/queries.json", endpoints.queries),
         Route("/sign-in", endpoints.show_sign_in, methods=["GET"]),
         Route("/sign-in", endpoints.sign_in, methods=["POST"]),
         Route("/sign-out", site.page("own password", endpoints.sign_out), methods=["POST"]),
@@ -109,10 +110,26 @@ class _Endpoints:
         parts = self._state.parts
         if parts is None:
             return Response("the server is starting\n", 503, media_type="text/plain")
-        if not parts.settings.admin_metrics_public and (refused := await self._refused(request, parts)) is not None:
+        if (
+            not parts.settings.admin_metrics_public
+            and (refused := await self._refused(request, parts, "metrics")) is not None
+        ):
             return refused
         body, media_type = await self._exposition.body(parts, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
+
+    async def queries(self, request: Request) -> Response:
+        """For programs: shapes of criteria without an index, and the CreateIndex that would help."""
+        parts = self._state.parts
+        if parts is None:
+            return Response("the server is starting\n", 503, media_type="text/plain")
+        if (refused := await self._refused(request, parts, "queries")) is not None:
+            return refused
+        told = [
+            {"kind": entry.shape.kind, "count": entry.count, "create_index": entry.create_index}
+            for entry in parts.watch.queries.entries(unindexed=True)
+        ]
+        return Response(json.dumps(told), headers={"cache-control": "no-store"}, media_type="application/json")
 
     async def show_sign_in(self, request: Request) -> Response:
         parts = self._state.parts
@@ -201,7 +218,7 @@ class _Endpoints:
             raise
 
     @staticmethod
-    async def _refused(request: Request, parts: Parts) -> Response | None:
+    async def _refused(request: Request, parts: Parts, page: str) -> Response | None:
         try:
             session = await parts.sessions.authenticate(
                 request.headers.get("authorization"), request.headers.get("x-auth-token"), lambda: peer_of(request)
@@ -211,9 +228,9 @@ class _Endpoints:
         except ResourceExhausted as error:
             return Response(f"{error}\n", 429, media_type="text/plain")
         try:
-            check("metrics", PAGES, session.caller)
+            check(page, PAGES, session.caller)
         except PermissionDenied as error:
-            parts.audit.denied(session.caller._replace(peer=peer_of(request)), "page metrics")
+            parts.audit.denied(session.caller._replace(peer=peer_of(request)), f"page {page}")
             return Response(f"{error}\n", 403, media_type="text/plain")
         return None
 
