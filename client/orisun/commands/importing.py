@@ -101,9 +101,9 @@ async def import_(session: Session, *, boundary: str, file: str, size: int, from
     """Append events from JSON lines, in their order.
 
     A line has event_id, event_type, data and perhaps metadata; what else it has, such as the position in an export, is
-    ignored: events get new positions and times. An event whose id is in the boundary already is known, and left as it
-    is, so an import that was interrupted is run again as it was. It stops at the first line that cannot be stored; what
-    came before it stays. Events of other writers may come in between.
+    ignored: events get new positions and times. An event whose id is in the boundary already is known, whatever it
+    holds (that is not compared), and left as it is, so an import that was interrupted is run again as it was. It stops
+    at the first line that cannot be stored; what came before it stays. Events of other writers may come in between.
     """
     began, counts = time.monotonic(), Counts(line=from_line - 1)
     with _opened(file) as lines:
