@@ -23,6 +23,7 @@ from orisun.projections import (
     PoisonPolicy,
     Processor,
     ProcessorConfig,
+    ProjectionError,
     ProjectionStopped,
 )
 from orisun.sync import projections as plain
@@ -219,6 +220,27 @@ async def test_a_handler_that_hides_a_failed_statement_is_found_out(
     with pytest.raises(ProjectionStopped, match="InFailedSqlTransaction"):
         await Processor(checkpoints, shop.boundary, ProcessorConfig(poison=PoisonPolicy(attempts=1))).run(deposits)
     assert await shop.rows() == []
+
+
+async def test_a_connection_without_a_transaction_is_refused(shop: Shop, pg_dsn: str) -> None:
+    deposits = ByPsycopg(shop.schema)
+    await shop.append(1)
+
+    def begin() -> contextlib.AbstractContextManager[psycopg.Connection[Any]]:
+        return psycopg.connect(pg_dsn, autocommit=True)
+
+    @contextlib.contextmanager
+    def begin_transaction() -> Iterator[psycopg.Connection[Any]]:
+        with begin() as connection, connection.transaction():
+            yield connection
+
+    bare = DbapiCheckpoints(begin, lambda connection: connection.cursor(), shop.tables)
+    with pytest.raises(ProjectionError, match="without a transaction"):
+        await asyncio.wait_for(Processor(bare, shop.boundary).run(deposits), 30)
+    ready = DbapiCheckpoints(begin_transaction, lambda connection: connection.cursor(), shop.tables)
+    async with running(Processor(ready, shop.boundary), deposits) as processor:
+        await processor.caught_up(deposits)
+    assert await shop.rows() == [("a", 1)]
 
 
 @pytest.mark.parametrize("kind", [BySqlAlchemy], indirect=True)

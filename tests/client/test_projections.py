@@ -565,6 +565,42 @@ async def test_reset_begins_again_while_a_worker_runs(shop: Shop) -> None:
     await shop.pool.execute(f'DROP SCHEMA "{deposits.schema}" CASCADE')
 
 
+async def test_a_schema_that_others_use_too_is_not_dropped(shop: Shop) -> None:
+    view = f"{shop.schema}_view"
+    deposits, other = Deposits(view), Deposits(view)
+    other.name = "others"
+    admin = Administration(shop.checkpoints, shop.boundary)
+    await shop.append(1)
+    await shop.pool.execute(f'CREATE SCHEMA "{view}"; COMMENT ON SCHEMA "{view}" IS $$the shop\'s 100 % "view"$$')
+    for one in (deposits, other):
+        async with running(shop.processor(), one) as processor:
+            await processor.caught_up(one)
+    for one, its in ((deposits, "others"), (other, "deposits")):
+        for step in (admin.reset, admin.rebuild):
+            with pytest.raises(ProjectionError, match=f'projection "{its}" of boundary "{shop.boundary.name}"'):
+                await step(one)
+    assert await shop.rows(view) == [("a", 1), ("a", 1)]
+    comment = await shop.pool.fetchval("SELECT obj_description($1::regnamespace, 'pg_namespace')", view)
+    assert comment.splitlines()[0] == 'the shop\'s 100 % "view"'
+    assert len(comment.splitlines()) == 3
+    for schema in (shop.schema, "public"):
+        with_tables = Deposits(schema)
+        with_tables.name = schema
+        with pytest.raises(ProjectionError, match="other tables"):
+            await admin.rebuild(with_tables)
+    # one that has its schema for itself is reset and rebuilt again and again
+    alone = Deposits(f"{view}_2")
+    alone.name = "alone"
+    async with running(shop.processor(), alone) as processor:
+        await processor.caught_up(alone)
+        for step in (admin.reset, admin.rebuild, admin.reset, admin.rebuild):
+            await step(alone)
+            await processor.caught_up(alone)
+            assert await shop.rows(alone.schema) == [("a", 1)]
+    for schema in (view, alone.schema):
+        await shop.pool.execute(f'DROP SCHEMA "{schema}" CASCADE')
+
+
 async def test_rebuild_swaps_in_one_step_while_workers_and_readers_go_on(shop: Shop) -> None:
     view = f"{shop.schema}_view"
     deposits = Deposits(view)

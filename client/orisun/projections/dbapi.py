@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from ..sync.background import Caller
+from .errors import ProjectionError
 from .postgres import PostgresCheckpoints
 from .tables import Tables
 
@@ -28,7 +29,8 @@ class DbapiCheckpoints(PostgresCheckpoints, Generic[T]):
 
     Args:
         begin: Gives a context manager of a new transaction (read committed), which commits at its end and rolls back
-            where something is raised. What it enters with is what ``handle``, ``setup`` and ``reset`` get as ``tx``.
+            where something is raised. What it enters with is what ``handle``, ``setup`` and ``reset`` get as ``tx``. A
+            connection in autocommit is refused at the first use.
         cursor: Gives a DB-API cursor inside such a transaction.
 
     ``handle``, ``setup`` and ``reset`` are plain functions. All of a batch happens in the thread that called
@@ -55,6 +57,7 @@ class DbapiCheckpoints(PostgresCheckpoints, Generic[T]):
         """A transaction; the tables exist."""
         if not self._made:
             async with self._making, self._begun() as tx:
+                await _check_transaction(tx)
                 await self._make_tables(tx)
         async with self._begun() as tx:
             yield tx
@@ -81,6 +84,17 @@ class DbapiCheckpoints(PostgresCheckpoints, Generic[T]):
             await Caller.do_to_the_end(lambda: leave(type(failure), failure, failure.__traceback__))
             raise
         await Caller.do_to_the_end(leave)
+
+
+async def _check_transaction(tx: _Transaction) -> None:
+    """Raises ProjectionError where each statement is committed by itself, which nothing else would show."""
+    # a setting that ends with the transaction
+    await tx.execute("SELECT pg_catalog.set_config('orisun.transaction', 'open', true)")
+    if await tx.fetchval("SELECT pg_catalog.current_setting('orisun.transaction', true)") != "open":
+        raise ProjectionError(
+            "DbapiCheckpoints: `begin` gave a connection without a transaction, where each statement is committed by"
+            " itself: begin one (psycopg: `connection.transaction()`), or switch autocommit off"
+        )
 
 
 class _Row(tuple[Any, ...]):

@@ -23,6 +23,7 @@ from .errors import PartitionMismatch, check_version, moved
 from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
 from .postgres_keeper import PostgresKeeper
 from .projection import Projection
+from .schemas import claim
 from .tables import Tables, quoted
 
 
@@ -41,6 +42,7 @@ class PostgresCheckpoints:
         async with self.transaction() as tx:
             row = await self._taken_up(tx, projection, boundary, config)
             check_version(projection.name, row["version"], projection.version)
+            await claim(tx, projection, boundary)
             if (row["total_partitions"], row["strategy"]) != (config.total_partitions, config.strategy.name):
                 if not config.repartition:
                     raise PartitionMismatch(

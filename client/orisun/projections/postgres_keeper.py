@@ -13,6 +13,7 @@ from .checkpoints import ParkedEvent, Standing, Taken
 from .config import ProcessorConfig
 from .errors import check_version
 from .projection import Projection
+from .schemas import check_own, claim
 from .tables import quoted
 
 if TYPE_CHECKING:
@@ -101,8 +102,10 @@ class PostgresKeeper:
                 raise NotFound(f'projection "{name}" of boundary "{boundary}" was never started')
             await store.positions(tx, name, boundary, lock=True)
             if projection.schema:
+                await check_own(tx, projection, boundary, store.tables)
                 await tx.execute(f"DROP SCHEMA IF EXISTS {quoted(projection.schema)} CASCADE")
                 await store.setup(tx, projection)
+                await claim(tx, projection, boundary)
             else:
                 await call(projection.reset, store.given(tx))
             await tx.execute(f"DELETE FROM {self._parked} WHERE projection = $1 AND boundary = $2", name, boundary)

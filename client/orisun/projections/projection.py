@@ -37,6 +37,7 @@ class Projection(ABC):
     query: Query = EVERYTHING
     #: PostgreSQL schema of the read model, first in ``search_path`` while ``setup`` and ``handle`` run; needed for
     #: ``rebuild``, which fills another schema and then gives it this name. "" leaves ``search_path`` as it is.
+    #: ``reset`` and ``rebuild`` drop the schema with all that it holds, and refuse one that others fill too.
     schema: str = ""
 
     @abstractmethod

@@ -19,6 +19,7 @@ from .partitions import Layout, relaid
 from .postgres import PostgresCheckpoints
 from .processor import Processor, last_wanted
 from .projection import NEXT, Projection, check_name
+from .schemas import check_own
 from .tables import quoted
 
 #: Numbers of the boundary that may be left when the swap begins, which locks the workers out.
@@ -148,6 +149,7 @@ class Rebuild:
                 live += [position for layout in history for position in layout.positions]
             target = await last_wanted(self._boundary, self._next, max(live) if live else None)
             await self._fill(target, target, on_progress)
+            await check_own(tx, self._projection, boundary, store.tables)  # one may have come in the meantime
             start, layouts = await self._layout(tx)
             await self._rename(tx, self._projection.schema, self._next.schema, keep_previous)
             if row is None:
@@ -199,6 +201,7 @@ class Rebuild:
 
     async def _drop_other_version(self) -> None:
         async with self._store.transaction() as tx:
+            await check_own(tx, self._projection, self._boundary.name, self._store.tables)
             row = await self._store.locked(tx, self._next.name, self._boundary.name)
             if row is None or row["version"] != self._projection.version:
                 await tx.execute(f"DROP SCHEMA IF EXISTS {quoted(self._next.schema)} CASCADE")
