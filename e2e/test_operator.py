@@ -59,8 +59,8 @@ async def _versions(kubernetes: Kubernetes, namespace: str) -> dict[str, str]:
 
 async def _youngest_figures(kubernetes: Kubernetes, namespace: str) -> float:
     """Seconds since moving figures were written last; once a minute they may be."""
-    found = [one for kind in ("bnd", "evidx") for one in await kubernetes.list(kind, namespace)]
-    written = [datetime.datetime.fromisoformat(one["status"]["figuresTime"]) for one in found]
+    found = [one["status"] for kind in ("bnd", "evidx") for one in await kubernetes.list(kind, namespace)]
+    written = [datetime.datetime.fromisoformat(one["figuresTime"]) for one in found if "figuresTime" in one]
     return (datetime.datetime.now(datetime.UTC) - max(written)).total_seconds()
 
 
