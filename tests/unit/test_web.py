@@ -94,3 +94,9 @@ def test_charts_are_well_formed(values: list[float], label: str) -> None:
 )
 def test_sign_in_leads_to_this_server_only(text: str, led: str) -> None:
     assert local_path(text) == led
+
+
+def test_whose_denials_were_omitted_is_told_in_words() -> None:
+    callers = [{"username": "ann", "peer": "10.0.0.1", "count": 5}, {"username": "", "peer": "10.0.0.2", "count": 1}]
+    assert show.told(callers) == "ann 10.0.0.1 5, 10.0.0.2 1"
+    assert (show.told("text"), show.told(3), show.told(["a", "b"])) == ("text", "3", "a, b")
