@@ -77,7 +77,10 @@ async def test_a_killed_import_is_run_again(cli: Orisun, name: str, api: orisun.
     before = len(await ids(api, name))
     assert 2_000 < before < count
     done = await cli.ok("events", "import", name, str(file), "--batch", "50", "-o", "json")
-    assert (done.json["new"], done.json["known"]) == (count - before, before)
+    known = done.json["known"]
+    # the server may have stored what was on its way when the import was killed
+    assert known in (before, before + 50)
+    assert done.json["new"] == count - known
     assert await ids(api, name) == [f"e-{n}" for n in range(count)]
 
 
