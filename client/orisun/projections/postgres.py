@@ -23,7 +23,7 @@ from .errors import PartitionMismatch, check_version, moved
 from .partitions import HashPartitions, Layout, PartitionStrategy, relaid, still_needed
 from .postgres_keeper import PostgresKeeper
 from .projection import Projection
-from .schemas import claim
+from .schemas import claim, use
 from .tables import Tables, quoted
 
 
@@ -79,7 +79,7 @@ class PostgresCheckpoints:
             if row is None or tuple(row)[:3] != (assignment.generation, *position):
                 raise moved(assignment.projection.name)
             keys = await self._parked_keys(tx, assignment, row["parked_version"])
-            await self.use_schema(tx, assignment.projection.schema)
+            await use(tx, assignment.projection.schema)
             batch = PostgresBatch(self, tx, assignment, keys)
             yield batch
         if batch.parked:
@@ -119,19 +119,11 @@ class PostgresCheckpoints:
             async with connection.transaction(isolation="read_committed"):
                 yield connection
 
-    async def use_schema(self, tx: Any, schema: str) -> None:
-        """Put a schema first in ``search_path`` until the transaction ends."""
-        if schema:
-            await tx.execute(
-                "SELECT pg_catalog.set_config('search_path', $1 || ', ' || current_setting('search_path'), true)",
-                quoted(schema),
-            )
-
     async def setup(self, tx: Any, projection: Projection) -> None:
         """Make the read model's schema and tables."""
         if projection.schema:
             await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(projection.schema)}")
-        await self.use_schema(tx, projection.schema)
+        await use(tx, projection.schema)
         await call(projection.setup, self.given(tx))
 
     async def positions(self, tx: Any, projection: str, boundary: str, *, lock: bool = False) -> list[Position]:

@@ -13,7 +13,7 @@ from .checkpoints import ParkedEvent, Standing, Taken
 from .config import ProcessorConfig
 from .errors import check_version
 from .projection import Projection
-from .schemas import check_own, claim
+from .schemas import check_own, claim, use
 from .tables import quoted
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class PostgresKeeper:
             if not await self._forget(tx, projection, event_id):
                 yield None
                 return
-            await self._store.use_schema(tx, projection.schema)
+            await use(tx, projection.schema)
             yield Taken(self._store.given(tx))
 
     async def failed_again(self, projection: Projection, event_id: str, reason: str) -> None:

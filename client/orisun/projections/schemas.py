@@ -14,6 +14,15 @@ from .tables import Tables, quoted
 _BEGIN = "orisun: projection "
 
 
+async def use(tx: Any, schema: str) -> None:
+    """Put a schema first in ``search_path`` until the transaction ends."""
+    if schema:
+        await tx.execute(
+            "SELECT pg_catalog.set_config('search_path', $1 || ', ' || current_setting('search_path'), true)",
+            quoted(schema),
+        )
+
+
 async def claim(tx: Any, projection: Projection, boundary: str) -> None:
     """Write down that the projection fills its schema. Where the schema is another role's it cannot be dropped either,
     and nothing is written."""
