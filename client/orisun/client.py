@@ -157,8 +157,8 @@ def connect(
             refuse(f"{name} is a {type(value).__name__}; see help(orisun.connect)")
     if timeout <= 0:
         refuse(f"a timeout of {timeout} seconds lets no call succeed")
-    if keepalive < 0 or refresh < 0:
-        refuse(f"keepalive={keepalive}, refresh={refresh}: these are seconds, or 0 for never")
+    if keepalive < 0:
+        refuse(f"keepalive {keepalive} is negative: give seconds, or 0 for never")
     if token is not None and username is not None:
         refuse("give a username and password, or a token, not both")
     with_tls = tls if isinstance(tls, TLS) else TLS() if tls else None

@@ -59,7 +59,7 @@ def test_what_is_no_address(target: str | list[str]) -> None:
         ({"token": "s3cr\u00e9t"}, "characters that no token has"),
         ({"timeout": 0}, "lets no call succeed"),
         ({"timeout": None}, "timeout is a NoneType"),
-        ({"keepalive": -1}, "or 0 for never"),
+        ({"keepalive": -1}, "keepalive -1 is negative"),
         ({"tls": "ca.pem"}, "tls is a str"),
         ({"retry": 3}, "retry is a int"),
         ({"types": {}}, "types is a dict"),
