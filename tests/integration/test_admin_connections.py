@@ -86,3 +86,20 @@ async def test_one_address_cannot_take_all_connections(
         assert await asked("/sign-in") == (200 if trusted else 503)
         assert await asked("/healthz") == 200
         assert await asked("/sign-in", "127.0.0.2") == 200
+
+
+async def test_connections_that_ask_for_nothing_take_no_room_of_others(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_MOST_OF_PEER", 3)
+    monkeypatch.setattr(http, "_MOST_CONNECTIONS", 6)
+    async with running(make_settings()) as app, contextlib.AsyncExitStack() as stack:
+        port = port_of(app.page_address)
+        for _ in range(10):
+            idle = stack.enter_context(contextlib.closing(socket.socket()))
+            idle.bind(("127.0.0.9", 0))
+            idle.connect(("127.0.0.1", port))
+        await eventually(lambda: open_on(port) == 10)
+        transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+        async with httpx.AsyncClient(base_url=app.page_address, transport=transport) as client:
+            assert (await client.get("/sign-in")).status_code == 200

@@ -691,6 +691,18 @@ async def test_commands_by_page_and_with_their_events(app: App, connection: Conn
         assert re.findall(r">(Told\d) at", one) == ["Told0", "Told1"]
         for event in re.findall(rf'"(/b/{name}/events/\d+-\d+)"', one):
             assert f'<a href="/b/{name}/commands/{at}">Tell</a>' in await browser.text(event)
+        many = [pb.EventToSave(event_id=f"many-{n}", event_type="Many", data="{}") for n in range(120)]
+        told = pb.Command(command_id="many", type="Tell")
+        request = pb.SaveEventsRequest(boundary=name, events=many, command=told)
+        last = (await connection.events.SaveEvents(request, metadata=ADMIN)).log_position
+        path, shown = f"/b/{name}/commands/{last.commit_position}-{last.prepare_position}", list[int]()
+        page = path
+        while page:
+            text = await browser.text(page)
+            shown = [int(number) for number in re.findall(r">Many at \(\d+, (\d+)\)", text)] + shown
+            earlier = re.search(r'href="([^"]+)" rel="next"', text)
+            page = f"{path}{earlier[1]}" if earlier else ""
+        assert shown == list(range(last.prepare_position - 119, last.prepare_position + 1))
         wrong = f"{position.commit_position}-{position.prepare_position - 1}"
         for path, status in ((f"{name}/commands/{wrong}", 404), (f"{name}/commands/x", 404), ("other/commands", 403)):
             assert (await browser.get(f"/b/{path}")).status_code == status

@@ -137,3 +137,28 @@ async def test_a_flood_from_many_addresses_leaves_room_and_memory() -> None:
     assert "ann" in {json.loads(event.metadata)["username"] for event in log.events}
     await log.audit.stop()
     assert sum(json.loads(event.data)["count"] for event in log.events) == 4 * MOST_SOURCES + 1
+
+
+async def test_a_flood_from_many_networks_hides_nobody_who_is_signed_in() -> None:
+    """Ann is denied a call while strangers fail to sign in from ever new networks."""
+    log = Log()
+    for number in range(10 * MOST_SOURCES):
+        log.audit.login_failed("", f"2001:db8:{number:x}::1")
+        if number == 2 * MOST_SOURCES:
+            log.audit.denied(caller("ann"), "ListUsers")
+        if number % 20 == 0:
+            log.now += 1
+            await log.written()
+    assert "ann" in {json.loads(event.metadata)["username"] for event in log.events}
+
+
+async def test_one_network_is_one_stranger() -> None:
+    log = Log()
+    for number in range(100):
+        log.audit.login_failed("", f"2001:db8::{number:x}")
+    await log.written()
+    log.now += 61
+    await log.written()
+    omitted = [json.loads(event.data) for event in log.events if event.event_type == "orisun.DenialsOmitted"]
+    assert {one["peer"] for told in omitted for one in told["callers"]} <= {"2001:db8::/64"}
+    assert sum(json.loads(event.data)["count"] for event in log.events) <= 100

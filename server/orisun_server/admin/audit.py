@@ -21,7 +21,7 @@ from ..storage.group_commit import Appender
 from ..tasks import end, happens
 from .denials import WINDOW, Denials, Kind, Noted, source_of
 
-#: Sources that one event about omitted denials names.
+#: Sources that one event about omitted denials names: users, then strangers, those with most first.
 _MOST_NAMED = 50
 #: Stands for every name that no boundary has: callers could invent them without end.
 _NO_BOUNDARY = "(no such boundary)"
@@ -126,6 +126,8 @@ class Audit:
         for kind in self._denials.due(now, last=last):
             event_type, by, about = kind
             noted = self._denials.take(kind)
+            if noted is None:
+                continue
             told = {"count": noted.count, "first_at": _told(noted.first_at), "last_at": _told(noted.last_at)}
             try:
                 await self.append(event_type, by, {**dict(about), **told})
@@ -142,7 +144,8 @@ class Audit:
             self._denials.omit_everything()
         if self._denials.omitted and (last or now - self._omitted_at >= WINDOW):
             omitted = self._denials.omitted
-            named = [{"username": who, "peer": peer, "count": n} for (who, peer), n in omitted.most_common(_MOST_NAMED)]
+            largest = sorted(omitted.items(), key=lambda one: (not one[0][0], -one[1]))[:_MOST_NAMED]
+            named = [{"username": who, "peer": peer, "count": count} for (who, peer), count in largest]
             self._denials.omitted = Counter()
             try:
                 await self.append(audit.DENIALS_OMITTED, audit.SERVER, {"count": omitted.total(), "callers": named})

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..core.users import Caller
+from .logins import network_of
 
 #: Seconds within which denials of one kind (caller, rpc, boundary) are one event with their number.
 WINDOW = 60.0
@@ -59,7 +60,7 @@ class Denials:
         self._pending: dict[Source, dict[Kind, Noted]] = {}
         self._written: dict[Kind, float] = {}
         self._spent, self._spent_by = _Spent(REFILL), dict[Source, _Spent]()
-        #: Denials that are told by number only, by source; those of more sources than are told apart have ("", "").
+        #: Denials that are told by number only, by source; of more sources than are told apart without the address.
         self.omitted: Counter[Source] = Counter()
 
     def __bool__(self) -> bool:
@@ -70,7 +71,8 @@ class Denials:
         kinds = self._pending.get(source)
         if kinds is None:
             if len(self._pending) >= MOST_SOURCES:
-                self._omit_all(max(self._pending, key=lambda one: len(self._pending[one])))
+                crowd = self._crowd()
+                self._omit_all(max(self._pending, key=lambda one: (*_standing(one, crowd), len(self._pending[one]))))
             kinds = self._pending[source] = {}
         if kind in kinds:
             kinds[kind].add(noted)
@@ -85,20 +87,24 @@ class Denials:
         self._written = {kind: at for kind, at in self._written.items() if now - at < WINDOW}
         self._spent_by = {source: spent for source, spent in self._spent_by.items() if spent.at(now) > 0}
         ranked = []
+        crowd = self._crowd()
         for source, kinds in self._pending.items():
             spent = self._spent_by[source].at(now) if source in self._spent_by else 0.0
             ready = [kind for kind in kinds if last or kind not in self._written]
             ranked += [
-                (spent + place, kind) for place, kind in enumerate(ready) if spent + place <= BURST_OF_SOURCE - 1
+                ((spent + place, *_standing(source, crowd)), kind)
+                for place, kind in enumerate(ready)
+                if spent + place <= BURST_OF_SOURCE - 1
             ]
         ranked.sort(key=lambda one: one[0])
         return [kind for _, kind in ranked[: max(0, int(BURST - self._spent.at(now)))]]
 
-    def take(self, kind: Kind) -> Noted:
-        """Takes a kind out, to be written; then say so with ``written``, ``note`` it again, or ``omit`` it."""
+    def take(self, kind: Kind) -> Noted | None:
+        """Takes a kind out, to be written; then say so with ``written``, ``note`` it again, or ``omit`` it. None where
+        it had to make room meanwhile."""
         source = source_of(kind)
-        kinds = self._pending.pop(source)
-        noted = kinds.pop(kind)
+        kinds = self._pending.pop(source, {})
+        noted = kinds.pop(kind, None)
         if kinds:
             # behind the others, whose turn it is now
             self._pending[source] = kinds
@@ -110,7 +116,13 @@ class Denials:
         self._spent_by.setdefault(source_of(kind), _Spent(REFILL_OF_SOURCE)).add(now)
 
     def omit(self, source: Source, count: int) -> None:
-        self.omitted[source if source in self.omitted or len(self.omitted) < MOST_SOURCES else ("", "")] += count
+        if source not in self.omitted and len(self.omitted) >= MOST_SOURCES:
+            source = (source[0], "")
+        self.omitted[source] += count
+
+    def _crowd(self) -> Counter[str]:
+        """From how many addresses each user is denied."""
+        return Counter(username for username, _ in self._pending)
 
     def omit_everything(self) -> None:
         for source in list(self._pending):
@@ -123,4 +135,9 @@ class Denials:
 def source_of(kind: Kind) -> Source:
     """Whom a denial is counted to."""
     _, by, _ = kind
-    return by.username, by.peer
+    return by.username, by.peer if by.username else network_of(by.peer)
+
+
+def _standing(source: Source, crowd: Counter[str]) -> tuple[bool, int]:
+    """Less is better: who is signed in comes before strangers, and before who comes from many addresses at once."""
+    return not source[0], crowd[source[0]]

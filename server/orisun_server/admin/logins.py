@@ -71,7 +71,7 @@ class Logins:
         ``place`` names whoever shows that this user has signed in there before; it counts in the address's stead.
         Raises TooManyFailures without having checked, or ResourceExhausted when the server is busy with passwords.
         """
-        key = (username[:255], f"place {place}" if place else _network(peer))
+        key = (username[:255], f"place {place}" if place else network_of(peer))
         self._check(key)
         # counted before it is checked: of many at once no more than the free ones are
         self._count(key)
@@ -109,7 +109,7 @@ class Logins:
         return min(PEER_BURST, left + (now - at) / PEER_REFILL)
 
 
-def _network(peer: str) -> str:
+def network_of(peer: str) -> str:
     """The address, or the /64 of an IPv6 one: whoever has one has them all."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])

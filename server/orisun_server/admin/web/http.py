@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,18 @@ class HttpServer:
 
     def _has_room(self, peer: str) -> bool:
         connections = self._server.server_state.connections
-        if len(connections) > _MOST_CONNECTIONS:
-            return False
-        if len(connections) <= _MOST_OF_PEER or (self._proxies is not None and self._proxies.trusts(peer)):
+        if len(connections) <= min(_MOST_OF_PEER, _MOST_CONNECTIONS):
             return True
         clients = (one.client for one in connections if isinstance(one, _Protocol))
-        return sum(client is not None and client[0] == peer for client in clients) <= _MOST_OF_PEER
+        by_peer = Counter(client[0] if client else "" for client in clients)
+        # connections that one address has too many of, and that may not even ask for anything, count for no others
+        for other in by_peer:
+            if not self._is_trusted(other):
+                by_peer[other] = min(by_peer[other], _MOST_OF_PEER + (other == peer))
+        return by_peer.total() <= _MOST_CONNECTIONS and (self._is_trusted(peer) or by_peer[peer] <= _MOST_OF_PEER)
+
+    def _is_trusted(self, peer: str) -> bool:
+        return self._proxies is not None and self._proxies.trusts(peer)
 
     async def _leave_stalled(self) -> None:
         """Ends connections whose client has not read for a while: also closed ones wait for it, for ever."""

@@ -22,8 +22,9 @@ TITLES = {
     429: "Too many at once",
     503: "Not available",
 }
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|\b(?:true|false|null)\b')
-_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# The last string of a text that was cut has no end: were that no match, each quote in it would be tried as a beginning.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|-?\d[\d.eE+-]*|\b(?:true|false|null)\b')
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]')
 _SUMMARY = 140
 #: Characters of JSON that are shown of one value, and of each in a list.
 _MOST_PRETTY, _PREVIEW = 500_000, 2_000

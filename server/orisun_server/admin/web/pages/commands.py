@@ -13,7 +13,7 @@ from ..context import Context
 from .events import command_of, position_in
 
 _PER_PAGE = 20
-#: Events of a command that are shown.
+#: Events of a command that are shown at a time.
 _MOST_EVENTS = 50
 #: Beyond every position.
 _END = Position(2**63 - 1, 2**63 - 1)
@@ -39,10 +39,12 @@ async def command(context: Context) -> Response:
     found = None if position is None else await command_of(context, position)
     if position is None or found is None or found.position != position:
         raise NotFound(f'boundary "{one.name}" has no command at that position; it is the one of its last event')
-    events = await context.parts.reader.page(
-        one, (), _MOST_EVENTS + 1, descending=True, after=Position(position.commit, position.prepare + 1)
-    )
+    before = position_in(context.query.get("before", "")) or Position(position.commit, position.prepare + 1)
+    if before.commit != position.commit:
+        raise NotFound("that is no event of this command's call")
+    events = await context.parts.reader.page(one, (), _MOST_EVENTS + 1, descending=True, after=before)
     events = [event for event in events if event.commit == position.commit]
+    shown = events[_MOST_EVENTS - 1 :: -1]
     return context.render(
         "command.html",
         boundary=one.name,
@@ -51,6 +53,7 @@ async def command(context: Context) -> Response:
         stored=found.date_created,
         data=await asyncio.to_thread(show.pretty, found.command.data),
         metadata=await asyncio.to_thread(show.pretty, found.command.metadata),
-        events=events[_MOST_EVENTS - 1 :: -1],
-        more=len(events) > _MOST_EVENTS,
+        events=shown,
+        earlier=f"{position.commit}-{shown[0].prepare}" if len(events) > _MOST_EVENTS else "",
+        last="before" not in context.query,
     )
