@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orisun_operator.api import API_VERSION
+from orisun_operator.api import API_VERSION, PREFIX
+from orisun_operator.api.cluster import ClusterSpec
 from orisun_operator.kube import Kube, Object, Ref
 from orisun_operator.reconcile import boundary
 from orisun_operator.reconcile.postgres import Postgres
+from orisun_operator.resources import applied
+from orisun_operator.resources.cluster import Cluster
 from orisun_server.settings import Settings
 from tests.harness import eventually
 from tests.operator.clusters import NAME, Stage
@@ -85,6 +89,13 @@ async def _replaced(stage: Stage, name: str) -> int:
 async def _evict(stage: Stage, name: str) -> None:
     await stage.end(name)
     await stage.follow()
+
+
+async def _edit(stage: Stage, ref: Ref, patch: Object) -> None:
+    """As somebody else does."""
+    path, query = await stage.kube._server.path(ref), {"fieldManager": "kubectl-edit"}
+    content = "application/merge-patch+json"
+    await stage.kube._server.request("PATCH", path, body=patch, content=content, query=query)
 
 
 async def test_a_pod_that_is_evicted_while_a_plan_waits_starts_in_peace(stage: Stage) -> None:
@@ -188,10 +199,7 @@ async def test_while_a_template_waits_drift_is_repaired_to_the_one_in_force(stag
     await stage.patch(image="orisun:9")
     await stage.reconcile()
     edit = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}
-    path = await stage.kube._server.path(Ref("apps/v1", "StatefulSet", stage.namespace, NAME))
-    await stage.kube._server.request(
-        "PATCH", path, body=edit, content="application/merge-patch+json", query={"fieldManager": "kubectl-edit"}
-    )
+    await _edit(stage, Ref("apps/v1", "StatefulSet", stage.namespace, NAME), edit)
     await stage.reconcile()
     assert (await stage.statefulset())["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 60
     writes = stage.kube.writes
@@ -199,6 +207,60 @@ async def test_while_a_template_waits_drift_is_repaired_to_the_one_in_force(stag
         await stage.reconcile()
     assert stage.kube.writes == writes
     assert await _images(stage) == {"orisun:1"}
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_what_somebody_writes_into_the_memory_leads_to_nothing(stage: Stage, gone: bool) -> None:
+    """The operator may make pods, and whoever may write ConfigMaps may not."""
+    await stage.create()
+    await stage.settle()
+    await _Plan(stage).make()
+    await stage.patch(image="orisun:9")
+    await stage.reconcile()
+    before = (await stage.statefulset())["spec"]["template"]
+    memory = Ref("v1", "ConfigMap", stage.namespace, f"{NAME}-applied")
+    content = json.loads((await stage.kube.get(memory) or {})["data"]["statefulset.json"])
+    content |= {"apiVersion": "apps/v1", "kind": "StatefulSet"}
+    content["metadata"] |= {"name": "elsewhere", "namespace": "default", "ownerReferences": []}
+    content["spec"]["template"]["spec"]["hostNetwork"] = True
+    await _edit(stage, memory, {"data": {"statefulset.json": json.dumps(content)}})
+    if gone:
+        await stage.kube.delete(Ref("apps/v1", "StatefulSet", stage.namespace, NAME))
+    for _ in range(LOOKS):
+        await stage.reconcile()
+    assert await stage.kube.get(Ref("apps/v1", "StatefulSet", "default", "elsewhere")) is None
+    assert "hostNetwork" not in (await stage.statefulset())["spec"]["template"]["spec"]
+    assert "hostNetwork" not in (await stage.kube.get(memory) or {})["data"]["statefulset.json"]
+    if not gone:
+        # and it is a memory again
+        await stage.kube.delete(Ref("apps/v1", "StatefulSet", stage.namespace, NAME))
+        await stage.reconcile()
+        assert (await stage.statefulset())["spec"]["template"] == before
+
+
+def test_a_memory_is_of_one_cluster_and_makes_nothing_of_another_name() -> None:
+    spec = {"replicas": 3, "template": {"metadata": {}, "spec": {"containers": []}}}
+    cluster = Cluster("shop", NAME, "uid-1", ClusterSpec.model_construct(), image="", nats_image="")
+    ours = {f"{PREFIX}incarnation": "cluster-1"}
+    metadata = {"name": "other", "namespace": "other", "labels": {"a": "b"}, "annotations": {**ours, "theirs": "1"}}
+    memory = applied.memory(cluster, {"metadata": metadata, "spec": spec}, b"key")
+    content = applied.in_force(memory, None, uid="uid-1", key=b"key")
+    assert content == {"metadata": {"annotations": ours}, "spec": spec}
+    restored = applied.restored(cluster, content)
+    assert restored["metadata"] == cluster.metadata(NAME, annotations=ours)
+    for uid, key in (("uid-2", b"key"), ("uid-1", b"other"), ("uid-1", b"")):
+        assert applied.in_force(memory, None, uid=uid, key=key) is None
+
+
+async def test_a_statefulset_that_the_api_server_refuses_is_not_remembered(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    memory = Ref("v1", "ConfigMap", stage.namespace, f"{NAME}-applied")
+    before = (await stage.kube.get(memory) or {})["data"]
+    await stage.patch(env=[{"name": "NO NAME=", "value": "1"}])
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[1] == "Refused"
+    assert (await stage.kube.get(memory) or {})["data"] == before
 
 
 async def test_what_an_older_operator_left_is_taken_over(stage: Stage) -> None:

@@ -23,7 +23,7 @@ from .cluster_children import Children
 from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
-from .cluster_secrets import Secrets
+from .cluster_secrets import Secrets, sealing_key
 from .cluster_status import is_leaderless, seconds, since, tell_of_servers
 from .report import Report, concluded
 
@@ -73,7 +73,8 @@ class _Work:
             return Outcome()
         live = await self._kube.get(Ref("apps/v1", "StatefulSet", self._namespace, self._name))
         memory = await self._kube.get(Ref("v1", "ConfigMap", self._namespace, applied.name_of(self._name)))
-        before = applied.in_force(memory, live)
+        key = await sealing_key(self._kube, self._namespace, self._name)
+        before = applied.in_force(memory, live, uid=self._obj["metadata"]["uid"], key=key)
         cluster = await self._resolve(spec, live, before)
         secrets = Secrets(self._kube, cluster, self._context.clock())
         auth, passwords = await secrets.nats()
@@ -163,12 +164,12 @@ class _Work:
         problem = str(held) if held is not None else misfit
         current = wanted = pods.statefulset(cluster)
         if before is not None and problem and applied.template_of(before) != cluster.template:
-            current = before
+            current = applied.restored(cluster, before)
         waits = current is not wanted
         if not waits:
             await self._tell_of_new_streams(cluster, before)
         current = applied.asking(current, cluster.pods)
-        await self._children.servers(cluster, current, live)
+        await self._children.servers(cluster, current, live, passwords[nats.ROUTE_PASSWORD].encode())
         if not waits:
             status["templateHash"] = cluster.template
             status["image"], status["natsImage"] = cluster.image, cluster.nats_image

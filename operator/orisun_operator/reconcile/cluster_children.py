@@ -165,16 +165,20 @@ class Children:
             await self._report.event("DriftRepaired", f"{Ref.of(obj)} was missing and is made again")
         return done
 
-    async def servers(self, cluster: Cluster, statefulset: Object, live: Object | None) -> None:
-        """The StatefulSet of the servers. What outlives it is written first."""
-        await self._apply(applied.memory(cluster, statefulset))
+    async def servers(self, cluster: Cluster, statefulset: Object, live: Object | None, key: bytes) -> None:
+        """The StatefulSet of the servers, and the memory of it, sealed with ``key``.
+
+        It is remembered when the API server has taken it; one that is made anew goes, so before that.
+        """
+        memory = applied.memory(cluster, statefulset, key)
+        if live is not None and _is_made_anew(statefulset, live):
+            await self._apply(memory)
         await self.statefulset(statefulset, live)
+        await self._apply(memory)
 
     async def statefulset(self, obj: Object, live: Object | None) -> None:
         """Apply; where Kubernetes does not let a field change, the StatefulSet is made anew around its pods."""
-        wanted = obj["spec"].get("volumeClaimTemplates") or []
-        fixed = live is not None and not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])
-        if live is not None and fixed:
+        if live is not None and _is_made_anew(obj, live):
             for claim in await claims_of(self._kube, obj):
                 try:
                     await self._kube.patch(claim.ref, {"spec": {"resources": {"requests": {"storage": claim.size}}}})
@@ -238,3 +242,9 @@ class Children:
         found = await self._kube.get(Ref("cert-manager.io/v1", "Certificate", cluster.namespace, cluster.tls_secret))
         conditions = ((found or {}).get("status") or {}).get("conditions") or ()
         return next((str(c.get("message") or "") for c in conditions if c["type"] == "Ready"), "")
+
+
+def _is_made_anew(statefulset: Object, live: Object) -> bool:
+    """Whether a field differs that Kubernetes does not let change."""
+    wanted = statefulset["spec"].get("volumeClaimTemplates") or []
+    return not contains(wanted, live["spec"].get("volumeClaimTemplates") or [])

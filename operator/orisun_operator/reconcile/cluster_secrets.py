@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..certificates import Issued, check_authorities, check_pair, end_of, is_due, issue, make_authority
 from ..kube import Kube, Object, Ref
 from ..resources import nats, postgres
-from ..resources.cluster import Cluster
+from ..resources.cluster import Cluster, nats_secret_of
 from ..resources.connection import connection
 from . import Blocked
 
@@ -232,6 +232,15 @@ class Secrets:
             "type": "kubernetes.io/tls",
             "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
         }
+
+
+async def sealing_key(kube: Kube, namespace: str, name: str) -> bytes:
+    """What the memory of a cluster is sealed with (``applied``): a generated password; b"" while there is none."""
+    found = await kube.get(Ref("v1", "Secret", namespace, nats_secret_of(name)))
+    try:
+        return base64.b64decode(((found or {}).get("data") or {}).get(nats.ROUTE_PASSWORD) or "")
+    except binascii.Error:
+        return b""
 
 
 def seconds_of(duration: str) -> datetime.timedelta:

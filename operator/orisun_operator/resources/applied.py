@@ -1,10 +1,13 @@
 """The StatefulSet in force: what servers are made from until what the spec wants may take its place.
 
-It is remembered in a ConfigMap beside the StatefulSet, so that one that was deleted comes back as it was. Pure.
+It is remembered in a ConfigMap beside the StatefulSet, so that one that was deleted comes back as it was. Whoever may
+write ConfigMaps may not make pods by that: the memory counts only with the operator's seal. Pure.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +16,7 @@ from ..api import PREFIX
 from ..drift import APPLIED_ANNOTATION
 from .cluster import INCARNATION_ANNOTATION, STREAMS_ANNOTATION, TEMPLATE_ANNOTATION, Cluster, Object
 
-_KEY = "statefulset.json"
+_KEY, _SEAL = "statefulset.json", "seal"
 
 
 def name_of(cluster: str) -> str:
@@ -21,34 +24,35 @@ def name_of(cluster: str) -> str:
     return f"{cluster}-applied"
 
 
-def memory(cluster: Cluster, statefulset: Object) -> Object:
-    """The ConfigMap that remembers a StatefulSet."""
+def memory(cluster: Cluster, statefulset: Object, key: bytes) -> Object:
+    """The ConfigMap that remembers a StatefulSet; ``key`` is the secret that it is sealed with."""
+    text = json.dumps(_content(statefulset), sort_keys=True)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": cluster.metadata(name_of(cluster.name)),
-        "data": {_KEY: json.dumps(statefulset, sort_keys=True)},
+        "data": {_KEY: text, _SEAL: _seal(cluster.uid, text, key)},
     }
 
 
-def in_force(memory: Mapping[str, Any] | None, live: Mapping[str, Any] | None) -> Object | None:
-    """The StatefulSet in force, from what is remembered and what is; None before there has been one.
+def in_force(
+    memory: Mapping[str, Any] | None, live: Mapping[str, Any] | None, *, uid: str, key: bytes
+) -> Object | None:
+    """The annotations and spec of the StatefulSet in force; None before there has been one.
 
-    What is remembered counts while it is what servers are made from. An older operator remembered nothing.
+    What is remembered of the OrisunCluster with that uid counts while it is what servers are made from, and bears the
+    seal of ``key``. An older operator remembered nothing, or without a seal.
     """
-    remembered = _read(memory)
+    remembered = _read(memory, uid, key)
     if live is None or (remembered is not None and template_of(remembered) == template_of(live)):
         return remembered
-    metadata = live["metadata"]
-    annotations: Mapping[str, str] = metadata.get("annotations") or {}
-    ours = {key: text for key, text in annotations.items() if key.startswith(PREFIX) and key != APPLIED_ANNOTATION}
-    kept = {key: metadata[key] for key in ("name", "namespace", "labels", "ownerReferences") if key in metadata}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": {**kept, "annotations": ours},
-        "spec": live["spec"],
-    }
+    return _content(live)
+
+
+def restored(cluster: Cluster, content: Object) -> Object:
+    """The StatefulSet of in_force's answer: what and whose it is follows from the cluster alone."""
+    metadata = cluster.metadata(cluster.name, **content["metadata"])
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": content["spec"]}
 
 
 def asking(statefulset: Object, replicas: int) -> Object:
@@ -97,11 +101,22 @@ def _on_pods(statefulset: Mapping[str, Any], annotation: str) -> str:
     return str((statefulset["spec"]["template"]["metadata"].get("annotations") or {}).get(annotation) or "")
 
 
-def _read(memory: Mapping[str, Any] | None) -> Object | None:
+def _content(statefulset: Mapping[str, Any]) -> Object:
+    """What is kept of a StatefulSet: our annotations, and its spec."""
+    annotations: Mapping[str, str] = statefulset["metadata"].get("annotations") or {}
+    ours = {key: text for key, text in annotations.items() if key.startswith(PREFIX) and key != APPLIED_ANNOTATION}
+    return {"metadata": {"annotations": ours}, "spec": statefulset["spec"]}
+
+
+def _seal(uid: str, text: str, key: bytes) -> str:
+    """Of one OrisunCluster: a memory of another, or of one of its name before it, is none."""
+    return hmac.new(key, f"{uid}\0{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def _read(memory: Mapping[str, Any] | None, uid: str, key: bytes) -> Object | None:
     """What the ConfigMap has; None when somebody has made something else of it."""
-    try:
-        found: Object = json.loads(((memory or {}).get("data") or {})[_KEY])
-        template_of(found)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    data: Mapping[str, str] = (memory or {}).get("data") or {}
+    text, seal = data.get(_KEY, ""), data.get(_SEAL, "")
+    if not key or not hmac.compare_digest(_seal(uid, text, key).encode(), seal.encode()):
         return None
-    return found
+    return _content(json.loads(text))

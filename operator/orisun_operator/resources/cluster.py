@@ -75,7 +75,7 @@ class Cluster:
 
     @property
     def nats_secret(self) -> str:
-        return f"{self.name}-nats-auth"
+        return nats_secret_of(self.name)
 
     @property
     def postgres(self) -> str:
@@ -142,3 +142,8 @@ class Cluster:
             "controller": True,
             "blockOwnerDeletion": True,
         }
+
+
+def nats_secret_of(cluster: str) -> str:
+    """The Secret of a cluster's NATS servers."""
+    return f"{cluster}-nats-auth"
