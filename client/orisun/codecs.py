@@ -12,7 +12,7 @@ import msgspec
 
 from .errors import CodecError, OrisunError, refuse
 from .events import OCTETS, VERSION, Binary, NewEvent
-from .jsontext import dumps, loads_object, plain
+from .jsontext import dumps, loads_object, plain, special
 
 C = TypeVar("C", bound=type)
 
@@ -41,11 +41,16 @@ class PydanticCodec:
         self._model = model
 
     def check(self) -> None:
-        """Raises InvalidArgument for fields that are written under a name under which they are not read."""
+        """Raises InvalidArgument for fields that are not written, or under a name under which they are not read."""
         by_name = self._model.model_config.get("populate_by_name") or self._model.model_config.get("validate_by_name")
         for name, field in self._model.model_fields.items():
+            if field.exclude and field.is_required():
+                refuse(
+                    f"{self._model.__qualname__}.{name} is required and excluded: it could not be read again; "
+                    "give it a default"
+                )
             alias = field.validation_alias or name
-            read = {name if by_name else alias, *getattr(alias, "choices", [alias])}
+            read = [*getattr(alias, "choices", [alias])] + ([name] if by_name else [])
             if (written := field.serialization_alias or name) not in read:
                 refuse(
                     f'{self._model.__qualname__}.{name} is written as "{written}" and not read as that: give it one '
@@ -91,7 +96,7 @@ class DataclassCodec:
         return dumps(msgspec.to_builtins(payload, str_keys=True, enc_hook=plain))
 
     def decode(self, text: str) -> Any:
-        return msgspec.convert(loads_object(text), self._kind, str_keys=True)
+        return msgspec.json.decode(text or "{}", type=self._kind, dec_hook=special)  # special keys too
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,7 +41,29 @@ def plain(value: object) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, set | frozenset | tuple):
         return list(value)
+    # values of subclasses, such as class UserId(str), are what they are made of, whatever their __str__ says
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     raise TypeError(f"a payload holds a {type(value).__qualname__}, which has no form in JSON; register a codec for it")
+
+
+def special(kind: type, value: object) -> Any:
+    """The value of a subclass of str, int, float, UUID, Decimal, date, datetime or time that ``plain`` stands for.
+    Raises TypeError or ValueError."""
+    make: Any = kind
+    if isinstance(value, str):
+        if issubclass(kind, datetime.date | datetime.time):
+            return make.fromisoformat(value)
+        if issubclass(kind, str | int | float | uuid.UUID | Decimal):  # numbers are texts where they are keys
+            return make(value)
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if (is_int and issubclass(kind, int)) or ((is_int or isinstance(value, float)) and issubclass(kind, float)):
+        return make(value)
+    raise TypeError(f"no {kind.__qualname__} is stored as a {type(value).__name__}")
 
 
 def loads_object(text: str) -> dict[str, Any]:

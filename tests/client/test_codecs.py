@@ -271,6 +271,145 @@ def test_a_model_that_is_written_under_names_that_it_does_not_read() -> None:
         EventTypes().register(Renamed)
 
 
+@pytest.mark.parametrize(
+    "config", [pydantic.ConfigDict(populate_by_name=True), pydantic.ConfigDict(validate_by_name=True)]
+)
+def test_models_of_several_names_are_read_by_those_that_they_name(config: pydantic.ConfigDict) -> None:
+    choices, path = pydantic.AliasChoices("x", pydantic.AliasPath("old", "x")), pydantic.AliasPath("old", "x")
+
+    class Unread(pydantic.BaseModel):
+        name: str = pydantic.Field(validation_alias=choices)
+
+    class Deep(pydantic.BaseModel):
+        name: str = pydantic.Field(validation_alias=path)
+
+    class Chosen(pydantic.BaseModel):
+        name: str = pydantic.Field(validation_alias=choices, serialization_alias="x")
+
+    class ByName(pydantic.BaseModel):
+        model_config = config
+        name: str = pydantic.Field(validation_alias=choices)
+        deep: str = pydantic.Field(validation_alias=path)
+
+    class Neither(pydantic.BaseModel):
+        model_config = config
+        name: str = pydantic.Field(validation_alias=choices, serialization_alias="y")
+
+    types = EventTypes()
+    for unread in (Unread, Deep):
+        with pytest.raises(orisun.InvalidArgument, match=r'\.name is written as "name" and not read as that'):
+            types.register(unread)
+    with pytest.raises(orisun.InvalidArgument, match=r'\.name is written as "y" and not read as that'):
+        types.register(Neither)
+    types.register(Chosen)
+    types.register(ByName)
+    chosen, named = Chosen.model_validate({"x": "ann"}), ByName.model_validate({"name": "ann", "deep": "b"})
+    assert there_and_back(types, NewEvent.of(chosen)) == ("Chosen", chosen)
+    assert there_and_back(types, NewEvent.of(named)) == ("ByName", named)
+
+
+def test_a_model_that_leaves_out_what_it_needs() -> None:
+    class Secretive(pydantic.BaseModel):
+        name: str = pydantic.Field(exclude=True)
+
+    class Forgetful(pydantic.BaseModel):
+        name: str = pydantic.Field(default="", exclude=True)
+
+    types = EventTypes()
+    with pytest.raises(orisun.InvalidArgument, match=r"Secretive\.name is required and excluded"):
+        types.register(Secretive)
+    types.register(Forgetful)
+    assert there_and_back(types, NewEvent.of(Forgetful(name="ann"))) == ("Forgetful", Forgetful())
+
+
+class UserId(str):
+    """As applications define them."""
+
+
+class Masked(UserId):
+    def __str__(self) -> str:
+        return "masked"
+
+
+class Row(int):
+    pass
+
+
+class Ratio(float):
+    pass
+
+
+class Order(uuid.UUID):
+    pass
+
+
+class Amount(Decimal):
+    pass
+
+
+class Day(datetime.date):
+    pass
+
+
+@dataclass(frozen=True)
+class Special:
+    user: Masked
+    row: Row
+    ratio: Ratio
+    order: Order
+    amount: Amount
+    day: Day
+    rows: dict[UserId, Row]
+    users: dict[Row, UserId | None]
+    ratios: tuple[Ratio, ...] = ()
+
+
+SPECIAL = Special(
+    Masked("u"),
+    Row(3),
+    Ratio(0.5),
+    Order(int=7),
+    Amount("1.10"),
+    Day(2024, 2, 3),
+    {UserId("v"): Row(4)},
+    {Row(5): UserId("w"), Row(6): None},
+    (Ratio(2.0), Ratio(3)),
+)
+
+
+def test_fields_of_subclasses_of_simple_types() -> None:
+    types = EventTypes()
+    types.register(Special)
+    name, decoded = there_and_back(types, NewEvent.of(SPECIAL))
+    assert (name, decoded) == ("Special", SPECIAL)
+    kinds = [type(value) for value in (decoded.user, decoded.row, decoded.ratio, decoded.order, decoded.amount)]
+    assert kinds == [Masked, Row, Ratio, Order, Amount]
+    assert [type(key) for key in (*decoded.rows, *decoded.users)] == [UserId, Row, Row]
+    # and of a class that is not registered
+    assert json.loads(EventTypes().encode(NewEvent.of(SPECIAL))[1]) == {
+        "user": "u",
+        "row": 3,
+        "ratio": 0.5,
+        "order": "00000000-0000-0000-0000-000000000007",
+        "amount": "1.10",
+        "day": "2024-02-03",
+        "rows": {"v": 4},
+        "users": {"5": "w", "6": None},
+        "ratios": [2.0, 3.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("user", 7), ("row", 1.5), ("row", True), ("row", "x"), ("ratio", False), ("order", 3)]
+)
+def test_values_that_do_not_fit_subclasses_of_simple_types(key: str, value: Any) -> None:
+    types = EventTypes()
+    types.register(Special)
+    stored = json.loads(types.encode(NewEvent.of(SPECIAL))[1])
+    with pytest.raises(orisun.CodecError, match="does not fit"):
+        types.decode("Special", json.dumps(stored | {key: value}), {})
+
+
 def test_mistakes_of_registration() -> None:
     types = EventTypes()
     types.register(Paid)
