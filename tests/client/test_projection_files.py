@@ -85,6 +85,33 @@ async def test_files_keep_checkpoints_at_least_once(shop: Shop, tmp_path: Path) 
         await eventually(lambda: processor.stats.position == (7, 6))
 
 
+class Broker(dict[int, str]):
+    """The client of a target that tells whether it is closed by a property, as many do."""
+
+    is_closed = False
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+async def test_the_policy_is_for_what_the_target_refuses_whatever_its_client_calls_is_closed(
+    shop: Shop, tmp_path: Path, error: type[OSError]
+) -> None:
+    class Slow(Search):
+        async def handle(self, tx: Any, event: orisun.Event) -> None:
+            if event.data["amount"] in self.poison:
+                raise error("the target does not answer")
+            await super().handle(tx, event)
+
+    search, broker = Slow(), Broker()
+    search.poison = {2}
+    await shop.append(1, account="x")
+    await shop.append(2, account="y")
+    await shop.append(3, account="z")
+    async with running(Processor(FileCheckpoints(tmp_path, broker), shop.boundary, PARKING), search) as processor:
+        await asyncio.wait_for(processor.caught_up(search), 30)
+        assert (processor.stats.failures, processor.stats.parked) == (2, 1)
+    assert broker == {1: "x", 3: "z"}
+
+
 async def test_files_repeat_what_was_not_yet_written_down_and_lose_nothing(shop: Shop, tmp_path: Path) -> None:
     seen: list[int] = []
     handled, going_on = asyncio.Event(), asyncio.Event()

@@ -249,8 +249,9 @@ class Worker:
         try:
             await call(self._projection.handle, batch.tx, item.event)
         except Exception as error:
+            # a connection of asyncpg has a method of that name; other clients, as targets of files, may have a property
             is_closed = getattr(batch.tx, "is_closed", None)
-            is_lost = not isinstance(error, OSError) or (is_closed is not None and is_closed())
+            is_lost = not isinstance(error, OSError) or (callable(is_closed) and is_closed())
             if is_lost and is_passing(error, in_handler=True):
                 raise
             raise _HandlerError(error) from error
