@@ -114,7 +114,8 @@ class Settings(BaseModel):
     admin_password: SecretStr = _var("changeit", "Password of the first administrator; change it")
     admin_password_enforced: bool = _var(
         False,
-        "Ours. At each start, make that user and set its password where they differ (in a cluster: from a Secret)",
+        "Ours. At each start, make that user and set its password where they differ (in a cluster: from a Secret); "
+        "with the default password the server does not start then",
     )
 
     pg_host: Text = _var("localhost", "Host of PostgreSQL, or the directory of its socket")

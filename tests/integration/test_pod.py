@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from orisun_api import admin_pb2 as pb
 from orisun_api import eventstore_pb2
 from orisun_server import drained
+from orisun_server.app import App
+from orisun_server.errors import FailedPrecondition
 from orisun_server.settings import Settings
 from tests.harness import ADMIN, Connection, ServerProcess, basic, eventually
 
@@ -85,3 +89,14 @@ async def test_an_enforced_password_rules_at_each_start(
     await fourth.admin.SetUserRoles(less, metadata=basic("boss", "second-one"))
     fifth = await make_server(changed)
     await fifth.admin.ListUsers(pb.ListUsersRequest(), metadata=basic("root", "second-one"))
+
+
+async def test_the_default_password_is_never_enforced(make_settings: Callable[..., Settings]) -> None:
+    """Whichever way it came into the Secret that a pod is started with."""
+    app = App(make_settings(admin_password_enforced=True))
+    with pytest.raises(FailedPrecondition, match="ORISUN_ADMIN_PASSWORD is the default"):
+        await app.start()
+    # the other way is how everybody begins on a laptop
+    app = App(make_settings())
+    await app.start()
+    await app.stop()

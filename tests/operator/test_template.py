@@ -383,6 +383,24 @@ async def test_a_secret_of_no_use_keeps_nobody_from_looking_at_the_pods(stage: S
     assert (await stage.status())["phase"] == "Hibernated"
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_no_server_is_added_with_a_password_that_everybody_knows(stage: Stage, asleep: bool) -> None:
+    await stage.create()
+    await stage.settle()
+    if asleep:
+        await stage.patch(hibernate=True)
+        await stage.settle()
+    await stage.secret(f"{NAME}-admin", password="changeit")
+    await stage.patch(hibernate=False, replicas=5)
+    for _ in range(LOOKS):
+        await stage.reconcile()
+        assert await stage.follow() == []
+    assert (await stage.condition("Stalled"))[:2] == ("True", "DefaultPassword")
+    await stage.secret(f"{NAME}-admin", password="a better one")
+    await stage.settle()
+    assert len(await stage.pods()) == 5
+
+
 async def test_unreachable_postgres_is_told_rather_than_the_pods_that_wait_for_it(stage: Stage) -> None:
     await stage.create(replicas=1)
     await stage.settle()

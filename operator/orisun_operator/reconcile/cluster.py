@@ -23,7 +23,7 @@ from .cluster_children import Children
 from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
-from .cluster_secrets import Secrets, sealing_key
+from .cluster_secrets import REFUSED_ADMIN, Secrets, sealing_key
 from .cluster_status import is_leaderless, seconds, since, tell_of_servers
 from .report import Report, concluded
 
@@ -204,6 +204,9 @@ class _Work:
         if seconds(moments, "leaderlessSince", now) > LOST_AFTER:
             incarnation = f"cluster-{applied.number_of(incarnation) + 1}"
         step = next_step(view)
+        if step.replicas > cluster.pods and held is not None and held.reason in REFUSED_ADMIN:
+            # its password would be everybody's: pods read the Secret itself
+            step = Step(Action.WAIT, held.reason, str(held))
         await self._take(cluster, current, step)
         if step.reason == "Ready" and not waits:
             await drop_secrets(self._kube, cluster)

@@ -28,6 +28,8 @@ _SUCCESSOR, _SUCCEEDED = datetime.timedelta(days=365 * 5), datetime.timedelta(da
 #: Keys of the authority's Secret: of itself, and of its successor while there is one.
 _PAIR, _NEXT = ("tls.crt", "tls.key"), ("next.crt", "next.key")
 _NOBODY = Issued(b"", b"")
+#: Reasons of an administrator's Secret that is there, and with which no server shall start.
+REFUSED_ADMIN = frozenset({"DefaultPassword", "BadPassword", "BadUsername"})
 
 
 class Secrets:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ..errors import FailedPrecondition
 from .accounts import Accounts
 from .users import Users
 
@@ -20,10 +21,16 @@ _log = structlog.get_logger(__name__)
 async def bootstrap(accounts: Accounts, settings: Settings) -> None:
     """Creates the administrator of ORISUN_ADMIN_USERNAME and ORISUN_ADMIN_PASSWORD when there is no user yet.
 
-    With ORISUN_ADMIN_PASSWORD_ENFORCED those two rule at each start.
+    With ORISUN_ADMIN_PASSWORD_ENFORCED those two rule at each start. Raises FailedPrecondition when that would make the
+    default password rule, which everybody knows.
     """
     username, password = settings.admin_username, settings.admin_password.get_secret_value()
     if settings.admin_password_enforced:
+        if password == _DEFAULT_PASSWORD:
+            raise FailedPrecondition(
+                "ORISUN_ADMIN_PASSWORD_ENFORCED is set, and ORISUN_ADMIN_PASSWORD is the default that everybody knows: "
+                "choose another one (in a cluster, in the administrator's Secret)"
+            )
         if await accounts.enforce(username, password):
             _log.info("the administrator is as ORISUN_ADMIN_PASSWORD says", username=username)
     elif await accounts.ensure_first(username, password):
