@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import orisun
 from orisun.projections import (
     Administration,
+    Assignment,
     BatchReport,
     NotParked,
     PartitionMismatch,
@@ -33,6 +35,7 @@ from orisun.projections import (
     run_projection_partitions,
 )
 from orisun_server.settings import Settings
+from tests.client.relay import Relay
 from tests.client.shop import Deposits, Shop, exists, has, running
 from tests.harness import Connection, eventually, is_quick
 
@@ -64,23 +67,39 @@ async def test_what_is_stored_and_what_comes(shop: Shop) -> None:
     assert [amount for _, amount in await shop.rows()] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_new_event_wakes_it_and_nothing_is_polled(shop: Shop) -> None:
-    async with running(shop.processor(), Deposits(shop.schema)) as processor:
-        await shop.append(1)
-        await eventually(lambda: processor.stats.handled == 1)
-        batches, acquired = processor.stats.batches, shop.pool.get_idle_size()
-        with pytest.raises(AssertionError):
-            await eventually(
-                lambda: processor.stats.batches != batches or shop.pool.get_idle_size() != acquired, 0.5, 0.001
-            )
+async def test_a_new_event_wakes_it_and_the_store_is_not_polled(shop: Shop, server: Connection) -> None:
+    looks: list[float] = []
 
-        async def wakes() -> float:
-            count, began = processor.stats.handled, time.monotonic()
-            await shop.append(2)
-            await eventually(lambda: processor.stats.handled == count + 1, interval=0.002)
-            return time.monotonic() - began
+    class Watched(PostgresCheckpoints):
+        async def look(self, assignment: Assignment, position: orisun.Position) -> None:
+            looks.append(time.monotonic())
+            await super().look(assignment, position)
 
-        await is_quick(wakes, 1)
+    async with (
+        Relay(server.address) as relay,
+        orisun.connect(relay.address, username="admin", password="changeit") as client,
+    ):
+        boundary = client.boundary(shop.boundary.name)
+        processor = Processor(Watched(shop.pool, shop.tables), boundary)
+        async with running(processor, Deposits(shop.schema)):
+            await shop.append(1)
+            await eventually(lambda: processor.stats.handled == 1)
+            rpcs, batches = relay.rpcs, processor.stats.batches
+            assert rpcs > 0
+            looks.clear()
+            # all that an idle worker does is a look at its checkpoint every two seconds, in the read model's database
+            await eventually(lambda: len(looks) == 3)
+            assert (relay.rpcs, processor.stats.batches) == (rpcs, batches)
+            assert all(later - before > 1.9 for before, later in itertools.pairwise(looks))
+
+            async def wakes() -> float:
+                count, began = processor.stats.handled, time.monotonic()
+                await shop.append(2)
+                await eventually(lambda: processor.stats.handled == count + 1, interval=0.002)
+                return time.monotonic() - began
+
+            await is_quick(wakes, 1)
+            assert relay.rpcs == rpcs
 
 
 async def test_two_workers_of_one_partition_do_everything_once(shop: Shop) -> None:
