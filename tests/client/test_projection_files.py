@@ -85,6 +85,22 @@ async def test_files_keep_checkpoints_at_least_once(shop: Shop, tmp_path: Path) 
         await eventually(lambda: processor.stats.position == (7, 6))
 
 
+async def test_checkpoints_of_ones_own_need_no_look(shop: Shop, tmp_path: Path) -> None:
+    class Own:
+        """Has what a processor cannot do without."""
+
+        def __init__(self) -> None:
+            kept = FileCheckpoints(tmp_path, dict[int, str]())
+            self.assign, self.batch = kept.assign, kept.batch
+
+    search, own = Search(), Own()
+    await shop.append(1)
+    async with running(Processor(own, shop.boundary), search) as processor:
+        await asyncio.wait_for(processor.caught_up(search), 30)  # which looks
+        await shop.append(2)
+        await eventually(lambda: search.handled == [1, 2])
+
+
 class Broker(dict[int, str]):
     """The client of a target that tells whether it is closed by a property, as many do."""
 

@@ -620,6 +620,28 @@ async def test_a_schema_that_others_use_too_is_not_dropped(shop: Shop) -> None:
         await shop.pool.execute(f'DROP SCHEMA "{schema}" CASCADE')
 
 
+async def test_a_projection_that_was_renamed_is_told_how_to_have_its_schema_to_itself(shop: Shop) -> None:
+    view = f"{shop.schema}_view"
+    old, renamed = Deposits(view), Deposits(view)
+    renamed.name = "payments"
+    admin = Administration(shop.checkpoints, shop.boundary)
+    await shop.append(1)
+    for one in (old, renamed):
+        async with running(shop.processor(), one) as processor:
+            await processor.caught_up(one)
+    mend = f"""COMMENT ON SCHEMA "{view}" IS '"""
+    with pytest.raises(ProjectionError, match=f"renamed or is gone, .* without its line .{mend}"):
+        await admin.reset(renamed)
+    comment = await shop.pool.fetchval("SELECT obj_description($1::regnamespace, 'pg_namespace')", view)
+    (line,) = [line for line in comment.splitlines() if '"payments"' in line]
+    await shop.pool.execute(f"{mend}{line}'")
+    await admin.reset(renamed)
+    assert await shop.rows(view) == []
+    with pytest.raises(ProjectionError, match=r"give it a schema of its own$"):
+        await admin.rebuild(Deposits(shop.schema))
+    await shop.pool.execute(f'DROP SCHEMA "{view}" CASCADE')
+
+
 async def test_rebuild_swaps_in_one_step_while_workers_and_readers_go_on(shop: Shop) -> None:
     view = f"{shop.schema}_view"
     deposits = Deposits(view)

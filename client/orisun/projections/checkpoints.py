@@ -91,7 +91,8 @@ class Checkpoints(Protocol):
 
     async def look(self, assignment: Assignment, position: Position) -> None:
         """What a worker does that has had nothing to do for a while. Raises Fenced when the checkpoint is another one
-        than at ``assign``, or before the position."""
+        than at ``assign``, or before the position. A class of your own may leave it out: its workers then see at their
+        next batch that somebody else has moved the checkpoint."""
 
 
 class AdministeredCheckpoints(Checkpoints, Protocol):

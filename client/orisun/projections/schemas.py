@@ -42,13 +42,19 @@ async def check_own(tx: Any, projection: Projection, boundary: str, tables: Tabl
     """Raises ProjectionError where the schema holds more than the projection's read model."""
     line = _line(projection, boundary)
     others = [one for one in await _lines(tx, projection.schema) or [] if one.startswith(_BEGIN) and one != line]
+    mend = "give it a schema of its own"
     if projection.schema in ("public", tables.schema):
         others.append("other tables")
+    elif others:
+        mend += (
+            "; or, where one of them has been renamed or is gone, write the schema's comment without its line"
+            f" (COMMENT ON SCHEMA {quoted(projection.schema)} IS '...')"
+        )
     if others:
         said = "; ".join(one.removeprefix("orisun: ") for one in others)
         raise ProjectionError(
             f'projection "{projection.name}": its schema "{projection.schema}" holds more than its read model, and'
-            f" would be dropped ({said}): give it a schema of its own"
+            f" would be dropped ({said}): {mend}"
         )
 
 
