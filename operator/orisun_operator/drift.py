@@ -114,9 +114,14 @@ def adopted(live: Mapping[str, Any]) -> list[dict[str, Any]]:
 def repaired(desired: Mapping[str, Any], live: Mapping[str, Any], foreign: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that others (``foreign``, of foreign_fields) have changed since we applied the same state.
 
-    What a Secret's keys hold is no part of that state: where it differs, and nobody has set it, we mean to change it.
+    What a Secret's keys hold is no part of that state: where it differs, and nobody has set it, we mean to change it;
+    and what somebody has set, and we want now too, is taken over.
     """
     others = [path for fields in foreign.values() for path in field_paths(fields)]
+    if desired["kind"] == "Secret":
+        wanted, there = desired.get("data") or {}, live.get("data") or {}
+        taken = {f"data.{key}" for key, value in wanted.items() if there.get(key) == value}
+        others = [path for path in others if path not in taken]
     mine = drifted_paths(_without_secrets(desired), _without_secrets(live))
     return tuple(dict.fromkeys([*mine, *others]))
 

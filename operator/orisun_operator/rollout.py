@@ -90,6 +90,16 @@ class Step:
     stalled: bool = False
 
 
+#: Where JetStream's new beginning after a lost majority has found no leader either.
+LEADERLESS = Step(
+    Action.WAIT,
+    "JetStreamLeaderless",
+    "JetStream has begun anew, and has had no leader for five minutes again; subscriptions read PostgreSQL. See "
+    "whether the NATS servers reach each other (port 6222, NetworkPolicies, DNS), and kubectl logs POD -c nats",
+    stalled=True,
+)
+
+
 def next_step(view: View) -> Step:
     """The one next thing to do."""
     if view.wanted == 0:

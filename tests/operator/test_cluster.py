@@ -118,6 +118,23 @@ async def test_drift_is_repaired_and_told(stage: Stage) -> None:
     assert await _uids(stage) == uids
 
 
+async def test_a_password_that_is_changed_as_it_may_be_is_no_drift(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    uids = await _uids(stage)
+    await _edit(stage, "v1", "Secret", f"{NAME}-admin", {"data": {"password": "YSBiZXR0ZXIgb25l"}})
+    await stage.settle()
+    assert not set(uids.values()) & set((await _uids(stage)).values())
+    assert await stage.events("DriftRepaired") == []
+    await _edit(stage, "v1", "Secret", f"{NAME}-admin", {"data": {"password": "YW5vdGhlciBvbmU=", "more": "eA=="}})
+    await stage.settle()
+    found = await stage.get("v1", "Secret", f"{NAME}-admin")
+    assert found is not None
+    assert found["data"] == {"username": "YWRtaW4=", "password": "YW5vdGhlciBvbmU="}
+    (told,) = await stage.events("DriftRepaired")
+    assert told.endswith("was changed by somebody: data.more put back")
+
+
 async def test_a_secret_deleted_by_hand_is_made_anew_and_rolled_out(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
@@ -408,16 +425,46 @@ async def test_a_majority_lost_for_good_begins_jetstream_anew(stage: Stage) -> N
     stage.late = 820.0
     await stage.settle(waiting="store-2")
     await stage.settle(waiting="store-0")
-    stage.jetstream.answer = Health()
+    stage.jetstream.answer = Health(leader="store-1")
     await stage.settle()
     assert not set(before.values()) & set((await _uids(stage)).values())
     assert await stage.events("StreamsRebuilt") == [
-        "after the loss of most of its volumes JetStream begins anew; subscriptions read PostgreSQL meanwhile"
+        "after five minutes without a leader JetStream begins anew; subscriptions read PostgreSQL meanwhile"
     ]
     assert (await stage.status())["jetstream"] == {"state": "Healthy", "incarnation": "cluster-2"}
     writes = stage.kube.writes
     await stage.reconcile()
     assert stage.kube.writes == writes
+
+
+async def test_jetstream_begins_anew_once_where_that_does_not_help(stage: Stage) -> None:
+    """Servers whose routes are cut for good would all be made anew every five minutes."""
+    await stage.create()
+    await stage.settle()
+    names = {name: f"{name}-abc" for name in await stage.pods()}
+    lost = Health("store-1: JetStream has not established contact with a meta leader", names=names)
+    stage.jetstream.answer = lost
+    await stage.reconcile()
+    for stage.late in (310.0, 320.0):
+        await stage.settle(degraded=True)
+    begun = await _uids(stage)
+    assert (await stage.status())["jetstream"]["incarnation"] == "cluster-2"
+    assert (await stage.condition("Stalled"))[0] == "False"
+    for stage.late in (700.0, 1100.0, 1500.0):
+        await stage.settle(stalled=True)
+        assert (await stage.condition("Stalled"))[:2] == ("True", "JetStreamLeaderless")
+        assert (await stage.condition("Available"))[0] == "True"
+    assert await _uids(stage) == begun
+    assert len(await stage.events("StreamsRebuilt")) == 1
+    # one that has found a leader meanwhile may lose it as the first did
+    stage.jetstream.answer = Health(leader="store-1", names=names)
+    await stage.settle()
+    assert "begunAnew" not in (await stage.status())["jetstream"]
+    stage.jetstream.answer = lost
+    await stage.reconcile()
+    for stage.late in (1900.0, 1910.0):
+        await stage.settle(degraded=True)
+    assert (await stage.status())["jetstream"]["incarnation"] == "cluster-3"
 
 
 async def test_what_lasts_too_long_calls_somebody(stage: Stage) -> None:

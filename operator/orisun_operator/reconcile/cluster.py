@@ -17,14 +17,14 @@ from ..jetstream import Health, JetStreamError
 from ..kube import Object, Ref
 from ..resources import applied, nats, pods
 from ..resources.cluster import IMAGE_ANNOTATION, INCARNATION_ANNOTATION, NATS_IMAGE_ANNOTATION, Cluster
-from ..rollout import Action, Pod, Step, View, next_step, servers, stale_peers
+from ..rollout import LEADERLESS, Action, Pod, Step, View, next_step, servers, stale_peers
 from . import SOON, Blocked, Context, Outcome
 from .cluster_children import Children
 from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import REFUSED_ADMIN, Secrets, sealing_key
-from .cluster_status import is_leaderless, seconds, since, tell_of_servers
+from .cluster_status import begun_anew, is_leaderless, seconds, since, tell_of_servers
 from .report import Report, concluded
 
 log = structlog.get_logger(__name__)
@@ -200,10 +200,15 @@ class _Work:
             on_delete=spec.update_strategy.type == "OnDelete",
             timeout=spec.update_strategy.pod_timeout_seconds,
         )
-        incarnation = applied.incarnation_of(current)
-        if seconds(moments, "leaderlessSince", now) > LOST_AFTER:
-            incarnation = f"cluster-{applied.number_of(incarnation) + 1}"
         step = next_step(view)
+        incarnation = applied.incarnation_of(current)
+        begun = begun_anew(self._report.before, incarnation, health)
+        if seconds(moments, "leaderlessSince", now) > LOST_AFTER:
+            if begun:
+                # what ails it is nothing that a new beginning mends, and each costs a rollout
+                step = step if step.action in (Action.SCALE, Action.REPLACE) else LEADERLESS
+            else:
+                incarnation = begun = f"cluster-{applied.number_of(incarnation) + 1}"
         if step.replicas > cluster.pods and held is not None and held.reason in REFUSED_ADMIN:
             # its password would be everybody's: pods read the Secret itself
             step = Step(Action.WAIT, held.reason, str(held))
@@ -216,7 +221,7 @@ class _Work:
             health,
             template=cluster.template,
             incarnation=incarnation,
-            moments=moments,
+            moments=moments | ({"begunAnew": begun} if begun else {}),
         )
         return self._conclude(step, health, None if spec.hibernate else held)
 
@@ -226,7 +231,7 @@ class _Work:
             return
         why = f"with {servers(cluster.spec.replicas)}"
         if known.partition("-")[0] == wanted.partition("-")[0]:
-            why = "after the loss of most of its volumes"
+            why = "after five minutes without a leader"
         text = f"{why} JetStream begins anew; subscriptions read PostgreSQL meanwhile"
         await self._report.event("StreamsRebuilt", text, warning=True)
 

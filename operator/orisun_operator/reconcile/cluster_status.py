@@ -33,10 +33,19 @@ def is_leaderless(cluster: Cluster, there: Sequence[Pod], health: Health) -> boo
     return is_whole and not health.leader
 
 
+def begun_anew(before: Mapping[str, Any], incarnation: str, health: Health) -> str:
+    """The incarnation, when it was begun because the one before found no leader, and has found none so far; else ""."""
+    begun = str((before.get("jetstream") or {}).get("begunAnew") or "")
+    return "" if health.leader or begun != incarnation else begun
+
+
 def tell_of_servers(
     report: Report, view: View, health: Health, *, template: str, incarnation: str, moments: Mapping[str, str]
 ) -> None:
-    """Figures and conditions, whatever else stands in the way; ``template`` is the one that the spec wants."""
+    """Figures and conditions, whatever else stands in the way; ``template`` is the one that the spec wants.
+
+    ``moments`` is what else the next look has to know of JetStream.
+    """
     status, generation, now = report.status, report.generation, report.context.clock()
     ready = [pod for pod in view.pods if pod.ready and not pod.terminating]
     status["replicas"], status["readyReplicas"] = len(view.pods), len(ready)
