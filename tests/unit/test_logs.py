@@ -18,6 +18,10 @@ Read = Callable[[], list[dict[str, object]]]
 
 @pytest.fixture
 def output() -> Iterator[io.StringIO]:
+    # the operator's command line, run in this process by other tests, silences it
+    library = logging.getLogger("asyncpg")
+    silenced = library.level
+    library.setLevel(logging.NOTSET)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
@@ -25,6 +29,7 @@ def output() -> Iterator[io.StringIO]:
     yield stream
     structlog.reset_defaults()
     root.handlers[:], root.level = handlers, level
+    library.setLevel(silenced)
 
 
 def entries(stream: io.StringIO) -> list[dict[str, object]]:
