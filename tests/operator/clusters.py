@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from orisun_operator.api import API_VERSION
 from orisun_operator.api.conditions import timestamp
 from orisun_operator.jetstream import Health, JetStream
 from orisun_operator.kube import Kube, Object, Ref
-from orisun_operator.reconcile import Context, Outcome, cluster
+from orisun_operator.reconcile import Context, Outcome, boundary, cluster
 from orisun_operator.reconcile.postgres import Postgres
 from orisun_operator.settings import OperatorSettings
 from orisun_server.settings import Settings
 from tests.harness import eventually
+from tests.operator.stores import later_release
 
 NAME = "store"
 
@@ -260,3 +262,38 @@ class Stage:
 
     async def close(self) -> None:
         await self.context.postgres.close()
+
+
+class Plan:
+    """A Boundary in mode Plan, whose plan waits for its approval since the operator became newer."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._obj: Object = {
+            "apiVersion": API_VERSION,
+            "kind": "Boundary",
+            "metadata": {"name": "orders", "namespace": stage.namespace},
+            "spec": {
+                "clusterRef": {"name": NAME},
+                "schema": stage.settings.boundaries[0].schema,
+                "migration": {"mode": "Plan"},
+            },
+        }
+
+    async def make(self) -> None:
+        await self._stage.kube.create(self._obj)
+        await self.approve()
+        await self._stage.context.postgres.close()
+        self._stage.context = replace(self._stage.context, postgres=Postgres(self._stage.kube, later_release()))
+        assert await self._pending()
+
+    async def approve(self) -> None:
+        plan = await self._pending()
+        await self._stage.kube.patch(Ref.of(self._obj), {"spec": {"migration": {"approvedPlan": plan}}})
+        assert not await self._pending()
+
+    async def _pending(self) -> str:
+        await boundary.reconcile(self._stage.context, self._stage.namespace, "orders")
+        found = await self._stage.kube.get(Ref.of(self._obj))
+        assert found is not None
+        return str(found["status"].get("pendingPlan", {}).get("hash", ""))

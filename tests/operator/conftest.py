@@ -13,6 +13,7 @@ import yaml
 from orisun_operator.kube import Kube, Ref
 from orisun_server.settings import Settings
 from tests.harness import eventually
+from tests.operator.clusters import Stage
 from tests.operator.kubernetes import ApiServer, ProgramsMissing
 from tests.operator.stores import Store
 
@@ -87,3 +88,11 @@ async def store(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator
     await store.make()
     yield store
     await store.close()
+
+
+@pytest.fixture
+async def stage(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Stage]:
+    """An OrisunCluster in that namespace, for tests of its pods: they are there, and no kubelet is."""
+    stage = Stage(kube, namespace, settings)
+    yield stage
+    await stage.close()

@@ -146,13 +146,6 @@ def names(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", answer)
 
 
-@pytest.fixture
-async def stage(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Stage]:
-    stage = Stage(kube, namespace, settings)
-    yield stage
-    await stage.close()
-
-
 async def _settings_of_pods(stage: Stage, tmp_path: Path) -> Settings:
     """What a server reads from the variables and files of its container, as the kubelet would make them."""
     pod = (await stage.statefulset())["spec"]["template"]["spec"]

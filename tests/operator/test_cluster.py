@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -14,20 +13,9 @@ from cryptography.exceptions import InvalidSignature
 from orisun_operator.api import API_VERSION
 from orisun_operator.certificates import issue, make_authority
 from orisun_operator.jetstream import Health, Peer
-from orisun_operator.kube import Kube, KubeError, Object, Ref
-from orisun_operator.reconcile import boundary
+from orisun_operator.kube import KubeError, Object, Ref
 from orisun_operator.reconcile.cluster_schema import Schema
-from orisun_operator.reconcile.postgres import Postgres
-from orisun_server.settings import Settings
-from tests.operator.clusters import NAME, Stage
-from tests.operator.stores import later_release
-
-
-@pytest.fixture
-async def stage(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Stage]:
-    stage = Stage(kube, namespace, settings)
-    yield stage
-    await stage.close()
+from tests.operator.clusters import NAME, Plan, Stage
 
 
 async def test_a_cluster_gets_all_its_children_and_is_ready_when_its_pods_are(stage: Stage) -> None:
@@ -262,36 +250,9 @@ async def test_a_rollout_waits_for_jetstream(stage: Stage) -> None:
 async def test_an_image_waits_for_the_approval_of_a_plan(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    orders = {
-        "apiVersion": API_VERSION,
-        "kind": "Boundary",
-        "metadata": {"name": "orders", "namespace": stage.namespace},
-        "spec": {
-            "clusterRef": {"name": NAME},
-            "schema": stage.settings.boundaries[0].schema,
-            "migration": {"mode": "Plan"},
-        },
-    }
-    await stage.kube.create(orders)
-
-    async def pending() -> str:
-        """Hash of the plan that waits for its approval."""
-        await boundary.reconcile(stage.context, stage.namespace, "orders")
-        found = await stage.kube.get(Ref.of(orders))
-        assert found is not None
-        return str(found["status"].get("pendingPlan", {}).get("hash", ""))
-
-    async def approve(plan: str) -> None:
-        await stage.kube.patch(Ref.of(orders), {"spec": {"migration": {"approvedPlan": plan}}})
-
-    await approve(await pending())
-    assert await pending() == ""
     before = await _uids(stage)
-
-    # a newer operator, and then its image
-    await stage.context.postgres.close()
-    stage.context = replace(stage.context, postgres=Postgres(stage.kube, later_release()))
-    plan = await pending()
+    plan = Plan(stage)
+    await plan.make()
     await stage.patch(image="orisun:9")
     for _ in range(3):
         await stage.reconcile()
@@ -303,8 +264,7 @@ async def test_an_image_waits_for_the_approval_of_a_plan(stage: Stage) -> None:
     assert (status, reason) == ("False", "AwaitingSchema")
     assert f"has migrations to come (see Boundary {stage.namespace}/orders)" in message
 
-    await approve(plan)
-    assert await pending() == ""
+    await plan.approve()
     await stage.settle()
     assert not set(before.values()) & set((await _uids(stage)).values())
     assert (await stage.condition("SchemaReady"))[0] == "True"

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from orisun_operator.api.conditions import set_condition, transitions
 from orisun_operator.jetstream import Health
-from orisun_operator.kube import Kube
 from orisun_operator.reconcile.report import Report
-from orisun_server.settings import Settings
 from tests.operator.clusters import NAME, Stage
-
-
-@pytest.fixture
-async def stage(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Stage]:
-    stage = Stage(kube, namespace, settings)
-    yield stage
-    await stage.close()
 
 
 async def _told(stage: Stage) -> list[tuple[str, str, str]]:

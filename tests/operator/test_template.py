@@ -3,67 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orisun_operator.api import API_VERSION, PREFIX
+from orisun_operator.api import PREFIX
 from orisun_operator.api.cluster import ClusterSpec
-from orisun_operator.kube import Kube, Object, Ref
-from orisun_operator.reconcile import boundary
-from orisun_operator.reconcile.postgres import Postgres
+from orisun_operator.kube import Object, Ref
 from orisun_operator.resources import applied
 from orisun_operator.resources.cluster import Cluster
-from orisun_server.settings import Settings
 from tests.harness import eventually
-from tests.operator.clusters import NAME, Stage
-from tests.operator.stores import later_release
+from tests.operator.clusters import NAME, Plan, Stage
 
 LOOKS = 5
-
-
-@pytest.fixture
-async def stage(kube: Kube, namespace: str, settings: Settings) -> AsyncIterator[Stage]:
-    stage = Stage(kube, namespace, settings)
-    yield stage
-    await stage.close()
-
-
-class _Plan:
-    """A Boundary in mode Plan, whose plan waits for its approval since the operator became newer."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._obj: Object = {
-            "apiVersion": API_VERSION,
-            "kind": "Boundary",
-            "metadata": {"name": "orders", "namespace": stage.namespace},
-            "spec": {
-                "clusterRef": {"name": NAME},
-                "schema": stage.settings.boundaries[0].schema,
-                "migration": {"mode": "Plan"},
-            },
-        }
-
-    async def make(self) -> None:
-        await self._stage.kube.create(self._obj)
-        await self.approve()
-        await self._stage.context.postgres.close()
-        self._stage.context = replace(self._stage.context, postgres=Postgres(self._stage.kube, later_release()))
-        assert await self._pending()
-
-    async def approve(self) -> None:
-        plan = await self._pending()
-        await self._stage.kube.patch(Ref.of(self._obj), {"spec": {"migration": {"approvedPlan": plan}}})
-        assert not await self._pending()
-
-    async def _pending(self) -> str:
-        await boundary.reconcile(self._stage.context, self._stage.namespace, "orders")
-        found = await self._stage.kube.get(Ref.of(self._obj))
-        assert found is not None
-        return str(found["status"].get("pendingPlan", {}).get("hash", ""))
 
 
 async def _images(stage: Stage) -> set[str]:
@@ -101,7 +54,7 @@ async def _edit(stage: Stage, ref: Ref, patch: Object) -> None:
 async def test_a_pod_that_is_evicted_while_a_plan_waits_starts_in_peace(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    await _Plan(stage).make()
+    await Plan(stage).make()
     await stage.patch(image="orisun:9")
     await stage.reconcile()
     await _evict(stage, "store-2")
@@ -129,7 +82,7 @@ async def test_a_pod_starts_in_peace_while_a_changed_postgres_cannot_be_reached(
 async def test_scaling_takes_no_image_along_whose_schema_does_not_fit(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    plan = _Plan(stage)
+    plan = Plan(stage)
     await plan.make()
     await stage.patch(image="orisun:9", replicas=5)
     await stage.settle(waiting="store-3")
@@ -145,7 +98,7 @@ async def test_one_server_grows_to_three_when_the_schema_fits(stage: Stage) -> N
     """The servers of three are made otherwise than one, and neither takes the other's template along."""
     await stage.create(replicas=1)
     await stage.settle()
-    plan = _Plan(stage)
+    plan = Plan(stage)
     await plan.make()
     await stage.patch(replicas=3)
     for _ in range(LOOKS):
@@ -162,7 +115,7 @@ async def test_one_server_grows_to_three_when_the_schema_fits(stage: Stage) -> N
 async def test_a_statefulset_deleted_by_hand_comes_back_as_it_was(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    plan = _Plan(stage)
+    plan = Plan(stage)
     await plan.make()
     await stage.patch(image="orisun:9", env=[{"name": "MINE", "value": "1"}])
     await stage.reconcile()
@@ -180,7 +133,7 @@ async def test_a_statefulset_deleted_by_hand_comes_back_as_it_was(stage: Stage) 
 async def test_a_cluster_wakes_as_it_fell_asleep_while_a_plan_waits(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    plan = _Plan(stage)
+    plan = Plan(stage)
     await plan.make()
     await stage.patch(image="orisun:9", hibernate=True)
     await stage.settle()
@@ -195,7 +148,7 @@ async def test_a_cluster_wakes_as_it_fell_asleep_while_a_plan_waits(stage: Stage
 async def test_while_a_template_waits_drift_is_repaired_to_the_one_in_force(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
-    await _Plan(stage).make()
+    await Plan(stage).make()
     await stage.patch(image="orisun:9")
     await stage.reconcile()
     edit = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}
@@ -214,7 +167,7 @@ async def test_what_somebody_writes_into_the_memory_leads_to_nothing(stage: Stag
     """The operator may make pods, and whoever may write ConfigMaps may not."""
     await stage.create()
     await stage.settle()
-    await _Plan(stage).make()
+    await Plan(stage).make()
     await stage.patch(image="orisun:9")
     await stage.reconcile()
     before = (await stage.statefulset())["spec"]["template"]
@@ -267,7 +220,7 @@ async def test_what_an_older_operator_left_is_taken_over(stage: Stage) -> None:
     """It remembered nothing beside the StatefulSet."""
     await stage.create()
     await stage.settle()
-    await _Plan(stage).make()
+    await Plan(stage).make()
     await stage.patch(image="orisun:9", replicas=4)
     await stage.kube.delete(Ref("v1", "ConfigMap", stage.namespace, f"{NAME}-applied"))
     await stage.settle(waiting="store-3")

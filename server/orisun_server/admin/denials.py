@@ -1,7 +1,7 @@
 """Denied calls and failed logins that wait to be written: told together, and so that nobody hides behind a flood.
 
 Each source (user name and address) has an allowance of its own besides that of all, and who has used least of it comes
-first. What is too much is counted, by source. Pure.
+first; signed-in users come before strangers. What is too much is counted, by source. Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_SOURCES, MOST_KINDS = 200, 20
 
 #: Type of the event, who, about what.
 Kind = tuple[str, Caller, tuple[tuple[str, str], ...]]
-#: User name and address.
+#: User name and address; of who is not signed in "" and the network.
 Source = tuple[str, str]
 
 
