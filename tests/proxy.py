@@ -34,6 +34,12 @@ class PostgresProxy:
         """Let everything pass again, also what was sent meanwhile."""
         self._flowing.set()
 
+    def strand(self) -> None:
+        """Let nothing pass any more on the connections that are open; new ones are not concerned."""
+        self.freeze()
+        self._flowing = asyncio.Event()
+        self.thaw()
+
     async def cut(self) -> None:
         """Drop every connection."""
         for task in self._tasks:
@@ -44,13 +50,14 @@ class PostgresProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        flowing = self._flowing
         try:
             with contextlib.suppress(OSError):
                 to_reader, to_writer = await asyncio.open_unix_connection(str(self._to))
                 try:
                     async with asyncio.TaskGroup() as group:
-                        group.create_task(self._pump(reader, to_writer))
-                        group.create_task(self._pump(to_reader, writer))
+                        group.create_task(self._pump(reader, to_writer, flowing))
+                        group.create_task(self._pump(to_reader, writer, flowing))
                 finally:
                     to_writer.transport.abort()
         except* OSError:
@@ -61,12 +68,12 @@ class PostgresProxy:
             writer.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         while data := await source.read(65536):
-            await self._flowing.wait()
+            await flowing.wait()
             sink.write(data)
             await sink.drain()
-        await self._flowing.wait()
+        await flowing.wait()
         sink.close()
 
     async def stop(self) -> None:

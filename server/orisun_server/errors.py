@@ -118,6 +118,14 @@ class StorageUnavailable(Unavailable):
         return "PostgreSQL is not available now; try again"
 
 
+class StorageSilent(StorageUnavailable):
+    """PostgreSQL answers nothing, not even to a new connection: a partition, or a machine that was frozen."""
+
+    @property
+    def public(self) -> str:
+        return "PostgreSQL does not answer now; try again"
+
+
 class BoundaryNotActive(FailedPrecondition):
     """The boundary is unknown to the catalog or not active yet."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 
 import structlog
@@ -19,8 +20,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two attempts to reach PostgreSQL, or to find the schema that another process migrates.
 _RETRY = 1.0
-#: Seconds between two looks at PostgreSQL's health, and how long an answer may take.
-_HEALTH_INTERVAL, _HEALTH_PATIENCE = 1.0, 3.0
+#: Seconds between two looks at PostgreSQL's health.
+_HEALTH_INTERVAL = 1.0
 
 
 async def reach_storage(settings: Settings, health: HealthState) -> tuple[Database, Migrator]:
@@ -58,18 +59,18 @@ async def reach_storage(settings: Settings, health: HealthState) -> tuple[Databa
 
 async def watch_storage(database: Database, catalog: Catalog, health: HealthState) -> None:
     """Keeps ``health`` true to PostgreSQL and to what the catalog refuses; does not return."""
-    while True:
-        await asyncio.sleep(_HEALTH_INTERVAL)
-        try:
-            with database.guard():
-                async with asyncio.timeout(_HEALTH_PATIENCE):
-                    await database.admin.fetchval("SELECT 1")
-        except Exception as problem:  # the watch goes on, whatever happens
-            if health.storage_ok:
-                log.warning("PostgreSQL is not available", reason=str(problem))
-            health.set_storage(False, str(problem))
-            continue
-        refused = catalog.refused
-        if not health.storage_ok and not refused:
-            log.info("PostgreSQL is available")
-        health.set_storage(not refused, "; ".join(f"{name}: {why}" for name, why in refused.items()))
+    with contextlib.closing(database.probe()) as probe:
+        while True:
+            await asyncio.sleep(_HEALTH_INTERVAL)
+            try:
+                with database.guard():
+                    await probe.ask()
+            except Exception as problem:  # the watch goes on, whatever happens
+                if health.storage_ok:
+                    log.warning("PostgreSQL is not available", reason=str(problem))
+                health.set_storage(False, str(problem))
+                continue
+            refused = catalog.refused
+            if not health.storage_ok and not refused:
+                log.info("PostgreSQL is available")
+            health.set_storage(not refused, "; ".join(f"{name}: {why}" for name, why in refused.items()))

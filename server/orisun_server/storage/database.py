@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import structlog
 
-from ..errors import FailedPrecondition, OrisunError, StorageUnavailable
+from ..errors import FailedPrecondition, OrisunError, StorageSilent, StorageUnavailable
 from ..tasks import end
+from .connector import Connector, open_connection
+from .probe import Probe
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -31,8 +31,6 @@ MINIMUM_VERSION = 13
 
 _POOLS = ("write", "read", "admin")
 _CONNECT_TIMEOUT = 10.0
-#: Seconds after which a peer that answers nothing counts as gone (a node without power closes no connection).
-_DEAD_PEER = 20
 _UPKEEP_INTERVAL = 15.0
 
 _PASSING = (
@@ -61,6 +59,7 @@ class Database:
     ) -> None:
         self._options = options
         self._direct = direct
+        self._connect = Connector(target)
         self._upkeep: list[asyncio.Task[None]] = []
         #: ``host:port/database``, for messages.
         self.target = target
@@ -117,7 +116,7 @@ class Database:
         with self.guard():
             pool = await asyncpg.create_pool(
                 **self._options,
-                connect=_connect,
+                connect=self._connect,
                 min_size=1,
                 max_size=setting("max_open_conns"),
                 max_inactive_connection_lifetime=setting("conn_max_idle_time"),
@@ -133,7 +132,7 @@ class Database:
     async def dedicated_connection(self) -> asyncpg.Connection:
         """A connection of its own that no pool hands out; the caller closes it. Raises Unavailable."""
         with self.guard():
-            return await _connect(**self._options)
+            return await self._connect(**self._options)
 
     @property
     def can_listen(self) -> bool:
@@ -152,7 +151,7 @@ class Database:
         if self._direct is None:
             return await self.dedicated_connection()
         with self.guard():
-            connection = await _connect(**self._direct)
+            connection = await self._connect(**self._direct)
             try:
                 if await connection.fetchval("SELECT pg_catalog.pg_backend_pid()") != connection.get_server_pid():
                     raise FailedPrecondition("ORISUN_PG_DIRECT_HOST and _PORT lead to a pooler; name PostgreSQL itself")
@@ -165,11 +164,20 @@ class Database:
         """The pools that are open, by name."""
         return [(name, pool) for name in _POOLS if (pool := self.__dict__.get(name)) is not None]
 
+    def probe(self) -> Probe:
+        """Finds out whether PostgreSQL answers at all; the caller asks, and closes it."""
+        return Probe(self._connect, self._options, pooled=self.pooled)
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Turn failures that pass (connection lost, restart, no resources, no primary) into ``StorageUnavailable``."""
-        with _translated(self.target):
-            yield
+        try:
+            with _translated(self.target):
+                yield
+        except StorageUnavailable as error:
+            if self._connect.silent and not isinstance(error, StorageSilent):
+                raise self._connect.silence() from error
+            raise
 
     async def close(self) -> None:
         """Close all pools; connections in use get five seconds to finish."""
@@ -205,7 +213,7 @@ async def _probe(options: dict[str, Any]) -> bool:
 
     A pooler gives each client a key of its own to cancel with, so the process id in it is not that of the session.
     """
-    connection = await _connect(**options)
+    connection = await open_connection(**options)
     try:
         version = connection.get_server_version()
         if version.major < MINIMUM_VERSION:
@@ -224,25 +232,6 @@ async def _probe(options: dict[str, Any]) -> bool:
         return pooled
     finally:
         connection.terminate()
-
-
-async def _connect(*args: Any, **options: Any) -> asyncpg.Connection:
-    connection = await asyncpg.connect(*args, **options)
-    transport = getattr(connection, "_transport", None)
-    peer = transport.get_extra_info("socket") if transport is not None else None
-    if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
-        # a duplicate, because uvloop's own socket object takes no options
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.fileno())) as duplicate:
-            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (
-                ("TCP_KEEPIDLE", _DEAD_PEER // 2),
-                ("TCP_KEEPINTVL", _DEAD_PEER // 4),
-                ("TCP_KEEPCNT", 2),
-                ("TCP_USER_TIMEOUT", _DEAD_PEER * 1000),
-            ):
-                if hasattr(socket, option):
-                    duplicate.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return connection
 
 
 async def _no_reset(_connection: object) -> None:

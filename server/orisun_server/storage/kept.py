@@ -6,6 +6,7 @@ Taking one from asyncpg's pool and giving it back costs two tasks and a tenth of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import asyncpg
@@ -38,7 +39,7 @@ class KeptConnections:
         self._used = True
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_closed():
+            if _is_open(connection):
                 return connection
             self._release(connection)
         self._waiting += 1
@@ -88,3 +89,10 @@ class KeptConnections:
         self._releases.discard(task)
         if not task.cancelled():
             task.exception()  # a lost connection fails here; whoever used it knows
+
+
+def _is_open(connection: asyncpg.Connection) -> bool:
+    # the pool takes one back that was lost, and then it cannot be asked
+    with contextlib.suppress(asyncpg.InterfaceError):
+        return not connection.is_closed()
+    return False
