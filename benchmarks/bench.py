@@ -66,6 +66,13 @@ class OverTheWire:
         names = BoundaryNames(SCHEMA, boundary)
         return Inserts(self.store.postgres, names, self.sizes.floor_rows, self.sizes.floor_seconds)
 
+    @contextlib.asynccontextmanager
+    async def doing(self, what: str, *more: str) -> AsyncIterator[str]:
+        """The address of a server of ``floors.doing`` on the same transport."""
+        log = self.directory.log(f"floor-{what}-{self.transport}")
+        async with _floor("doing", self.transport, what, *more, log=log) as address:
+            yield address
+
     async def generate(
         self, only: str, *, address: str = "", scale: float | None = None, **more: Any
     ) -> dict[str, Figures]:
@@ -81,14 +88,20 @@ class OverTheWire:
 @contextlib.asynccontextmanager
 async def transport_alone(transport: str, events: int, log: Path) -> AsyncIterator[str]:
     """The address of a server that is nothing but its transport."""
+    async with _floor("transport", transport, str(events), log=log) as address:
+        yield address
+
+
+@contextlib.asynccontextmanager
+async def _floor(module: str, transport: str, *more: str, log: Path) -> AsyncIterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.floors.transport", transport, str(port), str(events)]
+    command = [sys.executable, "-m", f"benchmarks.floors.{module}", transport, str(port), *more]
     process = await spawn(command, output=log, cwd=_ROOT)
     try:
         address, deadline = f"127.0.0.1:{port}", time.monotonic() + 60
         while not await is_serving(address):
             if process.returncode is not None or time.monotonic() > deadline:
-                raise BenchError(f"the transport alone did not start; it printed:\n{tail(log)}")
+                raise BenchError(f"a floor did not start; it printed:\n{tail(log)}")
             await asyncio.sleep(0.1)
         yield address
     finally:

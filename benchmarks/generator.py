@@ -98,10 +98,13 @@ class Generator:
         scale: float,
         preload: int,
         settle: float,
+        boundary: str = "",
         pid: int | None = None,
     ) -> dict[str, tuple[Figures, Figures]]:
         """The same against two servers in turns; medians of the rounds."""
-        both = await self._run(address, only, scale, "", preload, settle, pid, "-b", floor, "-rounds", str(rounds))
+        both = await self._run(
+            address, only, scale, boundary, preload, settle, pid, "-b", floor, "-rounds", str(rounds)
+        )
         return {name: (sides["a"], sides["b"]) for name, sides in both.items()}
 
     async def _run(

@@ -48,6 +48,12 @@ def load() -> str:
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 
+def busy_seconds() -> float:
+    """CPU time of everything that runs here, since the machine started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
 def _is_installed(package: str) -> bool:
     try:
         importlib.metadata.version(package)

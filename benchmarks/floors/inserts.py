@@ -18,7 +18,7 @@ from ..measure import Timings
 
 _TABLE = "bench_floor.events"
 _COLUMNS = "global_id, transaction_id, pg_transaction_id, event_id, event_type, data, metadata, date_created"
-_ONE = f"""
+ONE = f"""
     INSERT INTO {_TABLE} ({_COLUMNS})
     VALUES ($1, $1::bigint + 1, pg_current_xact_id(), $2, $3, $4::text::jsonb, $5::text::jsonb, clock_timestamp())"""
 _MANY = f"""
@@ -40,14 +40,14 @@ class Inserts:
     """Inserts into a fresh copy of a boundary's table, indexes included, in the same database."""
 
     def __init__(self, address: PostgresAddress, like: BoundaryNames, rows: int, seconds: float) -> None:
-        self._address, self._like, self._rows, self._seconds = address, like, rows, seconds
+        self.address, self._like, self._rows, self._seconds = address, like, rows, seconds
 
     async def run(self, group: int, connections: int = 1) -> Inserted:
         """Rows in statements of ``group``; ends after the configured rows or seconds, whichever is first."""
+        await self.fresh_table()
         async with contextlib.AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(self._connection()) for _ in range(connections)]
-            await self._fresh_table(opened[0])
-            statements = [await connection.prepare(_ONE if group == 1 else _MANY) for connection in opened]
+            statements = [await connection.prepare(ONE if group == 1 else _MANY) for connection in opened]
             work = iter(self._arguments(group))
             timings = Timings()
             began = time.perf_counter()
@@ -84,15 +84,17 @@ class Inserts:
             )
         return made
 
-    async def _fresh_table(self, connection: asyncpg.Connection) -> None:
-        await connection.execute(
-            "CREATE SCHEMA IF NOT EXISTS bench_floor;"
-            f" DROP TABLE IF EXISTS {_TABLE}; CREATE TABLE {_TABLE} (LIKE {self._like.q_events} INCLUDING ALL)"
-        )
+    async def fresh_table(self) -> None:
+        """An empty table, alone for whoever inserts next."""
+        async with self._connection() as connection:
+            await connection.execute(
+                "CREATE SCHEMA IF NOT EXISTS bench_floor;"
+                f" DROP TABLE IF EXISTS {_TABLE}; CREATE TABLE {_TABLE} (LIKE {self._like.q_events} INCLUDING ALL)"
+            )
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
-        address = self._address
+        address = self.address
         connection = await asyncpg.connect(
             host=address.host,
             port=address.port,

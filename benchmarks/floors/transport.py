@@ -1,7 +1,8 @@
 """The floor of calls and streams: the transport alone, which answers at once with what it holds ready.
 
 ``python -m benchmarks.floors.transport native 5006 100000`` serves the methods that the load generator calls, without
-authentication, validation or storage; a subscription streams that many serialized events.
+authentication, validation or storage; a subscription streams that many serialized events. (``floors.doing`` does one
+thing more.)
 """
 
 from __future__ import annotations
@@ -64,14 +65,14 @@ class Floor:
         boundary = admin_pb2.BoundaryInfo(status=admin_pb2.BOUNDARY_LIFECYCLE_STATUS_ACTIVE)
         self._boundary = admin_pb2.GetBoundaryResponse(boundary=boundary).SerializeToString()
         position = pb.Position(commit_position=1, prepare_position=0)
-        self._written = pb.WriteResult(log_position=position).SerializeToString()
+        self.written = pb.WriteResult(log_position=position).SerializeToString()
 
     async def ping(self, _raw: bytes, context: Any) -> bytes:
         await context.send_initial_metadata((("x-auth-token", "floor"),))
         return b""
 
     async def save_events(self, _raw: bytes, _context: Any) -> bytes:
-        return self._written
+        return self.written
 
     async def nothing(self, _raw: bytes, _context: Any) -> bytes:
         return b""
@@ -111,11 +112,11 @@ class Floor:
         server.add_registered_method_handlers("grpc.health.v1.Health", {"Check": unary(self.health)})
 
 
-async def serve(transport: str, port: int, count: int) -> None:
+async def serve(transport: str, port: int, floor: Floor) -> None:
     """Until SIGTERM."""
     # as the store makes it: its way to wait for a client streams faster than the library's own
     server: Any = native.server(_OPTIONS) if transport == "native" else grpc.aio.server(options=_OPTIONS)
-    Floor(count).register(server)
+    floor.register(server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     stop = asyncio.Event()
@@ -125,4 +126,4 @@ async def serve(transport: str, port: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), Floor(int(sys.argv[3]))))

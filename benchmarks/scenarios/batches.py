@@ -28,7 +28,10 @@ async def batches(bench: OverTheWire) -> None:
     errors: Counter[_Case] = Counter()
 
     async def appends() -> dict[_Case, float]:
-        found = {(callers, 1): await together(bench, [lone] * callers) for callers in _CALLERS}
+        found: dict[_Case, float] = {}
+        for callers in _CALLERS:
+            found[callers, 1] = await together(bench, [lone] * callers)
+            memory[callers, 1], errors[callers, 1] = bench.store.memory, 0
         figures = await bench.generate("s3")
         for case, scenario in _GENERATED.items():
             found[case] = figures[scenario].events_per_s
@@ -52,5 +55,5 @@ async def batches(bench: OverTheWire) -> None:
                 floor=median([one[case] for one in floors]),
                 bar=at_least(0.6) if size == 1000 else None,
                 errors=errors[case],
-                **({"memory": memory[case]} if case in memory else {}),
+                memory=memory[case],
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..bench import OverTheWire
+from ..generator import Figures
+from ..measure import interleaved, median
 from ..results import at_most
 
 _CASES = (
@@ -13,19 +15,34 @@ _CASES = (
 
 async def live(bench: OverTheWire) -> None:
     """At steady rates that are far below what the store can do."""
-    for scenario, name, what in _CASES:
-        figures = (await bench.generate(scenario, scale=min(1.0, bench.sizes.scale * 2.5)))[name]
-        for quantile in ("p50", "p95", "p99"):
-            bench.add("live", f"{what}, {quantile}", getattr(figures, quantile), "ms", memory=figures.memory)
-        missing = figures.extra.get("missing_after_35s", 0)
-        expected = figures.extra.get("expected_deliveries", 0)
-        bench.add(
-            "live",
-            f"{what}, missing of {expected:,.0f}",
-            missing,
-            "deliveries",
-            bar=at_most(0),
-            memory=figures.memory,
-            errors=figures.errors,
-            note=f"{figures.extra.get('missing_after_4s', 0):,.0f} were over 4 s late",
-        )
+    async with bench.doing("fan-out") as floor:
+        for scenario, name, what in _CASES:
+            await _case(bench, floor, scenario, name, what)
+
+
+async def _case(bench: OverTheWire, floor: str, scenario: str, name: str, what: str) -> None:
+    async def store() -> Figures:
+        return (await bench.generate(scenario))[name]
+
+    async def alone() -> Figures:
+        return (await bench.generate(scenario, address=floor))[name]
+
+    measured, floors = await interleaved(bench.sizes.rounds, store, alone)
+    memory = measured[-1].memory
+    for quantile in ("p50", "p95", "p99"):
+        value, least = (median([getattr(one, quantile) for one in figures]) for figures in (measured, floors))
+        bench.add("live", f"{what}, {quantile}", value, "ms", floor=least, memory=memory)
+
+    def total(key: str) -> float:
+        return sum(one.extra.get(key, 0) for one in measured)
+
+    bench.add(
+        "live",
+        f"{what}, missing of {total('expected_deliveries'):,.0f}",
+        total("missing_after_35s"),
+        "deliveries",
+        bar=at_most(0),
+        memory=memory,
+        errors=sum(one.errors for one in measured),
+        note=f"{total('missing_after_4s'):,.0f} were over 4 s late",
+    )

@@ -28,10 +28,8 @@ async def reads(bench: OverTheWire) -> None:
         settle=sizes.settle,
         pid=bench.store.pid,
     )
-    tag_floors: dict[int, float] = {}
     for callers in (1, 50):
         store, floor = figures[f"{_TAG}{callers}"]
-        tag_floors[callers] = floor.ops_per_s
         wrong = int(store.extra.get("wrong_size", 0))
         _add_tag(bench, f"{sizes.log // 1000}", sizes.log, callers, store, floor.ops_per_s, wrong)
     store, floor = figures[_PAGES]
@@ -61,10 +59,20 @@ async def reads(bench: OverTheWire) -> None:
     if found != PER_KEY:
         raise BenchError(f"a page of {PER_KEY} in the large log has {found} events")
     # the generator takes the boundary as it is, and knows nothing of what it holds
-    large = await bench.generate("s5", boundary=BIG, preload=0, settle=0)
+    figures = await bench.generator.compare(
+        bench.store.address,
+        bench.floor,
+        "s5",
+        rounds=sizes.rounds,
+        scale=sizes.scale,
+        preload=0,
+        settle=0,
+        boundary=BIG,
+        pid=bench.store.pid,
+    )
     for callers in (1, 50):
-        one = large[f"{_TAG}{callers}"]
-        _add_tag(bench, f"{PER_KEY}", sizes.big, callers, one, tag_floors[callers], one.errors)
+        store, floor = figures[f"{_TAG}{callers}"]
+        _add_tag(bench, f"{PER_KEY}", sizes.big, callers, store, floor.ops_per_s, store.errors)
 
 
 def _add_tag(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import os
 import time
 from itertools import chain
 from typing import Any
@@ -21,6 +22,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 MAX_HEADER_BYTES, ABSOLUTE_MAX_HEADER_BYTES = 16 * 1024, 64 * 1024
 #: Seconds that the last answers get to be written before connections are closed.
 _LINGER = 0.25
+#: Threads that write to connections: one for two processors, at most two, since Python gives them no more to do. With
+#: more of them than processors are free each message of a stream wakes another one.
+_IO_THREADS = min(2, max(1, (os.cpu_count() or 1) // 2))
 
 
 def is_installed() -> bool:
@@ -95,5 +99,5 @@ def server(options: list[tuple[str, Any]]) -> grpc.aio.Server:
                 await asyncio.sleep(_LINGER)
             await super().stop(None)
 
-    made: grpc.aio.Server = Server(options=options)
+    made: grpc.aio.Server = Server(options=options, io_threads=_IO_THREADS)
     return made
