@@ -69,6 +69,10 @@ async def relations(database: Database, schema: str) -> set[str]:
     return {row[0] for row in rows}
 
 
+def are_active(catalog: Catalog, *names: str) -> bool:
+    return {boundary.name for boundary in catalog.active()}.issuperset(names)
+
+
 async def test_seeds_become_active_with_the_tables_of_the_seeds(
     start: Start, settings: Settings, database: Database
 ) -> None:
@@ -159,25 +163,31 @@ async def test_a_new_boundary_is_active_on_every_server_within_two_seconds(start
     )
 
 
-async def test_a_boundary_that_waits_for_somebody_s_transaction_hides_no_other(
+async def test_boundaries_that_wait_for_somebody_s_transaction_hold_up_no_other(
     start: Start, settings: Settings, database: Database
 ) -> None:
-    """One server waits for it; the boundaries that others make become active there too."""
-    a = await start(settings, "a")
+    """More of them than the pool has connections, and the others are made on the same server and seen by all."""
+    a, b = await start(settings, "a"), await start(settings, "b")
     schema = settings.boundaries[0].schema
+    stuck = [f"stuck_{number}" for number in range(database.admin.get_max_size() + 1)]
     async with database.read.acquire() as connection:
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute(f"CREATE SCHEMA {schema}_held")
-        stuck = await a.create("stuck", "", "postgres", f"{schema}_held", False)
-        assert stuck.status is BoundaryStatus.PROVISIONING
-        b = await start(settings, "b")
-        created = await b.create("payments", "", "postgres", schema, False)
-        assert created.status is BoundaryStatus.ACTIVE
-        await eventually(lambda: any(boundary.name == "payments" for boundary in a.active()), 2)
+        waiting = await asyncio.gather(*(a.create(name, "", "postgres", f"{schema}_held", False) for name in stuck))
+        assert {record.status for record in waiting} == {BoundaryStatus.PROVISIONING}
+        names = (f"payments_{number}" for number in range(10))
+
+        async def reaches() -> float:
+            name, began = next(names), time.monotonic()
+            await a.create(name, "", "postgres", f"{schema}_other", False)
+            await eventually(lambda: all(are_active(catalog, name) for catalog in (a, b)))
+            return time.monotonic() - began
+
+        await is_quick(reaches, 2)
+        assert {(await a.find(name)).status for name in stuck} == {BoundaryStatus.PROVISIONING}
         await transaction.rollback()
-    await eventually(lambda: any(boundary.name == "stuck" for boundary in a.active()))
-    await eventually(lambda: any(boundary.name == "stuck" for boundary in b.active()))
+    await eventually(lambda: all(are_active(catalog, *stuck) for catalog in (a, b)))
 
 
 @pytest.mark.parametrize(

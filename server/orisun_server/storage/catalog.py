@@ -25,10 +25,10 @@ from .boundaries import (
     record_of,
 )
 from .database import Database
-from .leases import Lease, Leases
+from .leases import Leases
 from .migrate import Migrator
 from .migrations import ScopeStatus, boundary_scope
-from .provision import PROVISION, existing_tables, provision
+from .provision import Provisioner, existing_tables
 
 __all__ = ["Boundary", "BoundaryRecord", "BoundaryStatus", "Catalog"]
 
@@ -55,7 +55,7 @@ class Catalog:
         migrate: bool = True,
         poll_interval: float = 0.5,
     ) -> None:
-        self._database, self._leases, self._migrator = database, leases, migrator
+        self._database, self._migrator = database, migrator
         self._sql = CatalogSql.for_schema(migrator.admin.schema)
         self._seeds, self._migrate, self._interval = list(seeds), migrate, poll_interval
         self._version = -1
@@ -66,8 +66,9 @@ class Catalog:
         self._changed = asyncio.Condition()
         self._refreshing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._provisioning: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        # what it waits for in PostgreSQL must not keep the catalog from being read
+        self._provisioner = Provisioner(database, leases, migrator, self._sql, self._wake.set)
 
     # -- what others ask -------------------------------------------------------------------------------------------
 
@@ -180,10 +181,10 @@ class Catalog:
 
     async def stop(self) -> None:
         """Stop following; a boundary in the making is left to another server, or to the next start."""
-        for task in (self._task, self._provisioning):
-            if task is not None:
-                await end([task])
-        self._task = self._provisioning = None
+        if self._task is not None:
+            await end([self._task])
+            self._task = None
+        await self._provisioner.stop()
 
     async def _seed(self) -> None:
         names, descriptions, schemas = ([seed[field] for seed in self._seeds] for field in range(3))
@@ -203,7 +204,7 @@ class Catalog:
                 if self._refused:
                     # somebody may have migrated it; the catalog's version says nothing about that
                     await self._admit_again()
-                await self._provision_pending()
+                await self._provisioner.dispatch(self._records.values())
                 failing = False
             except Exception as error:  # the poll goes on, whatever happens
                 if not failing:
@@ -272,24 +273,6 @@ class Catalog:
             except SchemaMismatch as error:
                 failures[state.scope.name] = error
         return {name.partition(":")[2]: str(error) for name, error in failures.items()}
-
-    async def _provision_pending(self) -> None:
-        """Begin to make what is missing; what it waits for in PostgreSQL must not keep the catalog from being read."""
-        pending = {r.name: r for r in self._records.values() if r.status is BoundaryStatus.PROVISIONING}
-        if not pending or (self._provisioning is not None and not self._provisioning.done()):
-            return
-        if leases := await self._leases.acquire_many(PROVISION, pending, len(pending)):
-            work = [(pending[lease.boundary], lease) for lease in leases]
-            self._provisioning = asyncio.create_task(self._provision(work), name="catalog-provision")
-
-    async def _provision(self, work: Sequence[tuple[BoundaryRecord, Lease]]) -> None:
-        try:
-            await provision(self._database, self._migrator, self._sql, work)
-        except Exception as error:  # the next poll tries again
-            log.warning("boundaries could not be made", reason=str(error) or type(error).__name__)
-        finally:
-            await asyncio.gather(*(lease.release() for _, lease in work))
-        self._wake.set()
 
     async def _settled(self, names: Sequence[str], version: int = 0) -> None:
         """Wait until none of the boundaries is PROVISIONING, in the cache at that version or a later one."""

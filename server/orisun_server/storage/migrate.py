@@ -18,7 +18,7 @@ from typing import NamedTuple
 import asyncpg
 import structlog
 
-from ..errors import FailedPrecondition, OrisunError, SchemaMismatch
+from ..errors import FailedPrecondition, OrisunError, SchemaMismatch, Unavailable
 from .database import Database
 from .migrations import Applied, Migration, Scope, ScopeStatus, Sources, boundary_scope, judge, newest
 from .names import literal, quote
@@ -138,14 +138,17 @@ class Migrator:
             raise failure
         return done
 
-    async def apply_each(self, scopes: Iterable[Scope]) -> dict[str, Exception]:
+    async def apply_each(self, scopes: Iterable[Scope], patience: float | None = None) -> dict[str, Exception]:
         """Like ``apply``, but one scope's failure keeps no other from its migrations; scope name to what went wrong.
+
+        Whoever holds a lock that a statement needs is waited for ``patience`` seconds, by default as long as the
+        ``lock_timeout`` of PostgreSQL's user says. Then what went wrong is ``Unavailable``.
 
         Raises Unavailable when nothing could be tried.
         """
         states = await self.status(scopes)
         refused: dict[str, Exception] = {s.scope.name: SchemaMismatch(s.problem) for s in states if s.problem}
-        return refused | await self._apply_all([state for state in states if not state.problem], [])
+        return refused | await self._apply_all([state for state in states if not state.problem], [], patience)
 
     async def forget(self, scopes: Sequence[Scope]) -> None:
         """Remove from the ledger what it says about scopes whose objects are gone. Raises Unavailable."""
@@ -157,7 +160,9 @@ class Migrator:
                 [scope.schema for scope in scopes],
             )
 
-    async def _apply_all(self, states: Sequence[ScopeStatus], done: list[Step]) -> dict[str, Exception]:
+    async def _apply_all(
+        self, states: Sequence[ScopeStatus], done: list[Step], patience: float | None = None
+    ) -> dict[str, Exception]:
         failures: dict[str, Exception] = {}
         states = [state for state in states if state.pending]
         if not states:
@@ -168,8 +173,8 @@ class Migrator:
             async with slots:
                 try:
                     if state.scope.schema in missing:
-                        await self._create_schema(state.scope)
-                    done.extend(await self._apply_scope(state))
+                        await self._create_schema(state.scope, patience)
+                    done.extend(await self._apply_scope(state, patience))
                 except (OrisunError, asyncpg.PostgresError) as error:
                     failures[state.scope.name] = error
 
@@ -185,13 +190,13 @@ class Migrator:
             log.info("migrations applied", migrations=len(done), scopes=len({step.scope for step in done}))
         return failures
 
-    async def _apply_scope(self, state: ScopeStatus) -> list[Step]:
+    async def _apply_scope(self, state: ScopeStatus, patience: float | None) -> list[Step]:
         scope, done = state.scope, list[Step]()
         while state.pending:
             migration = state.pending[0]
             try:
                 with self._database.guard(), self._explained(scope):
-                    await self._database.admin.execute(self._script(scope, migration))
+                    await self._database.admin.execute(_limited(patience) + self._script(scope, migration))
                 done.append(Step(scope.name, scope.schema, migration.version, migration.name))
                 state = state._replace(pending=state.pending[1:])
             except asyncpg.UniqueViolationError as error:
@@ -205,8 +210,6 @@ class Migrator:
         # a message of several statements takes no parameters; all of these are this server's own words
         row = [scope.name, scope.schema, migration.name, migration.checksum, migration.oldest_server, self._applied_by]
         return (
-            # a role's own limit is meant for queries; this is local to the transaction
-            "SELECT pg_catalog.set_config('statement_timeout', '0', true);\n"
             f"INSERT INTO {self._ledger} (version, scope, schema_name, name, checksum, oldest_server, applied_by)"
             f" VALUES ({migration.version}, {', '.join(literal(value) for value in row)});\n"
             + scope.render(migration.sql)
@@ -233,9 +236,9 @@ class Migrator:
             )
         return {row["s"] for row in rows}
 
-    async def _create_schema(self, scope: Scope) -> None:
+    async def _create_schema(self, scope: Scope, patience: float | None = None) -> None:
         """Only for a schema that is missing: trying takes a privilege, even in vain."""
-        await self._create(scope, f"CREATE SCHEMA IF NOT EXISTS {quote(scope.schema)}")
+        await self._create(scope, _limited(patience) + f"CREATE SCHEMA IF NOT EXISTS {quote(scope.schema)}")
 
     async def _create_ledger(self) -> None:
         with self._database.guard():
@@ -265,6 +268,11 @@ class Migrator:
                 f"{scope.label}: PostgreSQL's user lacks a privilege ({error});"
                 f" create the schema for it, or GRANT CREATE ON DATABASE or SCHEMA {quote(scope.schema)} to it"
             ) from error
+        except asyncpg.LockNotAvailableError as error:
+            raise Unavailable(
+                f"{scope.label}: somebody's open transaction holds what it needs in schema {quote(scope.schema)};"
+                " end that transaction, or try again later"
+            ) from error
         except _TAKEN as error:
             if scope.names is None:
                 raise
@@ -277,6 +285,12 @@ class Migrator:
 def newest_applied(state: ScopeStatus) -> int:
     """The version that a scope is at; 0 before the first migration."""
     return state.version
+
+
+def _limited(patience: float | None) -> str:
+    """How a message begins, local to its transaction; a role's own limit of statements is meant for queries."""
+    limits = {"statement_timeout": "0"} | ({} if patience is None else {"lock_timeout": f"{patience}s"})
+    return "".join(f"SELECT pg_catalog.set_config('{name}', '{value}', true);\n" for name, value in limits.items())
 
 
 def _checked(states: list[ScopeStatus]) -> list[ScopeStatus]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import structlog
 
 from ..errors import Unavailable
+from ..tasks import end
 from .boundaries import EXISTING, BoundaryRecord, BoundaryStatus, CatalogSql
 from .database import Database
-from .leases import Lease
+from .leases import Lease, Leases
 from .migrate import Migrator
 from .migrations import Scope, ScopeStatus, boundary_scope
 
@@ -17,6 +19,58 @@ log = structlog.get_logger(__name__)
 
 #: Kind of the leases; a boundary's lease is held while its tables are made.
 PROVISION = "provision"
+
+#: Seconds that a boundary waits for what somebody's open transaction holds, the schema say, before the next has its
+#: turn: they wait on connections of a pool that the catalog, the leases and the users need too.
+_LOCK_PATIENCE = 0.2
+#: Boundaries that are tried again at a time: together they wait for less than a new one may.
+_TRIED_AT_ONCE = 6
+
+
+class Provisioner:
+    """Makes in the background what is PROVISIONING and what no other server is at; ``made`` is called when some is."""
+
+    def __init__(
+        self, database: Database, leases: Leases, migrator: Migrator, sql: CatalogSql, made: Callable[[], None]
+    ) -> None:
+        self._database, self._leases, self._migrator, self._sql, self._made = database, leases, migrator, sql, made
+        self._task: asyncio.Task[None] | None = None
+        #: What was tried and is still PROVISIONING, the longest ago first.
+        self._tried: dict[str, None] = {}
+
+    async def dispatch(self, records: Iterable[BoundaryRecord]) -> None:
+        """Begin with some, unless at it; what is new goes alone, since what was tried may have to wait again.
+
+        Raises Unavailable.
+        """
+        pending = {record.name: record for record in records if record.status is BoundaryStatus.PROVISIONING}
+        if not pending or (self._task is not None and not self._task.done()):
+            return
+        tried = [name for name in self._tried if name in pending]
+        new = pending.keys() - tried
+        names = new or set(tried[:_TRIED_AT_ONCE])
+        self._tried = dict.fromkeys([*(name for name in tried if name not in names), *names])
+        if leases := await self._leases.acquire_many(PROVISION, names, len(names)):
+            work = [(pending[lease.boundary], lease) for lease in leases]
+            self._task = asyncio.create_task(self._work(work, new), name="catalog-provision")
+
+    async def stop(self) -> None:
+        """A boundary in the making is left to another server, or to the next start."""
+        if self._task is not None:
+            await end([self._task])
+
+    async def _work(self, work: Sequence[tuple[BoundaryRecord, Lease]], new: Set[str]) -> None:
+        try:
+            left = await provision(self._database, self._migrator, self._sql, work)
+        except Exception as error:  # the next poll tries again
+            log.warning("boundaries could not be made", reason=str(error) or type(error).__name__)
+            return
+        finally:
+            await asyncio.gather(*(lease.release() for _, lease in work))
+        for name in left.keys() & new:
+            log.warning("boundary is not made yet", boundary=name, reason=left[name])
+        if len(left) < len(work):
+            self._made()
 
 
 async def existing_tables(database: Database, scopes: Sequence[Scope]) -> set[Scope]:
@@ -32,10 +86,13 @@ async def provision(
     migrator: Migrator,
     sql: CatalogSql,
     work: Sequence[tuple[BoundaryRecord, Lease]],
-) -> None:
+) -> dict[str, str]:
     """Make what these boundaries need and write down who is ACTIVE and who FAILED, and why.
 
-    A boundary for which PostgreSQL could not be reached stays PROVISIONING, for whoever tries next. Raises Unavailable.
+    A boundary stays PROVISIONING, for whoever tries next, when PostgreSQL could not be reached for it, when somebody's
+    transaction held what it needs, or when its lease was lost: the answer has the names of these, and why.
+
+    Raises Unavailable.
     """
     scopes = {record.name: boundary_scope(record.name, record.namespace) for record, _ in work}
     exist = await existing_tables(database, list(scopes.values()))
@@ -48,12 +105,14 @@ async def provision(
         else:
             wanted.append(state.scope)
     await migrator.forget([scope for scope in wanted if scope not in exist])
-    failures |= await migrator.apply_each(wanted)
+    failures |= await migrator.apply_each(wanted, _LOCK_PATIENCE)
 
     done: list[tuple[str, BoundaryStatus, str, int, int]] = []
+    left: dict[str, str] = {}
     for record, lease in work:
         failure = failures.get(scopes[record.name].name)
         if isinstance(failure, Unavailable) or not lease.valid:
+            left[record.name] = str(failure or "the lease was lost")
             continue
         status = BoundaryStatus.FAILED if failure else BoundaryStatus.ACTIVE
         reason = (str(failure) or type(failure).__name__) if failure else ""
@@ -61,7 +120,7 @@ async def provision(
         if failure:
             log.warning("boundary failed", boundary=record.name, reason=reason)
     if not done:
-        return
+        return left
     names, statuses, reasons, defined, epochs = zip(*done, strict=True)
     with database.guard():
         await database.admin.execute(
@@ -75,6 +134,7 @@ async def provision(
             work[0][1].node_id,
         )
     log.info("boundaries provisioned", count=sum(status is BoundaryStatus.ACTIVE for status in statuses))
+    return left
 
 
 def _obstacle(record: BoundaryRecord, state: ScopeStatus, *, exists: bool) -> str:
