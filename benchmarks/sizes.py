@@ -26,7 +26,8 @@ class Sizes:
     burst: int
     #: Boundaries at the same time.
     boundaries: int
-    #: Rows (and seconds) that a floor inserts in each round, at most.
+    #: Rows (and seconds) that a floor inserts in each round, at most; as many as the load generator appends in batches,
+    #: because inserting becomes slower as table, index and WAL grow.
     floor_rows: int
     floor_seconds: float
     #: Appended and delivered while memory is watched.
@@ -45,8 +46,8 @@ FULL = Sizes(
     backlog=100_000,
     burst=10_000,
     boundaries=16,
-    floor_rows=30_000,
-    floor_seconds=2.5,
+    floor_rows=150_000,
+    floor_seconds=2.0,
     watched=500_000,
     settle=6.0,
 )
