@@ -96,8 +96,9 @@ async def test_every_kind_of_call_ends_soon_behind_a_network_that_drops_everythi
             unavailable(await outcomes(all_kinds(client, append)), SOON)
             assert await client.endpoints[0].health() == "NOT_SERVING"
             unavailable(await outcomes(all_kinds(client, append)), AT_ONCE)
-            await eventually(lambda: bool(replaying.endings), SOON)
-            assert (Code.UNAVAILABLE, f"{ENDS}subscribe again to go on") in live.endings + replaying.endings
+            for follower in (live, replaying):
+                await eventually(lambda one=follower: one.endings, SOON)
+                assert follower.endings[0][0] == Code.UNAVAILABLE, follower.endings
             replaying._on_event = None
             proxy.thaw()
             healed = time.monotonic()

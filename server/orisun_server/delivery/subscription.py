@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..core.criteria import Query
 from ..core.matching import Matcher
 from ..core.position import NOTHING, Position, is_beginning
-from ..errors import AlreadyExists, BoundaryNotActive, InvalidArgument, OutOfRange, StorageSilent, Unavailable
+from ..errors import AlreadyExists, BoundaryNotActive, InvalidArgument, OutOfRange, Unavailable
 from ..observation import Watch
 from ..storage.catalog import Boundary
 from ..storage.leases import Lease, Leases
@@ -231,12 +231,9 @@ class _Subscription:
         if time.monotonic() > self._confirmed_at + CONFIRMED:
             await self._check_history()
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.done() and ahead.exception() is not None:
-            ahead = None  # the client has taken its time: it may go well now
         scan = await self._unless_ended(ahead or self._scan(self._covered))
         if not scan.at_head:
             self._ahead = asyncio.create_task(self._scan(scan.covered), name="subscription-read-ahead")
-            self._ahead.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._covered = max(self._covered, scan.covered)
         if scan.events:
             last = scan.events[-1]
@@ -265,16 +262,11 @@ class _Subscription:
 
     @staticmethod
     async def _patiently(read: Callable[[], Awaitable[T]]) -> T:
-        """Tries again while PostgreSQL is away; the lease ends the subscription if that takes too long.
-
-        While it is silent, which may last, the client is told so at once: another server may reach it.
-        """
+        """Tries again while PostgreSQL is away; the lease ends the subscription if that takes too long."""
         pause = _FIRST_POLL
         while True:
             try:
                 return await read()
-            except StorageSilent as silence:
-                raise Unavailable("PostgreSQL does not answer now; subscribe again to go on") from silence
             except Unavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_POLL)
