@@ -125,6 +125,11 @@ async def test_validate_credentials(server: Connection) -> None:
     good = await validate(made.username, "secret1")
     assert good.success
     assert good.user == made
+    # an application asks for all of its users: neither many at once nor wrong ones keep the right ones out
+    assert all(answer.success for answer in await asyncio.gather(*(validate("admin", "changeit") for _ in range(30))))
+    answers = await asyncio.gather(*(validate(made.username, "wrong") for _ in range(30)))
+    assert not any(answer.success for answer in answers)
+    assert (await validate(made.username, "secret1")).success
     for username, password in ((made.username, "wrong"), ("nobody", "secret1")):
         bad = await validate(username, password)
         assert not bad.success

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
-from orisun_server.admin.logins import FREE, LONGEST_PAUSE, PEER_BURST, Logins, TooManyFailures
+from orisun_server.admin.logins import (
+    AT_ONCE,
+    FREE,
+    LONGEST_PAUSE,
+    MOST_WAITING,
+    PEER_BURST,
+    Logins,
+    TooManyFailures,
+)
 from orisun_server.core.users import User
+from orisun_server.errors import ResourceExhausted
 
 ANN: Any = object()
 
 
 class KnownUsers:
-    """Ann, whose password is "right"; counts what was checked."""
+    """Ann, whose password is "right"; counts what was checked, and how many at most at a time."""
 
     def __init__(self) -> None:
-        self.checked = 0
+        self.checked = self.at_once = self.most_at_once = 0
+        #: To be raised instead of an answer.
+        self.busy: Exception | None = None
 
     def named(self, username: str) -> User | None:
         return ANN if username == "ann" else None
 
     async def verify(self, username: str, password: str) -> User | None:
         self.checked += 1
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+        finally:
+            self.at_once -= 1
+        if self.busy is not None:
+            raise self.busy
         return ANN if (username, password) == ("ann", "right") else None
 
 
@@ -41,6 +64,10 @@ class Door:
         self, password: str = "wrong", username: str = "ann", peer: str = "10.0.0.1", place: str = ""
     ) -> bool:
         return await self.logins.verify(username, password, peer, place) is not None
+
+    async def asked(self, password: str = "wrong", username: str = "ann", peer: str = "10.0.0.1") -> bool:
+        """By an ADMIN."""
+        return await self.logins.check(username, password, peer) is not None
 
     async def pause(self, **where: str) -> int:
         """Seconds that the door says to wait."""
@@ -134,3 +161,89 @@ async def test_what_is_no_user_name_is_told_to_nobody() -> None:
     door = Door()
     assert not await door.opens(username="my-s3cret")
     assert door.told == [("", "10.0.0.1")]
+
+
+async def outcomes(calls: list[Awaitable[bool]]) -> Counter[object]:
+    """How often True, False and each exception, of calls at the same time."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    return Counter(type(answer) if isinstance(answer, BaseException) else answer for answer in answers)
+
+
+async def test_many_right_ones_at_once_wait_for_their_turn_and_none_is_refused() -> None:
+    door = Door()
+    # more in all than wrong ones of an address may be
+    while door.users.checked < 2 * PEER_BURST:
+        assert await outcomes([door.opens("right") for _ in range(MOST_WAITING)]) == {True: MOST_WAITING}
+    assert door.users.most_at_once == AT_ONCE
+    assert not door.told
+    # one of them, wrong, is one failure
+    assert await outcomes([door.opens("wrong"), *(door.opens("right") for _ in range(50))]) == {True: 50, False: 1}
+    assert not door.logins._lines
+
+
+async def test_of_many_wrong_ones_at_once_no_more_are_checked_than_are_free() -> None:
+    door = Door()
+    assert await outcomes([door.opens() for _ in range(100)]) == {False: FREE, TooManyFailures: 100 - FREE}
+    assert door.users.checked == FREE
+    door.now += 1
+    # after a pause it is one
+    assert await outcomes([door.opens() for _ in range(100)]) == {False: 1, TooManyFailures: 99}
+    assert await outcomes([door.opens("right") for _ in range(10)]) == {TooManyFailures: 10}
+    assert not door.logins._lines
+
+
+async def test_many_user_names_at_once_from_one_address() -> None:
+    door = Door()
+    burst = int(PEER_BURST)
+    calls = [door.opens(username=f"user{number}") for number in range(2 * burst)]
+    assert await outcomes(calls) == {False: burst, TooManyFailures: burst}
+
+
+async def test_what_was_not_checked_does_not_count() -> None:
+    door = Door()
+    door.users.busy = ResourceExhausted("busy")
+    for _ in range(int(PEER_BURST) + 1):
+        with pytest.raises(ResourceExhausted, match="busy"):
+            await door.opens()
+    for _ in range(FREE + 1):
+        leaving = asyncio.create_task(door.opens())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    door.users.busy = None
+    assert await door.opens("right")
+    assert not door.logins._lines
+
+
+async def test_who_leaves_the_line_holds_nobody_up() -> None:
+    door = Door()
+    line = [asyncio.create_task(door.opens("right")) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in line[::2]:
+        task.cancel()
+    await asyncio.wait(line)
+    assert [task.cancelled() for task in line] == [True, False] * 10
+    assert not door.logins._lines
+
+
+async def test_an_admin_who_asks_is_answered_however_often_it_was_wrong() -> None:
+    door = Door()
+    for _ in range(3 * FREE):
+        assert not await door.asked()
+    assert await door.asked("right")
+    assert await outcomes([door.asked() for _ in range(100)]) == {False: 100}
+    assert await outcomes([door.asked("right") for _ in range(100)]) == {True: 100}
+    assert door.users.most_at_once == AT_ONCE
+    assert len(door.told) == 3 * FREE + 100
+    # nor is who signs in at the same address held up, nor the other way round
+    assert await door.opens("right")
+    assert await door.asked("right", peer="10.0.0.2")
+    tired = await exhausted()
+    assert await tired.asked("right")
+    assert not door.logins._lines
+
+
+async def test_the_line_is_bounded() -> None:
+    for call in (Door().opens, Door().asked):
+        most = AT_ONCE + MOST_WAITING
+        assert await outcomes([call("right") for _ in range(most + 5)]) == {True: most, ResourceExhausted: 5}

@@ -24,7 +24,8 @@ _THREADS = max(1, (os.cpu_count() or 1) // 2)
 _MAX_WAITING = 128
 #: Checks of one user name that may wait, so that a flood against one name leaves room for the others.
 _MAX_WAITING_PER_NAME = 16
-
+#: What whoever finds no room is told.
+BUSY = "too many passwords are being checked; try again, or send the x-auth-token"
 
 _T = TypeVar("_T")
 
@@ -63,7 +64,7 @@ class Passwords:
 
     async def _run(self, name: str, work: Callable[[], _T]) -> _T:
         if self._waiting.total() >= _MAX_WAITING or self._waiting[name] >= _MAX_WAITING_PER_NAME:
-            raise ResourceExhausted("too many passwords are being checked; try again, or send the x-auth-token")
+            raise ResourceExhausted(BUSY)
         self._waiting[name] += 1
         # a caller that leaves does not take its place in the threads' queue along
         job = asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -41,7 +41,7 @@ class UserReader(Protocol):
 class PasswordCheck(Protocol):
     """Whom a password belongs to; admin/logins.py implements it."""
 
-    async def verify(self, username: str, password: str, peer: str) -> User | None: ...
+    async def check(self, username: str, password: str, peer: str) -> User | None: ...
 
 
 class AccountAdministration(Protocol):
@@ -134,7 +134,7 @@ class Admin(IndexRpcs):
     ) -> pb.ValidateCredentialsResponse:
         if not request.username or not request.password:
             raise InvalidArgument("username and password are required")
-        user = await self._passwords.verify(request.username, request.password, caller.peer)
+        user = await self._passwords.check(request.username, request.password, caller.peer)
         return pb.ValidateCredentialsResponse(success=user is not None, user=user and _user(user))
 
     async def get_user_count(self, _request: pb.GetUserCountRequest, _: Caller) -> pb.GetUserCountResponse:
