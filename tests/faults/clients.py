@@ -25,9 +25,8 @@ from tests.faults.checker import Attempt, History, Stored, Tags
 from tests.harness import ADMIN, ServerProcess, eventually
 
 Code = grpc.StatusCode
-#: There is no answer, or it was lost: repeat with the same ids. A client's patience ends with the second. The third is
-#: what grpcio says of calls that come while it stops (grpc/grpc issue 41785); nobody cancels anything here.
-UNANSWERED = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
+#: There is no answer, or it was lost: repeat with the same ids. A client's patience ends with the second.
+UNANSWERED = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 #: Another transport than native, where a test does not take both:
 #: ORISUN_TEST_TRANSPORT=grpcio make test ARGS=tests/faults
@@ -272,7 +271,7 @@ class Follower:
                 raise AssertionError("a subscription ended with OK")
             except grpc.aio.AioRpcError as error:
                 # a name is taken until the lease of a dead server ends
-                if error.code() not in (Code.UNAVAILABLE, Code.CANCELLED, Code.ALREADY_EXISTS):
+                if error.code() not in (Code.UNAVAILABLE, Code.ALREADY_EXISTS):
                     raise
                 self.endings.append((error.code(), error.details() or ""))
             number += 1

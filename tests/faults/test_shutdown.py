@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
 from orisun_server.settings import Settings
 from tests.faults.checker import check_delivered
-from tests.faults.clients import TRANSPORT, Client, Code, Follower, store
-from tests.faults.parts import PostgresServer, family, gone
+from tests.faults.clients import TRANSPORT, Client, Code, Follower, save_request, store
+from tests.faults.parts import PostgresServer, connected, family, gone, names_of
 from tests.harness import ServerProcess, eventually
 
 pytestmark = pytest.mark.fault
@@ -81,6 +84,43 @@ async def test_sigterm_under_load_beside_another_server(make_settings: MakeSetti
         await all_is_well(client, one, two)
         assert json.loads(servers[0].logs.splitlines()[-1])["event"] == "stopped"
         assert not any(json.loads(line)["level"] in ("error", "critical") for line in log_lines(servers[0]))
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["once", "again and again"])
+async def test_calls_that_come_while_it_stops_are_unavailable(
+    settings: Settings, transport: dict[str, str], persistent: bool
+) -> None:
+    """That is the status which every client repeats; CANCELLED, which grpcio has for calls that it drops, is none."""
+    async with store(settings, 1, transport) as (client, servers):
+        saved, codes = set[str](), Counter[Code]()
+
+        async def save(caller: int) -> None:
+            for number in itertools.count():
+                if servers[0].returncode is not None:
+                    return
+                event_id = f"{caller}-{number}"
+                request = save_request(client.boundary, [event_id], [{"caller": str(caller)}])
+                try:
+                    await client.endpoints[0].events.SaveEvents(request, metadata=client.metadata, timeout=20)
+                    saved.add(event_id)
+                except grpc.aio.AioRpcError as error:
+                    codes[error.code()] += 1
+                    if not persistent:
+                        return
+                    # as soon as a client may: the connection is not the one that failed
+                    await asyncio.sleep(0.001)
+
+        callers = [asyncio.create_task(save(number)) for number in range(50)]
+        await eventually(lambda: len(saved) > 500)
+        began = time.monotonic()
+        assert await servers[0].stop() == 0
+        print(f"SIGTERM beside 50 callers: ended after {time.monotonic() - began:.2f} s; {codes}")
+        await asyncio.gather(*callers)
+        assert codes.keys() == {Code.UNAVAILABLE}, codes
+        assert codes.total() >= len(callers)
+        async with connected(settings) as connection:
+            rows = await connection.fetch(f"SELECT event_id FROM {names_of(settings).q_events}")
+        assert saved <= {row["event_id"] for row in rows}
 
 
 def log_lines(server: ServerProcess) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from orisun_server.storage.database import Database
 from orisun_server.storage.names import BoundaryNames
 from orisun_server.transport.health import HealthState
 from orisun_server.transport.server import GrpcServer, TransportError
-from tests.harness import ADMIN, Connection, eventually
+from orisun_server.transport.waiting import waiting_server
+from tests.harness import ADMIN, Connection, eventually, free_port
 from tests.integration.test_auth import refusal
 
 Status = health_pb2.HealthCheckResponse
@@ -218,6 +220,27 @@ async def test_stop_ends_streams_with_unavailable(transport: str) -> None:
     await asyncio.wait_for(stopping, 30)
     assert not await connection.is_serving()
     await connection.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_who_calls_until_the_server_is_ready_is_told_to_call_again(transport: str) -> None:
+    """Also when the port changes hands: no client repeats CANCELLED, which grpcio has for calls that it drops."""
+    settings = Settings(grpc_host="127.0.0.1", grpc_port=free_port(), grpc_transport=transport)
+    connection = Connection(f"127.0.0.1:{settings.grpc_port}")
+    codes = Counter[grpc.StatusCode]()
+
+    async def call() -> None:
+        while True:
+            codes[(await refusal(connection.events.Ping(pb.PingRequest(), metadata=ADMIN)))[0]] += 1
+
+    async with waiting_server(settings, HealthState()):
+        callers = [asyncio.create_task(call()) for _ in range(50)]
+        await eventually(lambda: codes.total() > 200)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    await connection.close()
+    assert codes.keys() == {grpc.StatusCode.UNAVAILABLE}, codes
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -130,7 +130,10 @@ class Calls:
         self._authenticator = authenticator
         self._admin_boundary = admin_boundary
         self._streams: set[_Stream] = set()
-        self._draining = False
+        #: Set when calls that came after ``drain`` are to be told so; None before.
+        self._told: asyncio.Event | None = None
+        #: Calls that came after ``drain``.
+        self.late = 0
         self._most_bytes = most_bytes
         #: Bytes of the large requests that have no answer yet.
         self._bytes = 0
@@ -145,10 +148,15 @@ class Calls:
         return {method.name: self._handler(service, method, write_all) for method in service.descriptor.methods}
 
     def drain(self) -> None:
-        """Refuses new calls and ends the streams, both with UNAVAILABLE. Unary calls go on."""
-        self._draining = True
+        """Ends the streams with UNAVAILABLE; unary calls go on, and new ones wait for ``refuse``."""
+        self._told = self._told or asyncio.Event()
         for stream in tuple(self._streams):
             stream.end(Unavailable(_SHUTTING_DOWN))
+
+    def refuse(self) -> None:
+        """Ends the calls that came after ``drain``, and those that still come, with UNAVAILABLE."""
+        if self._told is not None:
+            self._told.set()
 
     def end_invalid(self) -> None:
         """Ends the streams of users who were deleted or changed their password."""
@@ -264,7 +272,9 @@ class Calls:
         return watched
 
     async def _admit(self, rpc: str, context: _Context) -> Caller:
-        if self._draining:
+        if self._told is not None:
+            self.late += 1
+            await self._told.wait()
             raise Unavailable(_SHUTTING_DOWN)
         authorization = token = None
         for key, value in context.invocation_metadata() or ():

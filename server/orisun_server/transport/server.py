@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ _MAX_STREAMS = 100_000
 _KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS = 20, 10
 #: Clients may ping this often without being told off.
 _CLIENT_PING_SECONDS = 5
+#: Seconds for calls that are on their way when grpcio stops: at most, and without one until there seem to be no more.
+_LAST_CALLS, _QUIET = 1.0, 0.03
 
 _log = structlog.get_logger(__name__)
 
@@ -107,11 +111,35 @@ class GrpcServer:
         self._state.set_stopping()
         await self.close(grace)
 
-    async def close(self, grace: float = 0) -> None:
+    async def close(self, grace: float) -> None:
         """The same, without a word to health: another server takes the port over."""
         self.calls.drain()
-        if self._server is not None:
-            await self._server.stop(grace)
+        if self._server is None:
+            return
+        began = time.monotonic()
+        if self.transport == "grpcio":
+            await self._last_calls(min(grace, _LAST_CALLS))
+        else:
+            self.calls.refuse()
+        stopping = asyncio.ensure_future(self._server.stop(max(0.0, grace - (time.monotonic() - began))))
+        # its clients are told to leave the connection (GOAWAY) before they are told to call again
+        await asyncio.sleep(0)
+        self.calls.refuse()
+        await stopping
+
+    async def _last_calls(self, longest: float) -> None:
+        """Waits until no more calls come, for so many seconds at most.
+
+        grpcio ends calls that it has received and not yet handed over when it stops, and those that come until a client
+        knows, with CANCELLED (grpc/grpc issue 41785), which no client repeats. While their calls wait most clients send
+        no others.
+        """
+        until, quiet = time.monotonic() + longest, 0
+        # twice in a row: the loop may have been held up meanwhile
+        while quiet < 2 and time.monotonic() < until:
+            before = self.calls.late
+            await asyncio.sleep(_QUIET)
+            quiet = quiet + 1 if self.calls.late == before else 0
 
 
 def _transport(settings: Settings) -> str:

@@ -17,6 +17,9 @@ from .server import GrpcServer
 if TYPE_CHECKING:
     from ..settings import Settings
 
+#: Seconds that refused calls get to be told so before the port changes hands.
+_GRACE = 1.0
+
 
 class _NotYet:
     """A servicer whose every rpc says why the server cannot answer yet."""
@@ -54,4 +57,4 @@ async def waiting_server(settings: Settings, state: HealthState) -> AsyncIterato
     try:
         yield
     finally:
-        await server.close()
+        await server.close(_GRACE)
