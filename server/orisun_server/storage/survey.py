@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,10 +21,11 @@ from .criteria_sql import Access, latest_sql
 from .database import Database
 from .shared import SharedReads
 
-#: Lookups at the same time, of all boundaries: reading whole logs must leave room for everything else.
-_AT_ONCE = 4
+#: Lookups at the same time, of all boundaries: reading whole logs must leave room for everything else. And of one
+#: boundary: the others' lookups must not wait for its.
+_OF_ALL, _OF_ONE = 4, 2
 
-#: Seconds after which a lookup is given up.
+#: Seconds after which a call's lookups are given up, whether they read or wait for their turn.
 PATIENCE = 60.0
 
 #: Why a lookup takes long, and what helps; of a boundary's name.
@@ -59,23 +61,24 @@ class Survey:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lookups: SharedReads[Seen] = SharedReads()
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._room = asyncio.Semaphore(_OF_ALL)
+        self._rooms: defaultdict[Boundary, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE))
 
     async def __call__(self, boundary: Boundary, plans: Iterable[tuple[Criterion, Access]]) -> Mapping[Criterion, Seen]:
         """What is seen of each criterion. Raises FailedPrecondition when it takes too long, Unavailable."""
-        return {
-            criterion: await self._lookups((boundary, criterion), functools.partial(self._look, boundary, plan))
-            for criterion, plan in plans
-        }
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return {
+                    criterion: await self._lookups((boundary, criterion), functools.partial(self._look, boundary, plan))
+                    for criterion, plan in plans
+                }
+        except TimeoutError:
+            raise FailedPrecondition(
+                f"looking for the context took more than {PATIENCE:.0f} s, because {UNSERVED.format(boundary.name)}"
+            ) from None
 
     async def _look(self, boundary: Boundary, plan: Access) -> Seen:
-        sql = lookup_sql(boundary, plan)
-        async with self._room:
+        # who waits for its boundary's room takes none of the others'
+        async with self._rooms[boundary], self._room:
             with self._database.guard():
-                try:
-                    return Seen.of(await self._database.read.fetchrow(sql, *plan.values, timeout=PATIENCE))
-                except TimeoutError:
-                    raise FailedPrecondition(
-                        f"looking for the context took more than {PATIENCE:.0f} s, because "
-                        f"{UNSERVED.format(boundary.name)}"
-                    ) from None
+                return Seen.of(await self._database.read.fetchrow(lookup_sql(boundary, plan), *plan.values))
