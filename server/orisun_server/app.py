@@ -117,7 +117,7 @@ class App:
         self._parts.push_async_callback(administration.stop)
         await administration.start()
 
-        nats = Nats(_nats_urls(settings), store=await store_id(database, settings.admin_schema))
+        nats = Nats(settings.nats_servers, store=await store_id(database, settings.admin_schema))
         nats.on_change(
             lambda: self.health.set_delivery(nats.connected, "" if nats.connected else "NATS is unreachable")
         )
@@ -251,7 +251,3 @@ async def _background(work: Awaitable[None], name: str) -> AsyncIterator[None]:
         yield
     finally:
         await end([task])
-
-
-def _nats_urls(settings: Settings) -> list[str]:
-    return [] if settings.nats_url is None else settings.nats_url.get_secret_value().split(",")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orisun_server import environment, logs
+from orisun_server import checks, environment, logs
 from orisun_server.cli import reports_errors
 from orisun_server.errors import InvalidArgument
 from orisun_server.setting_types import default_schema
@@ -54,7 +54,7 @@ def archive(boundary: str, schema: str | None, directory: Path, file: str | None
     schema = schema or default_schema(boundary)
     if not is_identifier(schema):
         raise InvalidArgument(f'invalid schema "{schema}": 1 to 63 letters, digits and underscores, the first no digit')
-    settings = environment.load(os.environ).settings
+    settings = environment.load(os.environ, checks.of_postgres).settings
     logs.configure("WARN", settings.logging_format)
     if settings.embeds_postgres:
         raise click.ClickException("set ORISUN_PG_HOST and the like: an embedded PostgreSQL is its server's own")

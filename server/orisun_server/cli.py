@@ -59,7 +59,9 @@ def serve() -> None:
     ./data/orisun (ORISUN_DATA_DIR, ORISUN_NATS_STORE_DIR). SIGTERM or Ctrl-C finishes what was taken and stops; a
     second one stops at once. `orisun config` shows all settings.
     """
-    loaded = environment.load(os.environ)
+    from orisun_server import checks
+
+    loaded = environment.load(os.environ, checks.of_server)
     settings = loaded.settings
     logs.configure(settings.logging_level, settings.logging_format)
     log = structlog.get_logger("orisun")
@@ -102,13 +104,16 @@ Examples:
 def config(output: Literal[Format, "markdown"]) -> None:
     """Show the effective settings, secrets masked, and where each came from.
 
-    The origin is "environment", "default", or "derived" (from other variables). All mistakes are listed at once, and
-    the exit status is 1 then.
+    The origin is "environment", "default", or "derived" (from other variables). All mistakes that would keep `orisun
+    serve` from starting here are listed at once, certificates that cannot be read among them, and the exit status is 1
+    then.
     """
     if output == "markdown":
         click.echo(environment.reference(), nl=False)
         return
-    loaded = environment.load(os.environ)
+    from orisun_server import checks
+
+    loaded = environment.load(os.environ, checks.of_server)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
     values = environment.effective(loaded.settings).items()
@@ -187,7 +192,9 @@ def _show_steps(output: Format, steps: Sequence[Step]) -> None:
 
 
 def _migrate(work: Callable[[Migrator, list[Scope]], Coroutine[Any, Any, T]]) -> T:
-    loaded = environment.load(os.environ)
+    from orisun_server import checks
+
+    loaded = environment.load(os.environ, checks.of_postgres)
     logs.configure("WARN", loaded.settings.logging_format)
 
     async def connected() -> T:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from orisun_server.setting_types import derive_boundaries, format_duration
+from orisun_server.addresses import mask_userinfo
+from orisun_server.setting_types import Mistake, derive_boundaries, format_duration
 from orisun_server.settings import SECTIONS, Settings
 
 PREFIX = "ORISUN_"
@@ -23,14 +24,15 @@ _GO_VARIABLES = ("GOMAXPROCS", "GOMEMLIMIT", "GOGC")
 #: Kubernetes describes a Service called orisun-grpc by ORISUN_GRPC_PORT=tcp://10.0.0.1:5005 and the like.
 _SERVICE_LINK = re.compile(r"ORISUN(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?|PORT)")
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
-#: User and password in a URL.
-_USERINFO = re.compile(r"//[^/@,]*@")
+
+#: Finds what is wrong with settings of which each by itself is well written.
+Check = Callable[[Settings], Iterable[Mistake]]
 
 
 class SettingsError(Exception):
     """The settings cannot be used; every mistake is listed, one a line."""
 
-    def __init__(self, mistakes: list[tuple[str, str]]) -> None:
+    def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
         lines = "\n".join(f"  {variable}: {text}" for variable, text in mistakes)
         super().__init__(f"{len(mistakes)} mistake{'s' * (len(mistakes) != 1)} in the settings:\n{lines}")
@@ -55,8 +57,10 @@ def variables() -> dict[str, str | None]:
     return names
 
 
-def load(environ: Mapping[str, str]) -> Loaded:
-    """Read the settings. Empty values count as unset. Raises SettingsError naming every mistake."""
+def load(environ: Mapping[str, str], *checks: Check) -> Loaded:
+    """Read the settings. Empty values count as unset. Raises SettingsError naming every mistake, also those that
+    ``checks`` find (see checks.py).
+    """
     known, warnings = variables(), list[str]()
     given = _given(environ, known, warnings)
     derived = derive_boundaries(
@@ -69,13 +73,19 @@ def load(environ: Mapping[str, str]) -> Loaded:
         field: given[variable] for variable, field in known.items() if field and variable in given
     }
     values["boundaries"] = derived.boundaries
-    settings: Settings | None = None
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        mistakes += [_mistake(detail, given) for detail in error.errors(include_url=False)]
-    mistakes += _cross_checks(given)
-    if mistakes or settings is None:
+        details = error.errors(include_url=False)
+        mistakes += [_mistake(detail, given) for detail in details]
+        refused = {detail["loc"][0] for detail in details}
+        # the others are looked at all the same
+        settings = Settings(**{f: Settings.model_fields[f].default if f in refused else values[f] for f in values})
+    told = {variable for variable, _ in mistakes}
+    for check in (_idle_connections, *checks):
+        # what only follows from a value that is refused is no mistake of its own
+        mistakes += [(name, text) for name, text in check(settings) if not any(one in f"{name} {text}" for one in told)]
+    if mistakes:
         raise SettingsError(mistakes)
     origins = {variable: _origin(variable, field, given, settings) for variable, field in known.items()}
     return Loaded(settings, origins, tuple(warnings))
@@ -164,23 +174,21 @@ def _given(environ: Mapping[str, str], known: Mapping[str, str | None], warnings
     return given
 
 
-def _mistake(detail: Any, given: Mapping[str, str]) -> tuple[str, str]:
-    field = str(detail["loc"][0]) if detail["loc"] else ""
+def _mistake(detail: Any, given: Mapping[str, str]) -> Mistake:
+    field = str(detail["loc"][0])
     variable, value = PREFIX + field.upper(), given.get(PREFIX + field.upper(), "")
-    secret = field in Settings.model_fields and _is_secret(field)
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return variable, message if secret else f'"{_USERINFO.sub("//***@", value)}": {message[:1].lower()}{message[1:]}'
+    # before an @ there may be a password, and what is written wrong cannot be masked for sure
+    shown = "" if _is_secret(field) or "@" in value else f'"{value}": '
+    return variable, f"{shown}{message[:1].lower()}{message[1:]}"
 
 
-def _cross_checks(given: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What concerns more than one variable; judged on raw values so that it is reported beside other mistakes."""
-    mistakes = []
-    for pool in ("WRITE", "READ", "ADMIN"):
-        idle, most = f"ORISUN_PG_{pool}_MAX_IDLE_CONNS", f"ORISUN_PG_{pool}_MAX_OPEN_CONNS"
-        numbers = [given.get(idle, ""), given.get(most, "")]
-        if all(map(str.isdecimal, numbers)) and int(numbers[0]) > int(numbers[1]):
-            mistakes.append((idle, f'"{numbers[0]}" is more than {most}="{numbers[1]}"; lower it'))
-    return mistakes
+def _idle_connections(settings: Settings) -> Iterator[Mistake]:
+    for pool in ("write", "read", "admin"):
+        idle, most = f"pg_{pool}_max_idle_conns", f"pg_{pool}_max_open_conns"
+        kept, limit = getattr(settings, idle), getattr(settings, most)
+        if idle in settings.model_fields_set and kept > limit:
+            yield PREFIX + idle.upper(), f'"{kept}" is more than {PREFIX}{most.upper()}="{limit}"; lower it'
 
 
 def _is_secret(field: str) -> bool:
@@ -195,8 +203,8 @@ def _written(field: str, value: object) -> str:
     if isinstance(value, float):
         return format_duration(value)
     if isinstance(value, tuple):
-        return _USERINFO.sub("//***@", ",".join(map(str, value)))
-    return "" if value is None else _USERINFO.sub("//***@", str(value))
+        return mask_userinfo(",".join(map(str, value)))
+    return "" if value is None else mask_userinfo(str(value))
 
 
 def _origin(variable: str, field: str | None, given: Mapping[str, str], settings: Settings) -> str:

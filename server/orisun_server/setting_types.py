@@ -1,18 +1,29 @@
-"""How values of ORISUN_* variables are written: durations, boundaries and their schemas. Pure."""
+"""How values of ORISUN_* variables are written: durations, lists, passwords, boundaries and their schemas. Pure."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr
 
+from orisun_server.core.users import MAX_PASSWORD, MIN_PASSWORD
 from orisun_server.storage.names import is_identifier
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=-1)]
+Text = Annotated[str, Field(min_length=1)]
+#: nats-server takes no spaces in these.
+Word = Annotated[str, Field(pattern=r"^\S+$")]
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+#: A variable and what is wrong with its value.
+Mistake = tuple[str, str]
 
 #: What the seeds' default of ORISUN_PG_SCHEMAS maps; a boundary that is named without a schema gets its own name else.
 SEED_SCHEMAS = {"orisun_test_1": "public", "orisun_test_2": "test2", "orisun_admin": "admin"}
@@ -52,6 +63,44 @@ Duration = Annotated[
 ]
 
 
+def _level(value: object) -> object:
+    return value.upper().replace("WARNING", "WARN") if isinstance(value, str) else value
+
+
+Level = Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_level)]
+
+
+def _check_password(value: SecretStr) -> SecretStr:
+    if not MIN_PASSWORD <= len(value.get_secret_value()) <= MAX_PASSWORD:
+        raise ValueError(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
+    return value
+
+
+#: Of a user of the server.
+Password = Annotated[SecretStr, AfterValidator(_check_password)]
+
+
+def entries(text: str) -> tuple[str, ...]:
+    """Of a comma-separated list, without blanks."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+#: Comma-separated in the environment.
+List = Annotated[tuple[str, ...], BeforeValidator(lambda value: entries(value) if isinstance(value, str) else value)]
+
+
+def _check_users(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    for pair in pairs:
+        name, _, user = pair.rpartition("=")
+        if pair != "*" and not (name and user):
+            raise ValueError(f'"{pair}" is no name=user pair, such as orders-service=orders, and not *')
+    return pairs
+
+
+#: Names of client certificates, each with the user that it stands for: ``name=user``, or ``*``.
+CertificateUsers = Annotated[List, AfterValidator(_check_users)]
+
+
 class BoundarySetting(NamedTuple):
     """A boundary that the server creates at its start when the catalog does not have it."""
 
@@ -61,10 +110,10 @@ class BoundarySetting(NamedTuple):
 
 
 class Boundaries(NamedTuple):
-    """What the three variables say together; mistakes as (variable, text)."""
+    """What the three variables say together."""
 
     boundaries: tuple[BoundarySetting, ...]
-    mistakes: tuple[tuple[str, str], ...]
+    mistakes: tuple[Mistake, ...]
 
 
 def default_schema(boundary: str) -> str:
@@ -78,7 +127,7 @@ def derive_boundaries(definitions: str | None, schemas: str | None, admin: str) 
     Of ORISUN_BOUNDARIES and ORISUN_PG_SCHEMAS, one that is not set follows from the other; both set must name the same
     boundaries. The admin boundary is added where it is missing. Neither set means the seeds' three boundaries.
     """
-    mistakes: list[tuple[str, str]] = []
+    mistakes: list[Mistake] = []
     described = _parse_definitions(definitions, mistakes) if definitions is not None else None
     mapped = _parse_schemas(schemas, mistakes) if schemas is not None else None
     if not is_identifier(admin):
@@ -115,7 +164,7 @@ _RULE = "1-63 letters, digits and underscores, the first no digit"
 _EXAMPLE = '[{"name":"orders","description":"orders"}]'
 
 
-def _parse_definitions(text: str, mistakes: list[tuple[str, str]]) -> dict[str, str]:
+def _parse_definitions(text: str, mistakes: list[Mistake]) -> dict[str, str]:
     """Name to description, in order."""
     variable, described = "ORISUN_BOUNDARIES", dict[str, str]()
     try:
@@ -141,10 +190,10 @@ def _parse_definitions(text: str, mistakes: list[tuple[str, str]]) -> dict[str, 
     return described
 
 
-def _parse_schemas(text: str, mistakes: list[tuple[str, str]]) -> dict[str, str]:
+def _parse_schemas(text: str, mistakes: list[Mistake]) -> dict[str, str]:
     """Boundary to schema, in order."""
     variable, mapped = "ORISUN_PG_SCHEMAS", dict[str, str]()
-    for entry in filter(None, (part.strip() for part in text.split(","))):
+    for entry in entries(text):
         name, colon, schema = (part.strip() for part in entry.partition(":"))
         schema = schema if colon else name
         if not is_identifier(name):
@@ -161,7 +210,7 @@ def _parse_schemas(text: str, mistakes: list[tuple[str, str]]) -> dict[str, str]
 
 
 def _check_agreement(
-    described: Mapping[str, str], mapped: Mapping[str, str], admin: str, mistakes: list[tuple[str, str]]
+    described: Mapping[str, str], mapped: Mapping[str, str], admin: str, mistakes: list[Mistake]
 ) -> None:
     for variable, here, there, other in (
         ("ORISUN_PG_SCHEMAS", mapped, described, "ORISUN_BOUNDARIES"),

@@ -12,13 +12,23 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from orisun_server.addresses import NatsServers, Networks, Routes
 from orisun_server.setting_types import (
     BoundarySetting,
+    CertificateUsers,
+    Count,
     Duration,
+    Level,
+    Limit,
+    Password,
+    Port,
+    Text,
+    Word,
     default_schema,
     derive_boundaries,
+    entries,
     format_definitions,
     format_schemas,
 )
@@ -26,43 +36,11 @@ from orisun_server.setting_types import (
 MIB = 1024 * 1024
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - a container must be reachable; laptops get loopback
 
+#: What NATS must let through at least, in bytes: the headers of an event alone may take 4 KiB (delivery/stream.py).
+MIN_PAYLOAD = 8 * 1024
+
 #: What pydantic reads as true.
 _YES = frozenset({"true", "t", "yes", "y", "on", "1"})
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-Limit = Annotated[int, Field(ge=-1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-def _case(change: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: change(value) if isinstance(value, str) else value)
-
-
-Level = Annotated[
-    Literal["DEBUG", "INFO", "WARN", "ERROR"], _case(lambda text: text.upper().replace("WARNING", "WARN"))
-]
-
-
-def _routes(value: object) -> object:
-    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
-
-
-def _certificate_users(entries: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in entries:
-        name, _, user = entry.rpartition("=")
-        if entry != "*" and not (name and user):
-            raise ValueError(f'"{entry}" is no name=user pair, such as orders-service=orders, and not *')
-    return entries
-
-
-def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in entries:
-        try:
-            ipaddress.ip_network(entry, strict=False)
-        except ValueError:
-            raise ValueError(f'"{entry}" is no address or network, such as 10.0.0.7 or 10.42.0.0/16') from None
-    return entries
 
 
 def _var(default: Any, description: str) -> Any:
@@ -91,15 +69,13 @@ class Settings(BaseModel):
     grpc_tls_key_file: Path = _var("/etc/orisun/tls/server.key", "Private key of the server, PEM")
     grpc_tls_ca_file: Path = _var("/etc/orisun/tls/ca.crt", "Authority that client certificates are checked against")
     grpc_tls_client_auth_required: bool = _var(False, "Refuse clients without a certificate of that authority")
-    grpc_tls_client_users: Annotated[tuple[str, ...], BeforeValidator(_routes), AfterValidator(_certificate_users)] = (
-        _var(
-            "",
-            "Ours. Client certificates that stand for users, comma-separated `name=user`; the name is the certificate's"
-            " common name or one of its alternative names, and `*` alone lets each common name stand for the user that"
-            " is called so",
-        )
+    grpc_tls_client_users: CertificateUsers = _var(
+        "",
+        "Ours. Client certificates that stand for users, comma-separated `name=user`; the name is the certificate's"
+        " common name or one of its alternative names, and `*` alone lets each common name stand for the user that"
+        " is called so",
     )
-    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_routes), AfterValidator(_networks)] = _var(
+    trusted_proxies: Networks = _var(
         "",
         "Ours. Addresses or networks of the proxies before this server, comma-separated: from them `X-Forwarded-For` "
         "says where calls and requests come from, and `X-Forwarded-Proto` whether a browser spoke TLS",
@@ -108,10 +84,10 @@ class Settings(BaseModel):
     admin_enabled: bool = _var(True, "Ours. Serve the admin page, `/metrics`, `/healthz` and `/readyz`")
     admin_port: Port = _var(8991, "Port of the admin page, on ORISUN_GRPC_HOST; a free one when the default is taken")
     admin_metrics_public: bool = _var(True, "Ours. Serve `/metrics` to everybody; else to ADMIN and OPERATIONS only")
-    admin_username: Annotated[str, Field(min_length=3, pattern=r"^[^:]+$")] = _var(
+    admin_username: Annotated[str, Field(min_length=3, max_length=255, pattern=r"^[^:]+$")] = _var(
         "admin", "Name of the first administrator: at least 3 characters, without a colon"
     )
-    admin_password: SecretStr = _var("changeit", "Password of the first administrator; change it")
+    admin_password: Password = _var("changeit", "Password of the first administrator, at least 6 characters; change it")
     admin_password_enforced: bool = _var(
         False,
         "Ours. At each start, make that user and set its password where they differ (in a cluster: from a Secret); "
@@ -148,12 +124,17 @@ class Settings(BaseModel):
     pg_admin_conn_max_idle_time: Duration = _var("5m", "Idle time after which a surplus one is closed")
     pg_admin_conn_max_lifetime: Duration = _var("30m", "Age after which one is replaced")
 
-    nats_url: SecretStr | None = _var(
-        None, "Ours. NATS servers to use, comma-separated, with credentials; unset embeds one"
+    nats_url: NatsServers | None = _var(
+        None,
+        "Ours. NATS servers to use, comma-separated `nats://user:password@host:4222` (`tls://` for TLS); unset embeds"
+        " one",
     )
-    nats_server_name: Text = _var("orisun-nats-2", "Name of the embedded server; unique, and derived, in a cluster")
+    nats_server_name: Word = _var("orisun-nats-2", "Name of the embedded server; unique, and derived, in a cluster")
     nats_port: Port = _var(4224, "Port of the embedded server, on loopback; a free one when the default is taken")
-    nats_max_payload: Annotated[int, Field(ge=1024, le=64 * MIB)] = _var(1048576, "Largest message of NATS")
+    nats_max_payload: Annotated[int, Field(ge=MIN_PAYLOAD, le=64 * MIB)] = _var(
+        1048576,
+        f"Largest message of the embedded server; {MIN_PAYLOAD} at least, also of a NATS of your own",
+    )
     nats_store_dir: Path = _var("./data/orisun/nats", "Directory of the embedded server's JetStream")
     nats_event_stream_max_bytes: Limit = _var(536870912, "Bytes that a boundary's stream keeps; -1 for no limit")
     nats_event_stream_max_msgs: Limit = _var(-1, "Events that a boundary's stream keeps; -1 for no limit")
@@ -166,10 +147,10 @@ class Settings(BaseModel):
         0, "Ours. Bytes of all streams together, kept by trimming the largest; 0 for no limit"
     )
     nats_cluster_enabled: bool = _var(False, "Join the embedded servers of several Orisun servers into one cluster")
-    nats_cluster_name: Text = _var("orisun-nats-cluster", "Name of that cluster, the same on each server")
+    nats_cluster_name: Word = _var("orisun-nats-cluster", "Name of that cluster, the same on each server")
     nats_cluster_host: Text = _var(ALL_ADDRESSES, "Address for the other servers; advertised where it is not local")
     nats_cluster_port: Port = _var(6222, "Port for the other servers")
-    nats_cluster_routes: Annotated[tuple[str, ...], BeforeValidator(_routes)] = _var(
+    nats_cluster_routes: Routes = _var(
         "nats://0.0.0.0:6223,nats://0.0.0.0:6224", "Addresses of the other servers, comma-separated"
     )
     nats_cluster_username: Text = _var("nats", "User that the servers of the cluster show each other")
@@ -247,6 +228,11 @@ class Settings(BaseModel):
     def embeds_nats(self) -> bool:
         """Whether ORISUN_NATS_URL is unset, so that a nats-server is started."""
         return self.nats_url is None
+
+    @property
+    def nats_servers(self) -> tuple[str, ...]:
+        """The addresses of ORISUN_NATS_URL, with credentials: secrets."""
+        return () if self.nats_url is None else entries(self.nats_url.get_secret_value())
 
     @property
     def certificate_users(self) -> dict[str, str]:

@@ -189,7 +189,7 @@ async def test_a_taken_port_is_told(bare: tuple[Connection, HealthState]) -> Non
 
 async def test_native_has_no_tls() -> None:
     settings = Settings(grpc_host="127.0.0.1", grpc_port=0, grpc_transport="native", grpc_tls_enabled=True)
-    with pytest.raises(TransportError, match="ORISUN_GRPC_TRANSPORT=native has no TLS"):
+    with pytest.raises(TransportError, match='ORISUN_GRPC_TRANSPORT: "native" has no TLS'):
         await GrpcServer(settings, [], Nobody(), HealthState()).start()
 
 

@@ -162,12 +162,12 @@ async def test_client_authentication_without_tls_is_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda at: (at / "server.crt").unlink(), "ORISUN_GRPC_TLS_CERT_FILE=.* cannot be read: No such file"),
-        (lambda at: (at / "server.key").unlink(), "ORISUN_GRPC_TLS_KEY_FILE=.* cannot be read: No such file"),
-        (lambda at: (at / "ca.crt").unlink(), "ORISUN_GRPC_TLS_CA_FILE=.* cannot be read: No such file"),
-        (lambda at: (at / "server.crt").write_text("junk"), "ORISUN_GRPC_TLS_CERT_FILE=.*ORISUN_GRPC_TLS_KEY_FILE="),
+        (lambda at: (at / "server.crt").unlink(), 'ORISUN_GRPC_TLS_CERT_FILE: ".*" cannot be read: No such file'),
+        (lambda at: (at / "server.key").unlink(), 'ORISUN_GRPC_TLS_KEY_FILE: ".*" cannot be read: No such file'),
+        (lambda at: (at / "ca.crt").unlink(), 'ORISUN_GRPC_TLS_CA_FILE: ".*" cannot be read: No such file'),
+        (lambda at: (at / "server.crt").write_text("junk"), "ORISUN_GRPC_TLS_CERT_FILE: .*ORISUN_GRPC_TLS_KEY_FILE="),
         (lambda at: (at / "server.key").write_bytes(issue("x").key), "KEY_VALUES_MISMATCH"),
-        (lambda at: (at / "ca.crt").write_text("junk"), "ORISUN_GRPC_TLS_CA_FILE=.* holds no PEM certificates"),
+        (lambda at: (at / "ca.crt").write_text("junk"), 'ORISUN_GRPC_TLS_CA_FILE: ".*" holds no PEM certificates'),
         (lambda at: (at / "server.key").write_bytes(issue("x", password=b"p").key), "unencrypted private key"),
     ],
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr, ValidationError
 
-from orisun_server.cli import config
+from orisun_server.addresses import mask_userinfo
+from orisun_server.checks import of_postgres
+from orisun_server.cli import config, migrate, serve
 from orisun_server.environment import SettingsError, effective, load, reference, variables
 from orisun_server.setting_types import BoundarySetting, format_duration, parse_duration
 from orisun_server.settings import Settings
@@ -231,10 +234,111 @@ def test_both_set_must_agree() -> None:
         ("ORISUN_PG_LISTEN_ENABLED", "maybe", "boolean"),
         ("ORISUN_LOGGING_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARN' or 'ERROR'"),
         ("ORISUN_NATS_MAX_PAYLOAD", "100000000", "67108864"),
+        # a pointer to an event alone takes 4 KiB
+        ("ORISUN_NATS_MAX_PAYLOAD", "8191", "greater than or equal to 8192"),
+        ("ORISUN_NATS_SERVER_NAME", "my nats", "should match pattern"),
+        ("ORISUN_NATS_URL", "nats://h:notaport", "address 1 has no valid port"),
+        ("ORISUN_NATS_URL", "a:4222, nats://h:70000", "address 2 has no valid port"),
+        ("ORISUN_NATS_URL", "http://h:4222", "address 1 does not begin with nats:// or tls://"),
+        ("ORISUN_NATS_URL", ",", "names no server"),
+        ("ORISUN_NATS_URL", "nats://:4222", "address 1 has no valid host"),
+        ("ORISUN_NATS_URL", "nats://[h:4222", "address 1 has no valid host"),
+        ("ORISUN_NATS_URL", "nats://user:hush#hush@h:4222", "address 1 has more after its host and port"),
+        (
+            "ORISUN_NATS_CLUSTER_ROUTES",
+            "nats://b:6222,nats://a:xx",
+            '"nats://b:6222,nats://a:xx": address 2 has no valid',
+        ),
+        ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush@a", "address 1 has no port"),
+        ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush,hush@a:6222", "address 1 has no valid port"),
+        ("ORISUN_ADMIN_PASSWORD", "hush", "a password has 6 to 1020 characters"),
+        ("ORISUN_ADMIN_PASSWORD", "hush" * 256, "a password has 6 to 1020 characters"),
+        ("ORISUN_PG_READ_MAX_IDLE_CONNS", "51", '"51" is more than ORISUN_PG_READ_MAX_OPEN_CONNS="50"'),
     ],
 )
 def test_a_mistake_names_its_variable_and_what_is_wrong(variable: str, value: str, says: str) -> None:
-    assert says in mistakes({variable: value})[variable]
+    found = mistakes({variable: value})
+    assert says in found[variable]
+    assert len(found) == 1
+    assert "hush" not in str(found)
+
+
+def test_fewer_connections_than_are_kept_idle_by_default_are_no_mistake() -> None:
+    assert load({"ORISUN_PG_READ_MAX_OPEN_CONNS": "3"}).settings.pg_read_max_open_conns == 3
+
+
+TLS = {
+    f"ORISUN_GRPC_TLS_{name}": f"/nowhere/{name}" if name.endswith("FILE") else "true"
+    for name in ("ENABLED", "CLIENT_AUTH_REQUIRED", "CERT_FILE", "KEY_FILE", "CA_FILE")
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({**TLS, "ORISUN_GRPC_TRANSPORT": "native", "ORISUN_PG_PORT": "x", "ORISUN_ADMIN_PASSWORD_ENFORCED": "true"}, {
+            "ORISUN_PG_PORT": '"x": input should be a valid integer',
+            "ORISUN_GRPC_TRANSPORT": '"native" has no TLS',
+            "ORISUN_GRPC_TLS_CERT_FILE": '"/nowhere/CERT_FILE" cannot be read: No such file',
+            "ORISUN_GRPC_TLS_KEY_FILE": '"/nowhere/KEY_FILE" cannot be read: No such file',
+            "ORISUN_GRPC_TLS_CA_FILE": '"/nowhere/CA_FILE" cannot be read: No such file',
+            "ORISUN_ADMIN_PASSWORD": "is the default that everybody knows",
+        }),
+        ({"ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED": "true", "ORISUN_ADMIN_PASSWORD_ENFORCED": "true",
+          "ORISUN_ADMIN_PASSWORD": "short"}, {
+            "ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED": "does nothing without ORISUN_GRPC_TLS_ENABLED=true",
+            "ORISUN_ADMIN_PASSWORD": "a password has 6",
+        }),
+        ({"ORISUN_GRPC_TLS_CLIENT_USERS": "shop=shop", "ORISUN_PG_PORT": "x", "ORISUN_PG_SSLMODE": "verify-full",
+          "ORISUN_PG_SSLROOTCERT": "/nowhere/ca.crt"}, {
+            "ORISUN_GRPC_TLS_CLIENT_USERS": "does nothing without ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true",
+            "ORISUN_PG_PORT": '"x": input should be a valid integer',
+            "ORISUN_PG_SSLROOTCERT": '"/nowhere/ca.crt" cannot be used: No such file',
+        }),
+        # what only follows from a value that is refused is not told of
+        ({"ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED": "true", "ORISUN_GRPC_TLS_ENABLED": "maybe"}, {
+            "ORISUN_GRPC_TLS_ENABLED": '"maybe": input should be a valid boolean',
+        }),
+        ({"ORISUN_PG_HOST": "db", "ORISUN_PG_SSLMODE": "verify-ca"}, {
+            "ORISUN_PG_SSLMODE": '"verify-ca" needs ORISUN_PG_SSLROOTCERT',
+        }),
+        ({"ORISUN_PG_HOST": "db", "ORISUN_PG_SSLMODE": "require", "ORISUN_PG_SSLROOTCERT": "-----BEGIN \u00fc"}, {
+            "ORISUN_PG_SSLROOTCERT": "the certificate cannot be used: holds no PEM certificates",
+        }),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [config, serve])
+def test_what_contradicts_itself_or_cannot_be_read_is_listed_with_the_rest(
+    command: click.Command,
+    environ: dict[str, str],
+    expected: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where libpq looks for an authority
+    result = CliRunner().invoke(command, env=environ)
+    assert result.exit_code == 1
+    found = dict(re.findall(r"^  (ORISUN_\w+): (.*)$", result.output, re.MULTILINE))
+    assert found.keys() == expected.keys()
+    assert result.output.startswith(f"Error: {len(expected)} mistake")
+    for variable, says in expected.items():
+        assert says in found[variable]
+
+
+def test_who_migrates_needs_what_concerns_postgresql_alone() -> None:
+    environ = {
+        **TLS,
+        "ORISUN_ADMIN_PASSWORD_ENFORCED": "true",
+        "ORISUN_PG_HOST": "db",
+        "ORISUN_PG_SSLMODE": "verify-ca",
+    }
+    environ["ORISUN_PG_SSLROOTCERT"] = "/nowhere/ca.crt"
+    result = CliRunner().invoke(migrate, ["status"], env=environ)
+    assert result.output.startswith("Error: 1 mistake in the settings:\n  ORISUN_PG_SSLROOTCERT: ")
+    # files of nobody's concern: where PostgreSQL is embedded, and where no database is needed
+    assert load(environ).settings.pg_host == "db"
+    del environ["ORISUN_PG_HOST"]
+    assert load(environ, of_postgres).settings.embeds_postgres
 
 
 def test_all_mistakes_are_listed_at_once_and_secrets_are_not() -> None:
@@ -270,6 +374,22 @@ def test_secrets_are_masked_everywhere() -> None:
         assert not re.search("hush-[1-4]", text)
     assert effective(loaded.settings)["ORISUN_NATS_CLUSTER_ROUTES"] == "nats://***@a:6222,b:6222"
     assert not [result for result in printed if "hush" in result.output]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (
+            'error parsing route url ["nats-route://nats:hush%401@a:xx"]',
+            'error parsing route url ["nats-route://***@a:xx"]',
+        ),
+        ("nats://u:hush/hush@a:1,u:hush@b:2", "nats://***@a:1,***@b:2"),
+        ("https://user:hush@hush@collector:4317/", "https://***@collector:4317/"),
+        ("nats://a:4222, b", "nats://a:4222, b"),
+    ],
+)
+def test_credentials_of_addresses_are_masked_in_any_text(text: str, masked: str) -> None:
+    assert mask_userinfo(text) == masked
 
 
 def test_origins() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from ..core.users import Role, User, parse_roles
+from ..core.users import MAX_PASSWORD, MIN_PASSWORD, Role, User, parse_roles
 from ..errors import FailedPrecondition, InvalidArgument
 
 _MAX_TEXT = 255
-_MAX_PASSWORD = 4 * _MAX_TEXT
 
 
 def checked_user(name: str, username: str, password: str, roles: Iterable[str]) -> list[str]:
@@ -41,10 +40,10 @@ def check_password(field: str, password: str) -> None:
     """Raises InvalidArgument unless this may be a password."""
     if not password:
         raise _invalid(f"{field} is required")
-    if len(password) < 6:
-        raise _invalid(f"{field} must be at least 6 characters")
-    if len(password) > _MAX_PASSWORD:
-        raise _invalid(f"{field} must be at most {_MAX_PASSWORD} characters")
+    if len(password) < MIN_PASSWORD:
+        raise _invalid(f"{field} must be at least {MIN_PASSWORD} characters")
+    if len(password) > MAX_PASSWORD:
+        raise _invalid(f"{field} must be at most {MAX_PASSWORD} characters")
 
 
 def check_an_admin_stays(users: Iterable[User], but: str, deed: str) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from ..errors import InvalidArgument
 
+#: Characters of a password.
+MIN_PASSWORD, MAX_PASSWORD = 6, 1020
 #: Roles of one user or token; each may name boundaries by the hundred, not without end.
 _MAX_ROLES = 1_000
 

@@ -18,7 +18,8 @@ from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
 
-from ..errors import Unavailable
+from ..errors import OrisunError, Unavailable
+from ..settings import MIN_PAYLOAD
 from ..tasks import end
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,10 @@ SUBJECT_PREFIX = "orisun.events."
 CONNECT_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+
+
+class UnfitNats(OrisunError):
+    """NATS does not let through what delivery sends."""
 
 
 class Connection:
@@ -147,8 +152,13 @@ class Nats:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     await self._connect(client, lost)
+                _check_fitness(client)
                 pause, told = _FIRST_PAUSE, False
                 await self._live(client, lost)
+            except UnfitNats as problem:
+                if not told:
+                    log.error("NATS cannot be used; live delivery polls PostgreSQL", reason=str(problem))  # noqa: TRY400
+                    told = True
             except Exception as problem:
                 if not told:
                     log.warning("NATS cannot be reached; live delivery polls PostgreSQL", reason=type(problem).__name__)
@@ -202,6 +212,12 @@ class Nats:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _check_fitness(client: Client) -> None:
+    """An event that it refuses would end every connection that publishes it."""
+    if client.max_payload < MIN_PAYLOAD:
+        raise UnfitNats(f"its max_payload is {client.max_payload} bytes; set it to {MIN_PAYLOAD} at least")
 
 
 async def _report(problem: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
@@ -11,7 +11,7 @@ from nats.errors import Error
 from nats.js.api import StreamInfo
 from nats.js.errors import APIError
 
-from ..settings import Settings
+from ..settings import MIN_PAYLOAD, Settings
 from . import Finding
 
 _PATIENCE = 5.0
@@ -20,7 +20,6 @@ _OLDEST = (2, 11, 1)
 
 async def all_of(settings: Settings) -> AsyncIterator[Finding]:
     """Every check in turn."""
-    assert settings.nats_url is not None  # noqa: S101 - the caller looked
     client = Client()
 
     async def quiet(_: Exception) -> None:
@@ -29,7 +28,7 @@ async def all_of(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with asyncio.timeout(_PATIENCE):
             await client.connect(
-                _with_credentials(settings.nats_url.get_secret_value().split(",")), allow_reconnect=False,
+                _with_credentials(settings.nats_servers), allow_reconnect=False,
                 error_cb=quiet, connect_timeout=2, max_reconnect_attempts=1,
             )  # fmt: skip
     except (Error, OSError, TimeoutError) as problem:
@@ -47,15 +46,20 @@ async def all_of(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("problem", "NATS", f"version {text} is too old", "2.11.1 or newer is needed")
         else:
             yield Finding("ok", "NATS", f"version {text}, {known} server{'s' * (known != 1)} known")
+        if client.max_payload < MIN_PAYLOAD:
+            yield Finding(
+                "problem", "NATS's max_payload", f"{client.max_payload} bytes, too little for an event",
+                f"set it to {MIN_PAYLOAD} at least",
+            )  # fmt: skip
         async for finding in _jetstream(client, known):
             yield finding
     finally:
         await client.close()
 
 
-def _with_credentials(urls: list[str]) -> list[str]:
+def _with_credentials(urls: Sequence[str]) -> list[str]:
     """The URLs, each with the user and password that one of them names, as the server understands them."""
-    parts = [urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}") for url in urls]
+    parts = [urlsplit(url if "://" in url else f"nats://{url}") for url in urls]
     user = next((part.netloc.rpartition("@")[0] for part in parts if "@" in part.netloc), "")
     return [
         part._replace(netloc=f"{user}@{part.netloc.rpartition('@')[2]}" if user else part.netloc).geturl()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import nats
 import structlog
@@ -19,12 +19,12 @@ log = structlog.get_logger(__name__)
 def cluster_configuration(settings: Settings) -> dict[str, Any]:
     """The ``cluster`` part of nats-server's configuration."""
     user, password = settings.nats_cluster_username, settings.nats_cluster_password.get_secret_value()
-    userinfo = f"{quote(user, safe='')}:{quote(password, safe='')}"
     routes = []
     for route in settings.nats_cluster_routes:
-        url = urlsplit(route if "//" in route else f"nats://{route}")
-        host = url.netloc if url.username else f"{userinfo}@{url.netloc}"
-        routes.append(f"nats-route://{host}")
+        given, at, address = urlsplit(route if "://" in route else f"nats://{route}").netloc.rpartition("@")
+        login = map(unquote, given.split(":", 1)) if at else (user, password)
+        # nats-server refuses a route in which a character stands that should be encoded
+        routes.append(f"nats-route://{':'.join(quote(part, safe='') for part in login)}@{address}")
     host, port = settings.nats_cluster_host, settings.nats_cluster_port
     cluster: dict[str, Any] = {
         "name": settings.nats_cluster_name,

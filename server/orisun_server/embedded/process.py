@@ -16,6 +16,7 @@ from typing import IO
 
 import structlog
 
+from orisun_server.addresses import mask_userinfo
 from orisun_server.embedded.account import Account
 from orisun_server.errors import OrisunError
 from orisun_server.tasks import end
@@ -217,9 +218,9 @@ def child_environment() -> Mapping[str, str]:
 
 
 def tail(file: Path, lines: int = 20) -> str:
-    """The last lines of a log file."""
+    """The last lines of a log file, without the credentials of addresses in them."""
     try:
         with file.open(errors="replace") as content:
-            return "".join(deque(content, maxlen=lines)).rstrip()
+            return mask_userinfo("".join(deque(content, maxlen=lines)).rstrip())
     except OSError as error:
         return f"({error})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import structlog
 
 from ..errors import FailedPrecondition, OrisunError, StorageSilent, StorageUnavailable
 from ..tasks import end
+from . import tls
 from .connector import Connector, open_connection
 from .probe import Probe
 
@@ -74,8 +74,11 @@ class Database:
 
         Raises:
             Unavailable: PostgreSQL cannot be reached, or refuses the user or the database.
-            FailedPrecondition: PostgreSQL is too old, or set up in a way that appends cannot work with.
+            FailedPrecondition: PostgreSQL is too old, or set up in a way that appends cannot work with; or the
+                settings about TLS cannot be used.
         """
+        for variable, text in tls.mistakes(settings):
+            raise FailedPrecondition(f"{variable}: {text}")
         options: dict[str, Any] = {
             "host": settings.pg_host,
             "port": settings.pg_port,
@@ -83,7 +86,7 @@ class Database:
             "password": settings.pg_password.get_secret_value(),
             "database": settings.pg_name,
             "timeout": _CONNECT_TIMEOUT,
-            "ssl": _ssl(settings),
+            "ssl": tls.context(settings),
             # every pooler knows this one
             "server_settings": {"application_name": "orisun"},
             "statement_cache_size": 0,
@@ -190,22 +193,6 @@ class Database:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             for pool in pools:
                 pool.terminate()
-
-
-def _ssl(settings: Settings) -> str | ssl.SSLContext:
-    """What asyncpg takes: the mode, or a context where an authority's certificate is given (as libpq treats it)."""
-    if not settings.pg_sslrootcert or settings.pg_sslmode in ("disable", "allow", "prefer"):
-        return settings.pg_sslmode
-    given = settings.pg_sslrootcert
-    # the certificate itself instead of a file: the operator has it from a Secret
-    inline = "-----BEGIN" in given
-    try:
-        context = ssl.create_default_context(cadata=given) if inline else ssl.create_default_context(cafile=given)
-    except OSError as error:
-        shown = "the certificate" if inline else given
-        raise FailedPrecondition(f"ORISUN_PG_SSLROOTCERT: {shown}: {_reason(error)}") from error
-    context.check_hostname = settings.pg_sslmode == "verify-full"
-    return context
 
 
 async def _probe(options: dict[str, Any]) -> bool:

@@ -14,9 +14,9 @@ from ..core.proxies import Proxies
 from ..core.users import Caller
 from ..errors import OrisunError
 from ..observation import Watch
-from . import health, native, reflection
+from . import checks, health, native, reflection
 from .calls import Authenticator, Calls, Service
-from .tls import Certificates, TlsFiles
+from .tls import Certificates
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -84,7 +84,7 @@ class GrpcServer:
             more = {"write_all": native.write_all} if self.transport == "native" else {}
             server.add_registered_method_handlers(service.name, self.calls.handlers(service, **more))
         address = f"{_host(settings.grpc_host)}:{settings.grpc_port}"
-        certificates = Certificates(_files(settings)) if settings.grpc_tls_enabled else None
+        certificates = Certificates(checks.tls_files(settings)) if settings.grpc_tls_enabled else None
         try:
             if certificates is None:
                 self.port = server.add_insecure_port(address)
@@ -143,24 +143,11 @@ class GrpcServer:
 
 
 def _transport(settings: Settings) -> str:
-    if settings.grpc_tls_client_auth_required and not settings.grpc_tls_enabled:
-        raise TransportError(
-            "ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true does nothing without ORISUN_GRPC_TLS_ENABLED=true"
-        )
-    if settings.grpc_tls_client_users and not settings.grpc_tls_client_auth_required:
-        raise TransportError(
-            "ORISUN_GRPC_TLS_CLIENT_USERS does nothing without ORISUN_GRPC_TLS_CLIENT_AUTH_REQUIRED=true: no "
-            "certificate is checked"
-        )
-    wanted = settings.grpc_transport
-    if wanted == "auto":
+    for variable, text in checks.contradictions(settings):
+        raise TransportError(f"{variable}: {text}")
+    if settings.grpc_transport == "auto":
         return "native" if native.is_installed() and not settings.grpc_tls_enabled else "grpcio"
-    if wanted == "native":
-        if settings.grpc_tls_enabled:
-            raise TransportError("ORISUN_GRPC_TRANSPORT=native has no TLS; unset it, or unset ORISUN_GRPC_TLS_ENABLED")
-        if not native.is_installed():
-            raise TransportError("ORISUN_GRPC_TRANSPORT=native needs the package pygrpc-native (orisun[native])")
-    return wanted
+    return settings.grpc_transport
 
 
 def _options(max_request_bytes: int) -> list[tuple[str, Any]]:
@@ -188,10 +175,3 @@ def _options(max_request_bytes: int) -> list[tuple[str, Any]]:
 
 def _host(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _files(settings: Settings) -> TlsFiles:
-    authority = settings.grpc_tls_ca_file if settings.grpc_tls_client_auth_required else None
-    return TlsFiles(
-        str(settings.grpc_tls_cert_file), str(settings.grpc_tls_key_file), str(authority) if authority else None
-    )

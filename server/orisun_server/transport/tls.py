@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import grpc
 import structlog
 
 from ..errors import OrisunError
+from ..setting_types import Mistake
 
 _CERT, _KEY, _CA = "ORISUN_GRPC_TLS_CERT_FILE", "ORISUN_GRPC_TLS_KEY_FILE", "ORISUN_GRPC_TLS_CA_FILE"
 _log = structlog.get_logger(__name__)
@@ -73,31 +75,42 @@ class Certificates:
         return tuple(stamps)
 
 
-def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    cert, key = _read(_CERT, files.cert), _read(_KEY, files.key)
+def mistakes(files: TlsFiles) -> Iterator[Mistake]:
+    """What keeps the files from being used: missing, unreadable, no certificates, or not fitting each other."""
+    unreadable = dict(_unreadable(files))
+    yield from unreadable.items()
     trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        trial.load_cert_chain(files.cert, files.key, password=_no_password)
-    except ssl.SSLError as problem:
-        raise TlsError(
-            f"{_CERT}={files.cert} and {_KEY}={files.key} are no PEM certificate and its unencrypted private key: "
-            f"{getattr(problem, 'reason', None) or problem}"
-        ) from None
-    roots = None
-    if files.ca is not None:
-        roots = _read(_CA, files.ca)
+    if not {_CERT, _KEY} & unreadable.keys():
         try:
-            trial.load_verify_locations(cadata=roots.decode())
+            trial.load_cert_chain(files.cert, files.key, password=_no_password)
+        except ssl.SSLError as problem:
+            yield (
+                _CERT,
+                f'"{files.cert}" and {_KEY}="{files.key}" are no PEM certificate and its unencrypted private key: '
+                f"{getattr(problem, 'reason', None) or problem}",
+            )
+    if files.ca is not None and _CA not in unreadable:
+        try:
+            trial.load_verify_locations(cadata=Path(files.ca).read_text())
         except (ssl.SSLError, ValueError) as problem:
-            raise TlsError(f"{_CA}={files.ca} holds no PEM certificates: {problem}") from None
+            yield _CA, f'"{files.ca}" holds no PEM certificates: {problem}'
+
+
+def _unreadable(files: TlsFiles) -> Iterator[Mistake]:
+    for variable, path in zip((_CERT, _KEY, _CA), files, strict=True):
+        try:
+            if path is not None:
+                Path(path).read_bytes()
+        except OSError as problem:
+            yield variable, f'"{path}" cannot be read: {problem.strerror}'
+
+
+def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    for variable, text in mistakes(files):
+        raise TlsError(f"{variable}: {text}")
+    cert, key = Path(files.cert).read_bytes(), Path(files.key).read_bytes()
+    roots = Path(files.ca).read_bytes() if files.ca is not None else None
     return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=roots)
-
-
-def _read(variable: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as problem:
-        raise TlsError(f"{variable}={path} cannot be read: {problem.strerror}") from None
 
 
 def _no_password() -> str:
