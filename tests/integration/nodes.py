@@ -248,9 +248,9 @@ class NatsServer:
 
 
 @contextlib.asynccontextmanager
-async def nats_server(directory: Path) -> AsyncIterator[NatsServer]:
+async def nats_server(directory: Path, *arguments: str) -> AsyncIterator[NatsServer]:
     """A nats-server of one's own."""
-    server = NatsServer(directory)
+    server = NatsServer(directory, arguments=list(arguments))
     await server.start()
     try:
         yield server

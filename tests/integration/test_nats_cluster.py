@@ -21,6 +21,7 @@ from orisun_api import eventstore_pb2 as wire
 from orisun_server.embedded.nats import EmbeddedNats
 from orisun_server.embedded.nats_cluster import report_leader
 from orisun_server.embedded.postgres import PostgresAddress
+from orisun_server.embedded.process import EmbeddedError
 from orisun_server.environment import load
 from tests.contract.starts import fresh_database, here, routed, starts
 from tests.harness import ServerProcess, eventually, free_port
@@ -132,6 +133,29 @@ async def test_a_cluster_without_a_leader_is_reported(data_dir: Path) -> None:
             await report_leader(servers[0].url, 0.5)
     assert [entry["log_level"] for entry in logs] == ["error"]
     assert "no leader" in logs[0]["event"]
+
+
+async def test_credentials_of_routes_are_nowhere_but_in_the_configuration(data_dir: Path) -> None:
+    """What nats-server prints of routes is shown when it does not start."""
+    environ = {
+        "ORISUN_NATS_PORT": "0",
+        "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
+        "ORISUN_NATS_CLUSTER_ENABLED": "true",
+        "ORISUN_NATS_CLUSTER_HOST": "127.0.0.1",
+        "ORISUN_NATS_CLUSTER_PORT": "0",
+        "ORISUN_NATS_CLUSTER_PASSWORD": "hush@1",
+        "ORISUN_NATS_CLUSTER_ROUTES": "nats://routes:hush%2@127.0.0.1:1,127.0.0.1:1",
+    }
+    settings = load(environ).settings
+    server = EmbeddedNats(settings)
+    await server.start()
+    await server.stop()
+    routes = json.loads((data_dir / "nats" / "nats-server.conf").read_text())["cluster"]["routes"]
+    assert routes == ["nats-route://routes:hush%252@127.0.0.1:1", "nats-route://nats:hush%401@127.0.0.1:1"]
+    server = EmbeddedNats(settings.model_copy(update={"nats_cluster_routes": ("nats://a:xx",)}))
+    with pytest.raises(EmbeddedError, match="error parsing route url") as caught:
+        await server.start()
+    assert "hush" not in str(caught.value)
 
 
 async def test_a_host_of_another_machine_is_advertised(data_dir: Path) -> None:

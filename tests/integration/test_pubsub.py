@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from orisun_api import eventstore_pb2
 from orisun_server.delivery import pubsub as limits
@@ -160,6 +161,26 @@ async def test_without_nats_it_is_unavailable_and_comes_back(directory: Path) ->
             await pubsub.publish("a", "2", "")
             await eventually(lambda: receiver.data == ["2"])
         await nats.stop()
+
+
+@pytest.mark.fault
+async def test_a_nats_that_lets_no_event_through_is_not_used_and_the_log_says_why(directory: Path) -> None:
+    configuration = directory / "small.conf"
+    configuration.write_text("max_payload: 8191")
+    with structlog.testing.capture_logs() as logs:
+        async with nats_server(directory, "-c", str(configuration)) as server:
+            nats = Nats([server.url])
+            await nats.start()
+            await eventually(lambda: any(entry["log_level"] == "error" for entry in logs), message="a word in the log")
+            assert not nats.connected
+            # somebody mends it
+            await server.kill()
+            configuration.write_text("max_payload: 8192")
+            await server.start()
+            await nats.wait_connected()
+            await nats.stop()
+    (said,) = (entry for entry in logs if entry["log_level"] == "error")
+    assert said["reason"] == "its max_payload is 8191 bytes; set it to 8192 at least"
 
 
 async def test_a_server_that_stops_ends_its_streams(pubsub: PubSub) -> None:

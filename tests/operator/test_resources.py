@@ -12,7 +12,7 @@ from orisun_operator.api.boundary import BoundarySpec
 from orisun_operator.api.cluster import ClusterSpec, read_spec
 from orisun_operator.resources import archive, nats, pods, postgres, services
 from orisun_operator.resources.cluster import Cluster, Object
-from orisun_server import environment
+from orisun_server import checks, environment
 
 _EXTERNAL = {
     "external": {"host": "db.example", "port": 5433, "credentialsSecretRef": {"name": "db", "usernameKey": "u"}}
@@ -87,6 +87,36 @@ def test_the_server_accepts_every_variable_that_it_is_given() -> None:
     assert (settings.pg_host, settings.pg_port, settings.pg_write_max_open_conns) == ("db.example", 5433, 7)
     assert not settings.embeds_postgres
     assert not settings.embeds_nats
+
+
+def test_what_the_server_would_miss_are_the_files_of_its_pod_alone() -> None:
+    authority = {"external": {**_EXTERNAL["external"], "sslMode": "verify-full", "caSecretRef": {"name": "ca"}}}
+    tls = {"mode": "secret", "secretName": "cert", "clientAuth": {"caSecretRef": {"name": "ca"}}}
+    cluster = _cluster(tls=tls, postgres=authority)
+    values = {e["name"]: e.get("value", "value-of-a-secret") for e in pods.environment(cluster)}
+    with pytest.raises(environment.SettingsError) as caught:
+        environment.load(values, checks.of_server)
+    files = {name for name in values if name.endswith(("_FILE", "ROOTCERT"))} - {"ORISUN_DRAINED_FILE"}
+    assert {name for name, _ in caught.value.mistakes} == files
+    assert len(files) == 4
+    (server,) = (one for one in _pod(cluster)["containers"] if one["name"] == "server")
+    mounts = {mount["mountPath"] for mount in server["volumeMounts"]}
+    assert {values[name].rpartition("/")[0] for name in files} <= mounts
+    environment.load(
+        {name: value for name, value in values.items() if "TLS" not in name and "SSL" not in name}, checks.of_server
+    )
+
+
+@pytest.mark.parametrize(
+    ("pool", "kept"), [({"maxIdle": 60}, "50"), ({"maxIdle": 9, "maxOpen": 5}, "5"), ({"maxIdle": 9}, "9")]
+)
+def test_no_more_connections_are_kept_idle_than_there_may_be(pool: Object, kept: str) -> None:
+    values = {
+        e["name"]: e.get("value", "secret")
+        for e in pods.environment(_cluster(postgres={**_EXTERNAL, "pools": {"read": pool}}))
+    }
+    assert values["ORISUN_PG_READ_MAX_IDLE_CONNS"] == kept
+    environment.load(values, checks.of_server)
 
 
 def test_credentials_come_from_the_secrets_that_the_spec_names() -> None:

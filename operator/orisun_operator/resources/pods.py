@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orisun_server.setting_types import default_schema
+from orisun_server.settings import Settings
 
 from ..api.cluster import Pool, Storage
 from ..drift import quantity as parse_quantity
@@ -217,7 +218,7 @@ def environment(cluster: Cluster) -> list[Object]:
         values |= _given(
             f"ORISUN_PG_{name.upper()}_",
             max_open_conns=pool.max_open,
-            max_idle_conns=pool.max_idle,
+            max_idle_conns=_idle(name, pool),
             conn_max_idle_time=pool.max_idle_time,
             conn_max_lifetime=pool.max_lifetime,
         )
@@ -251,6 +252,14 @@ def environment(cluster: Cluster) -> list[Object]:
         ),
         *spec.env,
     ]
+
+
+def _idle(name: str, pool: Pool) -> int | None:
+    """Idle connections to keep, of which the server takes no more than there may be connections."""
+    if pool.max_idle is None:
+        return None
+    most: int = pool.max_open or Settings.model_fields[f"pg_{name}_max_open_conns"].default
+    return min(pool.max_idle, most)
 
 
 def _given(prefix: str, **values: object) -> dict[str, str]:
