@@ -15,10 +15,11 @@ import pytest
 from pydantic import SecretStr
 
 from orisun_server.core.criteria import query
+from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.delivery import inbox as inboxes
 from orisun_server.errors import AlreadyExists, InvalidArgument, OutOfRange, Unavailable
-from orisun_server.settings import Settings
+from orisun_server.settings import MIN_PAYLOAD, Settings
 from tests.harness import eventually, is_quick
 from tests.integration.nodes import NatsServer, Node, Subscriber, nats_server
 
@@ -230,6 +231,34 @@ async def test_an_event_larger_than_a_message_of_nats(node: Node) -> None:
         await subscriber.has(5)
         assert subscriber.events == await node.stored()
         await eventually(node.published)
+
+
+@pytest.mark.fault
+async def test_the_least_payload_is_enough_for_any_event(make_settings: MakeSettings, directory: Path) -> None:
+    configuration = directory / "least.conf"
+    configuration.write_text(f"max_payload: {MIN_PAYLOAD}")
+    async with (
+        nats_server(directory, "-c", str(configuration)) as nats,
+        Node(make_settings(nats_url=SecretStr(nats.url))) as node,
+        Subscriber(node) as subscriber,
+    ):
+        await node.append(0)
+        await subscriber.has(1)
+        await subscriber.is_live()
+        connection = node.nats.connection
+        # the longest message ids, on events that fit or become pointers, first and last in a batch
+        for number, padding in enumerate((0, 2_900, 3_000, 3_100, 4_000, 8_000, MIN_PAYLOAD)):
+            events = [
+                NewEvent(chr(0x1F600 + number) * 254 + last, "Long", f'{{"pad": "{"x" * padding}"}}', "{}")
+                for last in "abc"
+            ]
+            await node.appender.append(node.boundary, events, None)
+        await subscriber.has(22)
+        await eventually(node.published)
+        assert subscriber.events == await node.stored()
+        state = (await connection.jetstream.stream_info(node.stream_of(node.boundary.name))).state
+        assert state.messages == 22
+        assert not connection.lost.is_set()
 
 
 async def test_without_nats_subscriptions_poll(make_settings: MakeSettings) -> None:
