@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import asyncpg
 import pytest
@@ -13,6 +13,8 @@ from orisun_server.core.criteria import criterion
 from orisun_server.core.position import Position
 from orisun_server.errors import AlreadyExists, InvalidArgument, NotFound
 from orisun_server.settings import Settings
+from orisun_server.storage import index_builder
+from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.index_sql import IndexCondition, IndexDefinition, IndexField
 from tests.harness import eventually
 from tests.integration.stores import BOOLEAN, NUMERIC, TIMESTAMPTZ, Store, event, index
@@ -27,10 +29,11 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextlib.asynccontextmanager
-async def open_transaction(store: Store) -> AsyncIterator[asyncpg.Connection]:
-    """A transaction that has written to the events: a concurrent build waits for it."""
+async def open_transaction(store: Store, *boundaries: Boundary) -> AsyncIterator[asyncpg.Connection]:
+    """A transaction that has written to the events (of the first boundary): a concurrent build waits for it."""
     connection = await store.database.dedicated_connection()
-    await connection.execute(f"BEGIN; LOCK TABLE {store.boundary.names.q_events} IN ROW EXCLUSIVE MODE")
+    tables = ", ".join(boundary.names.q_events for boundary in boundaries or [store.boundary])
+    await connection.execute(f"BEGIN; LOCK TABLE {tables} IN ROW EXCLUSIVE MODE")
     try:
         yield connection
     finally:
@@ -39,10 +42,17 @@ async def open_transaction(store: Store) -> AsyncIterator[asyncpg.Connection]:
 
 async def is_building(store: Store) -> bool:
     """Whether PostgreSQL is at it, and has come to where it waits for others."""
+    return await _are_building(store, [store.boundary], 1)
+
+
+async def _are_building(store: Store, boundaries: Sequence[Boundary], count: int) -> bool:
+    """Whether PostgreSQL is at indexes of so many of them, and has come to where it waits for others."""
     return bool(
         await store.database.admin.fetchval(
-            "SELECT 1 FROM pg_stat_progress_create_index WHERE relid = $1::text::regclass AND phase LIKE 'waiting%'",
-            store.boundary.names.q_events,
+            "SELECT count(*) = $2 FROM pg_stat_progress_create_index"
+            " WHERE relid = ANY ($1::text[]::regclass[]) AND phase LIKE 'waiting%'",
+            [boundary.names.q_events for boundary in boundaries],
+            count,
         )
     )
 
@@ -252,6 +262,41 @@ async def test_many_boundaries_build_at_the_same_time(make_settings: Callable[..
         for boundary in boundaries:
             await store.indexes.create(boundary, AMOUNT)
         await eventually(lambda: all(store.indexes.ready(boundary.name) == (AMOUNT,) for boundary in boundaries))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["its own", "of the server before"])
+async def test_builds_that_wait_for_somebody_s_transaction_hold_up_no_other(
+    make_settings: Callable[..., Settings], again: bool
+) -> None:
+    async with Store(make_settings("other", "b1", "b2", "b3")) as store:
+        other, *held = [store.catalog.get(one.name) for one in store.settings.boundaries[:4]]
+        async with open_transaction(store, *held):
+            for boundary in held:
+                await store.indexes.create(boundary, AMOUNT)
+            await eventually(lambda: _are_building(store, held, 3))
+            if again:
+                await store.indexes.stop()
+                await store.indexes.start()
+                await eventually(lambda: len(store.indexes._builder._tasks) == 3)
+            await store.indexes.create(other, AMOUNT)
+            await eventually(lambda: store.indexes.ready(other.name) == (AMOUNT,))
+            assert await _are_building(store, held, 3)
+        await eventually(lambda: all(store.indexes.ready(boundary.name) == (AMOUNT,) for boundary in held))
+
+
+async def test_builds_that_wait_have_a_bound_for_each_takes_a_connection(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_builder, "_MOST", 3)
+    async with Store(make_settings("b1", "b2", "b3", "b4")) as store:
+        held = [store.catalog.get(one.name) for one in store.settings.boundaries[:4]]
+        async with open_transaction(store, *held):
+            for boundary in held:
+                await store.indexes.create(boundary, AMOUNT)
+            await eventually(lambda: _are_building(store, held, 3))
+            await store.indexes._builder.dispatch()
+            assert len(store.indexes._builder._tasks) == 3
+        await eventually(lambda: all(store.indexes.ready(boundary.name) == (AMOUNT,) for boundary in held))
 
 
 def _text(value: object) -> str | None:

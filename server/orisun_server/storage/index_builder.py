@@ -26,9 +26,11 @@ log = structlog.get_logger(__name__)
 
 LEASE = "index-build"
 
-#: Boundaries that one server works on at a time.
-_AT_ONCE = 2
-#: Seconds between looks at a build that another session runs, and at whether ours is still wanted.
+#: Boundaries that one server works on at a time: each build reads a whole log, and takes memory and disk of PostgreSQL.
+#: One that merely waits for somebody's transaction takes a connection and nothing else, so it is not counted; with
+#: these, there are at most so many.
+_AT_ONCE, _MOST = 2, 8
+#: Seconds between looks at a build that runs: whose is it, is it still wanted, does it work or wait.
 _LOOK = 0.5
 #: Seconds until a failed build is tried again, doubled each time.
 _RETRY, _RETRY_MOST = 1.0, 60.0
@@ -43,6 +45,12 @@ FROM (SELECT 1) AS one
 LEFT JOIN (pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
            JOIN pg_catalog.pg_index AS x ON x.indexrelid = c.oid)
        ON n.nspname = $1::text::name AND c.relname = $2::text::name
+"""
+#: $1 a statement, of which PostgreSQL shows the beginning: whether it waits for another transaction.
+_WAITS = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a
+               WHERE a.datname = current_database() AND a.state = 'active' AND a.wait_event_type = 'Lock'
+                 AND a.query <> '' AND starts_with($1, a.query))
 """
 #: $1 how the statement of a build begins; ends it.
 CANCEL = """
@@ -71,16 +79,18 @@ class IndexBuilder:
         self._database, self._leases, self._catalog = database, leases, catalog
         self._records, self._refresh, self._look = records, refresh, look
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        #: Boundaries of these whose statement waits for somebody's transaction.
+        self._waiting: set[str] = set()
         #: Of a build that failed: when it may be tried again, and how long to wait after the next failure.
         self._delays: dict[str, tuple[float, float]] = {}
 
     async def dispatch(self) -> None:
         """Start work on boundaries that need it and that nobody works on. Raises Unavailable."""
-        waiting = {r.boundary for r in self._records() if self._is_due(r) and r.boundary not in self._tasks}
-        slots = _AT_ONCE - len(self._tasks)
-        if not waiting or slots <= 0:
+        due = {r.boundary for r in self._records() if self._is_due(r) and r.boundary not in self._tasks}
+        slots = min(_AT_ONCE + len(self._waiting), _MOST) - len(self._tasks)
+        if not due or slots <= 0:
             return
-        for lease in await self._leases.acquire_many(LEASE, sorted(waiting), slots):
+        for lease in await self._leases.acquire_many(LEASE, sorted(due), slots):
             task = asyncio.create_task(self._work(lease), name=f"index-build-{lease.boundary}")
             self._tasks[lease.boundary] = task
             task.add_done_callback(functools.partial(self._done, lease.boundary))
@@ -91,6 +101,7 @@ class IndexBuilder:
 
     def _done(self, boundary: str, task: asyncio.Task[None]) -> None:
         del self._tasks[boundary]
+        self._waiting.discard(boundary)
         if not task.cancelled():
             self._look()
 
@@ -153,14 +164,16 @@ class IndexBuilder:
 
     async def _build(self, connection: asyncpg.Connection, lease: Lease, record: IndexRecord) -> None:
         names, pg_name = record.names, record.pg_name
+        create = record.definition.create_sql(names, pg_name)
         started = time.monotonic()
         while lease.valid and self._wants(record):
             valid, running = await connection.fetchrow(_STATE, record.schema, pg_name, create_prefix(pg_name))
             if running:
+                await self._look_at(record.boundary, create)
                 await asyncio.sleep(_LOOK)
             elif valid is None:
                 log.info("index build begins", boundary=record.boundary, index=record.definition.name, pg_name=pg_name)
-                await self._execute(connection, lease, record.definition.create_sql(names, pg_name), record)
+                await self._execute(connection, lease, create, record)
             elif not valid:
                 await self._execute(connection, lease, drop_sql(names, pg_name))
             else:
@@ -190,8 +203,17 @@ class IndexBuilder:
                     raise Unavailable("the lease was lost")
                 if building is not None and not self._wants(building):
                     await self._database.admin.execute(CANCEL, create_prefix(building.pg_name))
+                await self._look_at(lease.boundary, sql)
             await statement
         finally:
+            self._waiting.discard(lease.boundary)
             if not statement.done():
                 connection.terminate()
                 await asyncio.gather(statement, return_exceptions=True)
+
+    async def _look_at(self, boundary: str, sql: str) -> None:
+        """Notice whether the boundary's statement works or waits."""
+        if await self._database.admin.fetchval(_WAITS, sql):
+            self._waiting.add(boundary)
+        else:
+            self._waiting.discard(boundary)
