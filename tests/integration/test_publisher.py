@@ -290,6 +290,31 @@ async def test_a_crash_is_succeeded_within_ten_seconds(make_settings: MakeSettin
             await assert_streamed_once_and_in_order(other)
 
 
+async def test_a_crash_beside_a_server_that_cannot_publish_is_succeeded_as_soon(make_settings: MakeSettings) -> None:
+    """That one lives and has a share, which it does not take: two faults at once, and still ten seconds at most."""
+    settings = make_settings("a", "b", "c", "d", "e", node_ttl=1.5)
+    names = sorted(boundary.name for boundary in settings.boundaries)
+
+    async def succeeded() -> float:
+        async with Node(settings) as one, Node(settings) as other, Node(settings, publishing=False):
+            await eventually(lambda: len(other.publishers.published_here()) >= 2)
+            await eventually(
+                lambda: sorted(one.publishers.published_here() + other.publishers.published_here()) == names
+            )
+            await crash(one)
+
+            async def is_forgotten() -> bool:
+                return await other.leases.live_nodes() == 2
+
+            await eventually(is_forgotten)
+            began = time.monotonic()
+            await eventually(lambda: other.publishers.published_here() == names)
+            return time.monotonic() - began
+
+    # of the ten seconds the lease takes six (ORISUN_NODE_TTL)
+    await is_quick(succeeded, 2.9, tries=2)
+
+
 class Stale:
     """A lease that is believed in although another server has it."""
 

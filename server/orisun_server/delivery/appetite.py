@@ -17,8 +17,9 @@ from .nats import Connection, Nats
 
 _SUBJECT = "orisun.publishers."
 
-#: Seconds for which a lease has to be free until it is taken by a server that has its share.
-_LEFT_OVER = 3.0
+#: Seconds for which a lease has to be free until it is taken by a server that has its share: enough for the others,
+#: who look once a second, to take theirs.
+_LEFT_OVER = 1.5
 
 #: Seconds for which another server's wish is remembered.
 _REMEMBERED = 3.0

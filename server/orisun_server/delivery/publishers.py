@@ -37,7 +37,8 @@ KIND = "publisher"
 
 _INTERVAL = 1.0
 
-#: A server that stops hands its boundaries over first and leaves the others its share a moment later.
+#: A server that stops hands its boundaries over first and leaves the others its share a moment later; and what is free
+#: for longer than it takes the others to look is taken by who has its share.
 _SOON, _SOON_INTERVAL = 1.5, 0.1
 _TRIM_INTERVAL = 10.0
 
@@ -157,8 +158,11 @@ class Publishers:
         others = [name for name in boundaries if name not in self._running]
         room = min(share - len(self._running), len(others))
         if room <= 0:
-            others = self._appetite.left_over(await self._leases.free(KIND, others)) if others else []
+            free = await self._leases.free(KIND, others) if others else []
+            others = self._appetite.left_over(free)
             room = len(others)
+            if free:
+                self._soon_until = time.monotonic() + _SOON
         if not others:
             return
         leases = await self._leases.acquire_many(KIND, others, room)
@@ -168,6 +172,9 @@ class Publishers:
             self._say_refused(set(others) - self._running.keys())
             if len(self._running) < share:
                 await self._appetite.say()
+        else:
+            # there may be more, for which nobody has room
+            self._look.set()
 
     def _begin(self, boundary: Boundary, lease: Lease) -> None:
         log.info(f"Successfully acquired lock for boundary: {boundary.name}")
