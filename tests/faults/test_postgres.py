@@ -12,7 +12,7 @@ import pytest
 
 from orisun_server.core.position import NOTHING
 from orisun_server.settings import Settings
-from tests.faults.checker import check_delivered, check_prefix
+from tests.faults.checker import Stored, check_delivered, check_prefix, check_run
 from tests.faults.clients import Client, Code, Endpoint, Follower, store
 from tests.faults.parts import PostgresServer, Stream, connected, names_of
 from tests.harness import eventually
@@ -25,14 +25,13 @@ MakeSettings = Callable[..., Settings]
 async def test_killed_under_load(make_settings: MakeSettings, own_postgres: PostgresServer) -> None:
     """Once until health has noticed, once and at once back."""
     settings = make_settings(**own_postgres.overrides)
-    reads = 0
+    pages: list[list[Stored]] = []
 
     async def read(client: Client) -> None:
-        nonlocal reads
+        """The beginning, and what a reader of the head sees."""
         while True:
-            seen = await client.page(50, after=NOTHING)
-            check_prefix(seen, seen)
-            reads += 1
+            pages.append(await client.page(50, after=NOTHING))
+            pages.append((await client.page(50, desc=True))[::-1])
             await asyncio.sleep(0.02)
 
     async with (
@@ -55,6 +54,8 @@ async def test_killed_under_load(make_settings: MakeSettings, own_postgres: Post
                     await eventually(lambda e=endpoint: says(e, "SERVING"), message="SERVING")
                 print(f"serving {time.monotonic() - began:.2f} s after PostgreSQL")
                 await load.more(100)
+                since = len(pages)
+                await eventually(lambda since=since: reading.done() or len(pages) >= since + 4)
         assert not reading.done(), reading.result()
         reading.cancel()
         assert set(client.errors) <= {Code.UNAVAILABLE}, client.errors
@@ -66,7 +67,9 @@ async def test_killed_under_load(make_settings: MakeSettings, own_postgres: Post
             await follower.has(len(log))
             check_delivered(log, follower.events)
         await stream.check(log)
-        assert reads
+        for beginning, end in zip(pages[::2], pages[1::2], strict=False):
+            check_prefix(log, beginning)
+            check_run(log, end)
 
 
 async def test_sessions_ended_under_load(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from orisun_server.embedded.postgres import PostgresAddress
 from orisun_server.embedded.process import EmbeddedError
 from orisun_server.environment import load
 from tests.contract.starts import fresh_database, here, routed, starts
-from tests.harness import ServerProcess, eventually, free_port
+from tests.harness import ServerProcess, eventually, free_port, stream_name
 
 pytestmark = pytest.mark.fault
 
@@ -56,8 +56,8 @@ async def cluster(directory: Path, password: str, size: int = 3) -> AsyncIterato
 
 
 @contextlib.asynccontextmanager
-async def connected(server: EmbeddedNats) -> AsyncIterator[Client]:
-    client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+async def connected(url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
     try:
         yield client
     finally:
@@ -72,14 +72,14 @@ async def add_stream(client: Client) -> bool:
 
 
 async def test_three_servers_keep_a_stream_over_the_loss_of_one(data_dir: Path) -> None:
-    async with cluster(data_dir, "p@ss:w/ord 'ünï\\") as servers, connected(servers[0]) as first:
+    async with cluster(data_dir, "p@ss:w/ord 'ünï\\") as servers, connected(servers[0].url) as first:
         await eventually(lambda: add_stream(first), 60, 0.2, "a leader")
         await first.jetstream().publish("e.1", b"before", timeout=10)
 
         killed = servers[1].pid
         assert killed is not None
         os.kill(killed, signal.SIGSTOP)  # it is not restarted at once, as after SIGKILL
-        async with connected(servers[2]) as third:
+        async with connected(servers[2].url) as third:
 
             async def published() -> bool:
                 with contextlib.suppress(nats.errors.Error):
@@ -99,7 +99,7 @@ async def test_three_servers_keep_a_stream_over_the_loss_of_one(data_dir: Path) 
                 return False
 
             await eventually(in_step, 60, 0.2, "three replicas in step")
-        async with connected(servers[1]) as second:
+        async with connected(servers[1].url) as second:
             message = await second.jetstream().get_msg("events", 2)
             assert message.data == b"meanwhile"
 
@@ -181,14 +181,34 @@ async def test_three_servers_deliver_to_each_others_subscribers_over_the_loss_of
 ) -> None:
     """The seeds' three nodes, as they print them: one PostgreSQL, three servers, each with its nats-server."""
     nodes = routed(*(given for given in starts("000") if "ORISUN_NATS_SERVER_NAME" in given))
+    places = [data_dir / f"node{number}" for number in range(len(nodes))]
     async with fresh_database(postgres) as database:
         await _three_nodes(
-            [ServerProcess(None, here(node, data_dir / f"node{n}", database)) for n, node in enumerate(nodes)],
+            [ServerProcess(None, here(node, place, database)) for node, place in zip(nodes, places, strict=True)],
+            [place / "nats" / "nats-server.conf" for place in places],
             "orisun_test_2",
         )
 
 
-async def _three_nodes(servers: list[ServerProcess], name: str) -> None:
+def address(configuration: Path) -> str:
+    """Of the nats-server with that configuration, with its credentials."""
+    read = json.loads(configuration.read_text())
+    login = read["authorization"]
+    return f"nats://{login['user']}:{login['password']}@{read['listen']}"
+
+
+async def copies(client: Client, boundary: str) -> tuple[int, int, int]:
+    """How many the boundary's stream is to have, how many are in step, and the messages in it."""
+    with contextlib.suppress(nats.errors.Error):
+        jetstream = client.jetstream(timeout=2)
+        info = await jetstream.stream_info(await stream_name(jetstream, boundary))
+        peers = (info.cluster.replicas or []) if info.cluster else []
+        in_step = sum(bool(peer.current and not peer.offline) for peer in peers)
+        return info.config.num_replicas or 1, 1 + in_step, info.state.messages
+    return 0, 0, 0
+
+
+async def _three_nodes(servers: list[ServerProcess], configurations: list[Path], name: str) -> None:
     async def save(server: ServerProcess, event_id: str) -> None:
         event = wire.EventToSave(event_id=event_id, event_type="Kept", data="{}")
         request = wire.SaveEventsRequest(boundary=name, events=[event])
@@ -213,10 +233,19 @@ async def _three_nodes(servers: list[ServerProcess], name: str) -> None:
         )
         await save(servers[1], "two")
         assert await next_id() == "two"
-        await servers[0].kill()
-        await save(servers[1], "three")
-        assert await next_id() == "three"
-        await servers[0].start(60)
-        await save(servers[0], "four")
-        assert await next_id() == "four"
+
+        async def has(expected: tuple[int, int, int]) -> bool:
+            return await copies(watching, name) == expected
+
+        async with connected(address(configurations[2])) as watching:
+            # it came over three copies in JetStream, not from PostgreSQL alone
+            await eventually(lambda: has((3, 3, 2)), 60, 0.2, "three copies")
+            await servers[0].kill()
+            await save(servers[1], "three")
+            assert await next_id() == "three"
+            await eventually(lambda: has((3, 2, 3)), 60, 0.2, "two of three copies")
+            await servers[0].start(60)
+            await save(servers[0], "four")
+            assert await next_id() == "four"
+            await eventually(lambda: has((3, 3, 4)), 60, 0.2, "three copies again")
         stream.cancel()
