@@ -14,8 +14,8 @@ from orisun_server.setting_types import List, entries
 
 #: A name or an address of either family; no bracket stands around it any more.
 _HOST = re.compile(r"[\w.:-]+")
-#: What stands before the @ of an address, with a scheme before it or without.
-_USERINFO = re.compile(r"((?:[\w+.-]+://)?)[^\s\",]+@")
+#: What stands between the scheme of an address and its host.
+_USERINFO = re.compile(r"//[^\s\",]+@")
 
 
 def check_addresses(addresses: Iterable[str], schemes: Sequence[str], *, port_needed: bool = False) -> None:
@@ -34,6 +34,9 @@ def check_addresses(addresses: Iterable[str], schemes: Sequence[str], *, port_ne
 
 def _flaw(address: str, schemes: Sequence[str], port_needed: bool) -> str:
     """What is wrong with an address, "" for nothing."""
+    # where these stand, users and passwords could not be masked
+    if re.search(r"[\s\"]", address):
+        return "has a blank or a quotation mark"
     try:
         parts = urlsplit(address if "://" in address else f"{schemes[0]}://{address}")
     except ValueError:  # of brackets that do not fit
@@ -61,7 +64,7 @@ def _check_servers(value: SecretStr) -> SecretStr:
 
 def _check_routes(addresses: tuple[str, ...]) -> tuple[str, ...]:
     check_addresses(addresses, ("nats", "nats-route"), port_needed=True)
-    return addresses
+    return tuple(address if "://" in address else f"nats://{address}" for address in addresses)
 
 
 def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,4 +86,4 @@ Networks = Annotated[List, AfterValidator(_check_networks)]
 
 def mask_userinfo(text: str) -> str:
     """A text without the users and passwords of the addresses in it."""
-    return _USERINFO.sub(r"\1***@", text)
+    return _USERINFO.sub("//***@", text)

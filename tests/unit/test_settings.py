@@ -250,6 +250,7 @@ def test_both_set_must_agree() -> None:
             '"nats://b:6222,nats://a:xx": address 2 has no valid',
         ),
         ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush@a", "address 1 has no port"),
+        ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hu sh@a:6222", "address 1 has a blank"),
         ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush,hush@a:6222", "address 1 has no valid port"),
         ("ORISUN_ADMIN_PASSWORD", "hush", "a password has 6 to 1020 characters"),
         ("ORISUN_ADMIN_PASSWORD", "hush" * 256, "a password has 6 to 1020 characters"),
@@ -365,14 +366,14 @@ def test_secrets_are_masked_everywhere() -> None:
         "ORISUN_ADMIN_PASSWORD": "hush-2",
         "ORISUN_NATS_URL": "nats://user:hush-3@nats:4222",
         "ORISUN_NATS_CLUSTER_PASSWORD": "hush-4",
-        "ORISUN_NATS_CLUSTER_ROUTES": "nats://user:hush-5@a:6222,b:6222",
+        "ORISUN_NATS_CLUSTER_ROUTES": "nats://user:hush-5@a:6222,user:hush-6@b:6222",
     }
     loaded = load(environ)
     printed = [CliRunner().invoke(config, ["-o", output], env=environ) for output in ("table", "json", "yaml")]
     assert [result.exit_code for result in printed] == [0, 0, 0]
     for text in (repr(loaded), str(effective(loaded.settings)), *(result.output for result in printed)):
         assert not re.search("hush-[1-4]", text)
-    assert effective(loaded.settings)["ORISUN_NATS_CLUSTER_ROUTES"] == "nats://***@a:6222,b:6222"
+    assert effective(loaded.settings)["ORISUN_NATS_CLUSTER_ROUTES"] == "nats://***@a:6222,nats://***@b:6222"
     assert not [result for result in printed if "hush" in result.output]
 
 
@@ -383,9 +384,9 @@ def test_secrets_are_masked_everywhere() -> None:
             'error parsing route url ["nats-route://nats:hush%401@a:xx"]',
             'error parsing route url ["nats-route://***@a:xx"]',
         ),
-        ("nats://u:hush/hush@a:1,u:hush@b:2", "nats://***@a:1,***@b:2"),
+        ("nats://u:hush/hush@a:1,nats://u:hush@b:2", "nats://***@a:1,nats://***@b:2"),
         ("https://user:hush@hush@collector:4317/", "https://***@collector:4317/"),
-        ("nats://a:4222, b", "nats://a:4222, b"),
+        ("nats://a:4222, app@orders", "nats://a:4222, app@orders"),
     ],
 )
 def test_credentials_of_addresses_are_masked_in_any_text(text: str, masked: str) -> None:

@@ -21,7 +21,7 @@ def cluster_configuration(settings: Settings) -> dict[str, Any]:
     user, password = settings.nats_cluster_username, settings.nats_cluster_password.get_secret_value()
     routes = []
     for route in settings.nats_cluster_routes:
-        given, at, address = urlsplit(route if "://" in route else f"nats://{route}").netloc.rpartition("@")
+        given, at, address = urlsplit(route).netloc.rpartition("@")
         login = map(unquote, given.split(":", 1)) if at else (user, password)
         # nats-server refuses a route in which a character stands that should be encoded
         routes.append(f"nats-route://{':'.join(quote(part, safe='') for part in login)}@{address}")
