@@ -27,7 +27,7 @@ def check_addresses(addresses: Iterable[str], schemes: Sequence[str], *, port_ne
     for number, address in enumerate(addresses, 1):
         if flaw := _flaw(address, schemes, port_needed):
             raise ValueError(
-                f"address {number} {flaw}; write {schemes[0]}://host:4222, or {schemes[0]}://user:password@host:4222"
+                f"address {number} {flaw}; write {schemes[0]}://host:port, or {schemes[0]}://user:password@host:port"
                 " with / ? # @ % and , of the password percent-encoded"
             )
 
@@ -67,6 +67,13 @@ def _check_routes(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(address if "://" in address else f"nats://{address}" for address in addresses)
 
 
+def _check_endpoint(url: str) -> str:
+    scheme, _, rest = url.rpartition("://")
+    # a path, which some copy from OTLP over HTTP, means nothing to gRPC
+    check_addresses([f"{scheme or 'http'}://{rest.partition('/')[0]}"] if url else [], ("http", "https"))
+    return url
+
+
 def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     for network in networks:
         try:
@@ -80,6 +87,8 @@ def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
 NatsServers = Annotated[SecretStr, AfterValidator(_check_servers)]
 #: Where the NATS servers of a cluster find each other.
 Routes = Annotated[List, AfterValidator(_check_routes)]
+#: Of a collector that takes OTLP over gRPC; "" for none.
+OtlpEndpoint = Annotated[str, AfterValidator(_check_endpoint)]
 #: Addresses of machines, or networks as 10.42.0.0/16.
 Networks = Annotated[List, AfterValidator(_check_networks)]
 

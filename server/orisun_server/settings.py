@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from orisun_server.addresses import NatsServers, Networks, Routes
+from orisun_server.addresses import NatsServers, Networks, OtlpEndpoint, Routes
 from orisun_server.setting_types import (
     BoundarySetting,
     CertificateUsers,
@@ -188,7 +188,9 @@ class Settings(BaseModel):
     )
     slow_query_threshold: Duration = _var("500ms", "Ours. Reads and context checks that take longer are logged")
     otel_enabled: bool = _var(True, "OpenTelemetry: traces and metrics over OTLP, as soon as the endpoint answers")
-    otel_endpoint: str = _var("localhost:4317", "OTLP endpoint (gRPC): `host:port`, or a URL; `https://` for TLS")
+    otel_endpoint: OtlpEndpoint = _var(
+        "localhost:4317", "OTLP endpoint (gRPC): `host:port`, or a URL; `https://` for TLS"
+    )
     otel_service_name: str = _var("orisun", "Name of the service in traces and metrics")
     otel_traces_per_second: Annotated[int, Field(ge=0)] = _var(
         10, "Ours. Most traces a second that the server begins by itself"

@@ -252,6 +252,8 @@ def test_both_set_must_agree() -> None:
         ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush@a", "address 1 has no port"),
         ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hu sh@a:6222", "address 1 has a blank"),
         ("ORISUN_NATS_CLUSTER_ROUTES", "nats://user:hush,hush@a:6222", "address 1 has no valid port"),
+        ("ORISUN_OTEL_ENDPOINT", "collector:notaport", '"collector:notaport": address 1 has no valid port'),
+        ("ORISUN_OTEL_ENDPOINT", "tcp://user:hush@collector:4317", "does not begin with http:// or https://"),
         ("ORISUN_ADMIN_PASSWORD", "hush", "a password has 6 to 1020 characters"),
         ("ORISUN_ADMIN_PASSWORD", "hush" * 256, "a password has 6 to 1020 characters"),
         ("ORISUN_PG_READ_MAX_IDLE_CONNS", "51", '"51" is more than ORISUN_PG_READ_MAX_OPEN_CONNS="50"'),
@@ -483,6 +485,7 @@ def test_the_reference_lists_every_variable() -> None:
 
 def test_users_and_passwords_in_urls_are_not_shown() -> None:
     shown = effective(Settings(otel_endpoint="https://user:hush-hush@collector:4317"))
+    assert Settings(otel_endpoint="http://collector:4317/v1/traces").otel_endpoint.endswith("/v1/traces")
     assert shown["ORISUN_OTEL_ENDPOINT"] == "https://***@collector:4317"
 
 
