@@ -41,23 +41,24 @@ async def _run(settings: Settings, on_ready: Callable[[App], None] | None) -> No
     stop = asyncio.create_task(asked_to_stop.wait())
     try:
         await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
+        if starting.done():
+            await starting
+            _calm_garbage_collection()
+            if on_ready is not None:
+                on_ready(app)
+            await stop
+            stopping = asyncio.create_task(app.stop(), name="stop")
+        else:
+            # what it has started is stopped again
             starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return
-        await starting
-        _calm_garbage_collection()
-        if on_ready is not None:
-            on_ready(app)
-        await stop
-        stopping = asyncio.create_task(app.stop(), name="stop")
+            stopping = starting
         await asyncio.wait([stopping], timeout=settings.shutdown_grace)
         if not stopping.done():
             log.error("ORISUN_SHUTDOWN_GRACE is over and not everything has ended; PostgreSQL or NATS may hang")
             tell_drained(settings.drained_file)
             exit_now(1)
-        await stopping
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
         log.info("stopped")
     finally:
         stop.cancel()

@@ -28,7 +28,7 @@ MakeSettings = Callable[..., Settings]
 BOUNDARY = "orisun_test_1"
 
 
-def laptop_server(data_dir: Path) -> ServerProcess:
+def laptop_server(data_dir: Path, grace: str = "10s") -> ServerProcess:
     """A server with everything embedded."""
     return ServerProcess(
         None,
@@ -37,7 +37,7 @@ def laptop_server(data_dir: Path) -> ServerProcess:
             "ORISUN_DATA_DIR": str(data_dir),
             "ORISUN_NATS_STORE_DIR": str(data_dir / "nats"),
             "ORISUN_NATS_PORT": "0",
-            "ORISUN_SHUTDOWN_GRACE": "10s",
+            "ORISUN_SHUTDOWN_GRACE": grace,
             "ORISUN_NODE_TTL": "2s",
         },
     )
@@ -182,6 +182,38 @@ async def test_stopped_while_it_starts(data_dir: Path) -> None:
     async with laptop(data_dir) as (client, _):
         await client.save({"n": "1"})
         await all_is_well(client)
+
+
+async def test_the_grace_is_kept_while_it_starts(data_dir: Path) -> None:
+    """A nats-server that hangs is waited for no longer than that."""
+    server = laptop_server(data_dir, "2s")
+    processes: list[psutil.Process] = []
+    try:
+        await server.spawn()
+
+        def nats_server() -> psutil.Process | None:
+            for process in family(server.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name() == "nats-server":
+                        return process
+            return None
+
+        hanging = await eventually(nats_server, interval=0.005)
+        assert hanging is not None
+        hanging.suspend()
+        processes = family(server.pid)
+        began = time.monotonic()
+        await server.signal(signal.SIGTERM)
+        assert await server.wait(20) == 1, server.logs
+        assert time.monotonic() - began < 5
+        assert "ORISUN_SHUTDOWN_GRACE is over" in server.logs
+        assert "gRPC server started" not in server.logs
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        await gone(processes)
+        await server.close()
 
 
 async def test_the_grace_is_kept_when_postgresql_hangs(
