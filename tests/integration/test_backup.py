@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
+from orisun_server.embedded import place
 from orisun_server.embedded.postgres import EmbeddedPostgres, PostgresAddress
 from orisun_server.settings import Settings
 from tests.harness import ADMIN, Connection, eventually
@@ -25,13 +28,26 @@ STORED, LOST = 30, 10
 _SMALL = {"fsync": "off", "shared_buffers": "16MB"}
 
 
-async def tool(postgres: EmbeddedPostgres, name: str, *arguments: str) -> None:
-    """Runs one of PostgreSQL's programs, of the server's own version, as the guide does."""
+async def tool(name: str, *arguments: str) -> None:
+    """Runs one of PostgreSQL's programs, of the embedded version, as the guide does."""
     process = await asyncio.create_subprocess_exec(
-        str(postgres._tool(name)), *arguments, stderr=asyncio.subprocess.PIPE
+        str(place.binaries(None) / name), *arguments, stderr=asyncio.subprocess.PIPE
     )
     _, said = await process.communicate()
     assert process.returncode == 0, said.decode()
+
+
+def older_and_newer() -> list[Path | None]:
+    """Two PostgreSQL by age: the embedded one twice, or it and the one that the tests run on (ORISUN_TEST_PG_BIN)."""
+    other = os.environ.get("ORISUN_TEST_PG_BIN")
+    return sorted([None, Path(other) if other else None], key=_major)
+
+
+def _major(binaries: Path | None) -> int:
+    said = subprocess.check_output([(binaries or place.binaries(None)) / "postgres", "--version"], text=True)
+    found = re.search(r"\d+", said)
+    assert found, said
+    return int(found[0])
 
 
 def _at(address: PostgresAddress) -> list[str]:
@@ -39,14 +55,15 @@ def _at(address: PostgresAddress) -> list[str]:
 
 
 class Dump:
-    """`pg_dump` while the server runs, `pg_restore` into a new PostgreSQL."""
+    """`pg_dump` while the server runs, `pg_restore` into a new PostgreSQL, of the same version or a later one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._older, self._newer = older_and_newer()
         self._before: EmbeddedPostgres | None = None
 
     async def begin(self) -> PostgresAddress:
-        self._before = EmbeddedPostgres(self._directory / "before", configuration=_SMALL)
+        self._before = EmbeddedPostgres(self._directory / "before", binaries=self._older, configuration=_SMALL)
         return await self._before.start()
 
     async def prepare(self) -> None:
@@ -55,14 +72,14 @@ class Dump:
     async def mark(self) -> None:
         assert self._before is not None
         file = str(self._directory / "orisun.dump")
-        await tool(self._before, "pg_dump", *_at(self._before.address), "--format=custom", "--file", file, "orisun")
+        await tool("pg_dump", *_at(self._before.address), "--format=custom", "--file", file, "orisun")
 
     async def restore(self) -> EmbeddedPostgres:
         assert self._before is not None
         await self._before.stop()
-        after = EmbeddedPostgres(self._directory / "after", configuration=_SMALL)
+        after = EmbeddedPostgres(self._directory / "after", binaries=self._newer, configuration=_SMALL)
         file = str(self._directory / "orisun.dump")
-        await tool(after, "pg_restore", *_at(await after.start()), "--no-owner", "--dbname", "orisun", file)
+        await tool("pg_restore", *_at(await after.start()), "--no-owner", "--dbname", "orisun", file)
         return after
 
 
@@ -81,7 +98,7 @@ class PointInTime(Dump):
         assert self._before is not None
         copy = str(self._directory / "after")
         options = ["--pgdata", copy, "--checkpoint=fast", "--wal-method=none"]
-        await tool(self._before, "pg_basebackup", *_at(self._before.address), *options)
+        await tool("pg_basebackup", *_at(self._before.address), *options)
 
     async def mark(self) -> None:
         await self._execute("SELECT pg_create_restore_point('wanted')")

@@ -1,6 +1,7 @@
 """The PostgreSQL releases that are installed on this machine, beside the embedded one that all other tests use.
 
-To run the whole suite on one of them: ORISUN_TEST_PG_BIN=/usr/lib/postgresql/15/bin make test
+To run the whole suite on one of them: ORISUN_TEST_PG_BIN=/usr/lib/postgresql/15/bin make test; and on one that is not
+installed, from 13 on: scripts/test_on_postgres.sh 18
 """
 
 from __future__ import annotations
