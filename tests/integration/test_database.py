@@ -78,6 +78,12 @@ async def test_a_missing_certificate_is_named(pg_settings: Settings) -> None:
         await Database.connect(settings)
 
 
+async def test_a_postgresql_that_is_too_old_is_refused(pg_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orisun_server.storage.database.MINIMUM_VERSION", 99)
+    with pytest.raises(FailedPrecondition, match=r"^PostgreSQL \d\d is too old; 99 or newer is needed$"):
+        await Database.connect(pg_settings)
+
+
 async def test_the_guard_translates_what_passes_and_nothing_else(database: Database) -> None:
     async with database.admin.acquire() as connection:
         with pytest.raises(Unavailable), database.guard():
