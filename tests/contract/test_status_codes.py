@@ -23,6 +23,7 @@ from orisun_api import admin_pb2
 from orisun_api import eventstore_pb2 as pb
 from orisun_server.app import App
 from orisun_server.settings import Settings
+from orisun_server.storage import turns
 from tests.harness import ADMIN, Connection, eventually, is_quick
 from tests.integration.test_auth import refusal
 
@@ -64,6 +65,11 @@ def event(event_id: str = "", event_type: str = "T", data: str = "{}", metadata:
     return pb.EventToSave(
         event_id=event_id or secrets.token_hex(8), event_type=event_type, data=data, metadata=metadata
     )
+
+
+def long_numbers(count: int) -> str:
+    """JSON of numbers of nine characters; PostgreSQL writes out each as 131,072 digits."""
+    return '{"a": [' + ",".join(["1e131071"] * count) + "]}"
 
 
 def criteria(**tags: str) -> list[pb.Criterion]:
@@ -193,6 +199,8 @@ async def test_what_is_no_json_object(server: Connection, boundary: str, text: s
         (event(data='{"a": {"b": "\\udc00x"}}'), "data"),
         (event(metadata='{"a": "\\ud800\\u0041"}'), "metadata"),
         (event(data='{"a": 1e999999}'), "data"),
+        (event(data=long_numbers(9)), "data"),
+        (event(metadata=long_numbers(9)), "metadata"),
     ],
 )
 async def test_what_an_event_cannot_be(server: Connection, boundary: str, bad: pb.EventToSave, field: str) -> None:
@@ -201,6 +209,20 @@ async def test_what_an_event_cannot_be(server: Connection, boundary: str, bad: p
     assert code is Code.INVALID_ARGUMENT
     assert f"event 1 {field}" in message
     await good
+
+
+async def test_the_longest_text_that_numbers_may_make_is_read_and_delivered(server: Connection, boundary: str) -> None:
+    await save(server, boundary, event("long", data=long_numbers(8), metadata=long_numbers(8)), event("next"))
+    printed = '{"a": [' + ", ".join(["1" + "0" * 131071] * 8) + "]}"
+    (found,) = await get(server, boundary=boundary, count=1)
+    assert found.data == found.metadata == printed
+    call = server.events.CatchUpSubscribeToEvents(
+        pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name="s"), metadata=ADMIN
+    )
+    assert [(await call.read()).event_id, (await call.read()).event_id] == ["long", "next"]
+    await save(server, boundary, event("live", data=long_numbers(8)), event("after"))
+    assert [(await call.read()).data, (await call.read()).event_id] == [printed, "after"]
+    call.cancel()
 
 
 async def test_text_that_is_not_utf8(server: Connection, boundary: str) -> None:
@@ -270,6 +292,19 @@ async def test_a_conflict_tells_both_positions(
             "actual_global_id": str(actual[1]),
         },
     )
+
+
+async def test_a_conflict_comes_before_the_deadline(
+    server: Connection, boundary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that lost one context are told one after the other: here after minutes, if they waited so long."""
+    monkeypatch.setattr(turns, "LONGEST_WAIT", 600.0)
+    monkeypatch.setattr(turns, "_FLUSHES", 1e6)
+    await save(server, boundary, event(data='{"a": 1}'))
+    query = pb.SaveQuery(criteria=criteria(a="1"))
+    stale = [pb.SaveEventsRequest(boundary=boundary, events=[event()], query=query) for _ in range(30)]
+    calls = (server.events.SaveEvents(request, metadata=ADMIN, timeout=2) for request in stale)
+    assert {code for code, _ in await asyncio.gather(*map(refusal, calls))} == {Code.ALREADY_EXISTS}
 
 
 async def test_zeros_conflict_on_an_empty_context(server: Connection, boundary: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from orisun_server.core.append import Context, checked_events
 from orisun_server.core.criteria import WHOLE_BOUNDARY, Criterion, Query, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
+from orisun_server.deadlines import time_left
 from orisun_server.errors import (
     ContextChanged,
     DuplicateEventId,
@@ -32,6 +34,8 @@ from orisun_server.storage.lane import SHORT_LOG
 from orisun_server.storage.survey import Seen, Survey
 from tests.harness import eventually
 from tests.proxy import PostgresProxy
+
+T = TypeVar("T")
 
 
 class NoIndexes:
@@ -149,16 +153,21 @@ async def test_one_bad_call_never_harms_its_group(appender: Appender, boundary: 
 async def test_a_value_that_cannot_be_matched_never_harms_its_group(appender: Appender, boundary: Boundary) -> None:
     deep = NewEvent("deep", "Placed", '{"k": ' + "[" * 400 + "]" * 400 + "}", "{}")
     huge = NewEvent("huge", "Placed", '{"k": 1e9999999999999999999999}', "{}")
+    inner = NewEvent("inner", "Placed", '{"k": [{"n": 1e9999999999999999999999}]}', "{}")
     events = [event(f"e{n}", k=str(n)) for n in range(20)]
+    await appender.append(boundary, [event("first")], None)  # from then on a short log is known to be short
     answers = await asyncio.gather(
         *(appender.append(boundary, [one], Context(NOTHING, about(k=str(n)))) for n, one in enumerate(events)),
         appender.append(boundary, [deep], None),
         appender.append(boundary, [huge], None),
+        appender.append(boundary, [inner], None),
         *(appender.append(boundary, [event(f"l{n}")], Context(NOTHING, about(k=f"later {n}"))) for n in range(20)),
         return_exceptions=True,
     )
-    assert isinstance(answers.pop(21), InvalidArgument)
-    assert sorted(answer.prepare for answer in answers if isinstance(answer, Position)) == list(range(41))
+    refused = [answers.pop(21), answers.pop(21)]
+    assert [type(answer) for answer in refused] == [InvalidArgument] * 2
+    assert str(refused[1]) == "invalid event JSON: event 0 data: a number is out of PostgreSQL's range"
+    assert sorted(answer.prepare for answer in answers if isinstance(answer, Position)) == list(range(1, 42))
 
 
 async def test_a_sequence_that_lies_behind_the_events_is_passed(
@@ -191,27 +200,96 @@ async def test_beyond_the_bytes_of_the_queue_calls_are_refused_at_once(database:
     assert await appender.append(boundary, [event("large", text="x" * 200_000)], None) == Position(4, 3)
 
 
-async def test_no_timer_delays_a_lone_call(appender: Appender, boundary: Boundary) -> None:
+async def without_timers(calls: Coroutine[object, object, T]) -> T:
     """The clock of the event loop stands still: whatever waited for a moment would wait for ever."""
     loop = asyncio.get_running_loop()
     stands, clock = loop.time(), loop.time
-    late = threading.Event()
-
-    async def lone(number: int) -> Position:
-        return await appender.append(boundary, [event(f"e{number}", n=number)], Context(NOTHING, about(n=str(number))))
-
-    await lone(0)  # which connects, and prepares its statement
+    task = asyncio.ensure_future(calls)
     loop.time = lambda: stands  # type: ignore[method-assign]
-    give_up = threading.Timer(20, lambda: (late.set(), loop.call_soon_threadsafe(task.cancel)))
+    give_up = threading.Timer(20, lambda: loop.call_soon_threadsafe(task.cancel))
     try:
-        task = asyncio.ensure_future(lone(1))
         give_up.start()
         await asyncio.wait([task])
     finally:
         give_up.cancel()
         loop.time = clock  # type: ignore[method-assign]
-    assert not late.is_set()
-    assert task.result() == Position(2, 1)
+    return task.result()
+
+
+async def test_no_timer_delays_a_lone_call(appender: Appender, boundary: Boundary) -> None:
+    async def lone(number: int) -> Position:
+        return await appender.append(boundary, [event(f"e{number}", n=number)], Context(NOTHING, about(n=str(number))))
+
+    await lone(0)  # which connects, and prepares its statement
+    assert await without_timers(lone(1)) == Position(2, 1)
+
+
+async def test_no_timer_delays_the_conflicts_of_a_lone_caller(appender: Appender, boundary: Boundary) -> None:
+    async def stale() -> None:
+        for number in range(5):
+            with pytest.raises(ContextChanged):
+                await appender.append(boundary, [event(f"s{number}")], Context(NOTHING, about(n="0")))
+
+    await appender.append(boundary, [event("e0", n="0")], Context(NOTHING, about(n="0")))
+    await without_timers(stale())
+
+
+async def test_a_conflict_is_told_before_its_caller_has_left(appender: Appender, boundary: Boundary) -> None:
+    """Many that lost one context are told one after the other, but never so late that a deadline comes first."""
+    first = await appender.append(boundary, [event("e0", n="0")], None)
+    lost = [(appender, boundary, [event(f"l{n}", n="0")], Context(NOTHING, about(n="0"))) for n in range(60)]
+
+    async def now() -> list[Position | BaseException]:
+        time_left.set(lambda: 0.0)
+        calls = (appender.append(boundary, events, context) for _, boundary, events, context in lost)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = await without_timers(now())
+    assert {str(answer) for answer in answers} == {str(ContextChanged(NOTHING, first))}
+
+
+async def test_many_small_events_are_counted_with_what_each_takes(database: Database, boundary: Boundary) -> None:
+    appender = Appender(database, NoIndexes(), queue_bytes=100_000)
+    calls = [[NewEvent(f"{call}{n}", "T", "{}", "{}") for n in range(200)] for call in "ab"]
+    first, second = await asyncio.gather(
+        *(appender.append(boundary, events, None) for events in calls), return_exceptions=True
+    )
+    assert isinstance(first, Position)
+    assert isinstance(second, ResourceExhausted)
+    assert appender.waiting == (0, 0)
+
+
+async def test_numbers_are_counted_as_long_as_they_are_written_out(database: Database, boundary: Boundary) -> None:
+    """So what a group writes out to be matched is no more than a group may have."""
+    appender = Appender(database, NoIndexes(), queue_bytes=300_000)
+    numbers = [NewEvent(f"n{n}", "T", '{"k": 1e131071}', "{}") for n in range(3)]
+    answers = await asyncio.gather(*(appender.append(boundary, [one], None) for one in numbers), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Position, Position, ResourceExhausted]
+
+
+async def test_after_an_unforeseen_error_who_waits_is_served_in_the_order_of_arrival(
+    appender: Appender, boundary: Boundary, database: Database
+) -> None:
+    await appender.append(boundary, [event("before")], None)
+    async with database.admin.acquire() as blocker, blocker.transaction():
+        await blocker.execute("SELECT pg_advisory_xact_lock($1)", boundary.names.lock_key)
+        flushed = asyncio.create_task(appender.append(boundary, [event("flushed")], None))
+        await eventually(
+            lambda: database.read.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+                " (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+        )
+        waiting = [asyncio.create_task(appender.append(boundary, [event(f"w{n}")], None)) for n in range(3)]
+        await asyncio.sleep(0)
+        task = appender._lane(boundary)._task
+        assert task is not None
+        task.cancel()
+        async with asyncio.timeout(20):
+            with pytest.raises(Unavailable, match="repeat the call unchanged"):
+                await flushed
+    answers = [await one for one in waiting]
+    assert answers == sorted(answers)
 
 
 async def test_a_caller_that_left_is_not_appended(appender: Appender, boundary: Boundary, database: Database) -> None:

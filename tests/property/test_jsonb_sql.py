@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orisun_server.core.append import checked_events
 from orisun_server.core.event import NewEvent
-from orisun_server.core.jsonb import text_of
+from orisun_server.core.jsonb import text_of, top_level
 from orisun_server.errors import InvalidArgument
 from orisun_server.storage.database import Database
 
@@ -91,7 +91,8 @@ async def test_values_print_as_postgresql_prints_them(database: Database) -> Non
     @example('{"a":{"ab":1,"b":2,"é":3,"aa":4,"":5,"\\u0062":6}}')
     @example('{"a":[1.10,0.0,-0e5,0e-5,100e-2,1e131071]}')
     def run(document: str) -> None:
-        values = checked_events([NewEvent("id", "type", document, "{}")], 1)[0].values
+        ((event, _),) = checked_events([NewEvent("id", "type", document, "{}")], 1)
+        values = top_level(event.data)
         expected = asyncio.run_coroutine_threadsafe(_printed(database, document), loop).result(30)
         assert expected is not None, document
         assert {key: text_of(raw) for key, raw in values.items()} == expected

@@ -1,9 +1,12 @@
 """The rules for events, before PostgreSQL sees them (contract.md, SaveEvents)."""
 
+import json
+import tracemalloc
+
 import pytest
 
-from orisun_server.core.append import checked_events
-from orisun_server.core.event import NewEvent
+from orisun_server.core.append import checked_command, checked_events
+from orisun_server.core.event import Command, NewEvent
 from orisun_server.errors import InvalidArgument
 
 GOOD = NewEvent("e-1", "Placed", '{"a": 1}', "{}")
@@ -52,6 +55,40 @@ def test_uuids_are_kept_in_lower_case_and_other_ids_as_they_are() -> None:
 def test_a_broken_rule_names_event_and_field(change: dict[str, str], beginning: str) -> None:
     event = GOOD._replace(**{"event_id": "e-2", **change})
     assert refusal(event).startswith(beginning)
+
+
+@pytest.mark.parametrize("spelled", ["1e131071", "1E131071", "1e+131071", "-1e-131071", "1e" + "9" * 5000])
+def test_numbers_that_are_far_longer_written_out_than_sent_are_refused(spelled: str) -> None:
+    def holding(count: int) -> str:
+        return '{"a": {"b": [' + ", ".join([spelled] * count) + "]}}"
+
+    assert check(GOOD._replace(data=holding(1))).data == holding(1)
+    for field in ("data", "metadata"):
+        assert refusal(GOOD._replace(event_id="e-2", **{field: holding(100)})).startswith(
+            f"invalid event JSON: event 1 {field}: its numbers with exponents are "
+        )
+    with pytest.raises(InvalidArgument, match="invalid command JSON: metadata: its numbers with exponents are"):
+        checked_command(Command("c", "t", "{}", holding(100)))
+
+
+def test_texts_and_ordinary_numbers_with_exponents_are_no_long_numbers() -> None:
+    text = '{"' + "1e131071" * 100 + '": "' + '\\"1e131071' * 100 + '"}'
+    assert check(GOOD._replace(data=text)).data == text
+    floats = json.dumps({"noise": [1.2345678901234567e-17] * 100_000})
+    assert check(GOOD._replace(data=floats)).data == floats
+
+
+def test_an_object_of_many_small_keys_takes_no_more_memory_than_its_text() -> None:
+    """It waits in a queue whose bytes are counted by the length of texts."""
+    event = GOOD._replace(data=json.dumps({f"{n:x}": 1 for n in range(50_000)}))
+    tracemalloc.start()
+    try:
+        (checked,) = checked_events([event], 1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert checked.event == event
+    assert most < len(event.data)
 
 
 def test_an_escaped_backslash_before_u0000_is_text() -> None:

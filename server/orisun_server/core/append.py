@@ -11,10 +11,13 @@ import msgspec
 from ..errors import InvalidArgument
 from .criteria import Query
 from .event import Command, NewEvent
-from .jsonb import top_level
+from .jsonb import growth
 from .position import Position
 
 _MAX_TEXT = 255
+#: Characters that numbers with exponents may add to a text, beside as many as it has: the longest number eight times.
+#: Without a bound a short text could be stored that PostgreSQL cannot print and nobody read.
+_MAX_GROWTH = 1024 * 1024
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _NUL_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -27,10 +30,10 @@ class Context(NamedTuple):
 
 
 class CheckedEvent(NamedTuple):
-    """An event that obeys the rules, and the raw values of its data's top level, to match it with."""
+    """An event that obeys the rules, and how much longer its data may be as PostgreSQL prints it, in characters."""
 
     event: NewEvent
-    values: dict[str, msgspec.Raw]
+    growth: int
 
 
 def checked_events(events: Sequence[NewEvent], max_events: int) -> list[CheckedEvent]:
@@ -51,13 +54,13 @@ def checked_events(events: Sequence[NewEvent], max_events: int) -> list[CheckedE
         if not (0 < len(event_id) <= _MAX_TEXT and 0 < len(event_type) <= _MAX_TEXT) or "\0" in event_id + event_type:
             _check_text("event", f"event {number} event_id", event_id)
             _check_text("event", f"event {number} event_type", event_type)
-        data, values = _object("event", given_data, number, "data")
+        data, longer = _object("event", given_data, number, "data")
         if given_metadata != last_metadata:  # the events of a batch often share it
             metadata, _ = _object("event", given_metadata, number, "metadata")
             last_metadata = given_metadata
         if len(event_id) == 36 and (lower := event_id.lower()) != event_id and _UUID.fullmatch(event_id):
             event_id = lower
-        checked.append(CheckedEvent(NewEvent(event_id, event_type, data, metadata), values))
+        checked.append(CheckedEvent(NewEvent(event_id, event_type, data, metadata), longer))
     if len(checked) > 1:
         _refuse_twice(item.event.event_id for item in checked)
     return checked
@@ -82,19 +85,25 @@ def _check_text(what: str, where: str, text: str) -> None:
         raise InvalidArgument(f"invalid {what}: {where}: must not contain NUL characters")
 
 
-def _object(what: str, text: str, number: int | None, field: str) -> tuple[str, dict[str, msgspec.Raw]]:
+def _object(what: str, text: str, number: int | None, field: str) -> tuple[str, int]:
+    """The text in normal form, and its growth."""
     if not text or text == "null" or (len(text) < 64 and text.strip() == "null"):
-        return "{}", {}
+        return "{}", 0
     try:
-        values = top_level(text)
+        longer = growth(text)
     except (msgspec.DecodeError, msgspec.ValidationError) as problem:
         reason = str(problem)
     except RecursionError:
         reason = "nested too deeply"
     else:
-        if "\\u0000" not in text or not _NUL_ESCAPE.search(text):
-            return text, values
-        reason = "\\u0000 cannot be stored; leave it out or encode the text"
+        if "\\" in text and "\\u0000" in text and _NUL_ESCAPE.search(text):
+            reason = "\\u0000 cannot be stored; leave it out or encode the text"
+        elif longer > _MAX_GROWTH and longer > (most := len(text) + _MAX_GROWTH):
+            reason = (
+                f"its numbers with exponents are {longer} characters longer when written out; at most {most} may be"
+            )
+        else:
+            return text, longer
     where = field if number is None else f"{what} {number} {field}"
     raise InvalidArgument(f"invalid {what} JSON: {where}: {reason}")
 

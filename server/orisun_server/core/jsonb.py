@@ -8,20 +8,51 @@ wins), shortest first and then bytewise, ``", "`` and ``": "`` between the parts
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal, InvalidOperation
 
 import msgspec
 
+_well_formed = msgspec.json.Decoder(msgspec.Raw).decode
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
 
 #: numeric holds 131,072 digits before the point and 16,383 after it; PostgreSQL refuses what is beyond.
 _MAX_EXPONENT = 131_072
+_MOST_DIGITS = _MAX_EXPONENT + 16_383
+
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_EXPONENT = re.compile(r"[eE][+-]?([0-9]{2,})")
+#: Whether a text may hold such exponents. Each begins with a character that is searched for fast, and ends with what
+#: follows a number, but not the digits of an identifier.
+_may_hold_e, _may_hold_E = (re.compile(rf"{e}[+-]?[0-9]{{2,}}+[\s,}}\]]").search for e in "eE")
+
+
+class _Number(str):
+    """The literal of a JSON number."""
+
+    __slots__ = ()
 
 
 def top_level(text: str) -> dict[str, msgspec.Raw]:
     """The raw values of a JSON object's keys; raises msgspec.DecodeError or RecursionError when it is not one."""
     return _top_level.decode(text)
+
+
+def growth(text: str) -> int:
+    """How much longer than a JSON object's text what jsonb prints of it may be, in characters: for its numbers with
+    exponents, which jsonb writes out (1e131071 has eight characters, and 131,072 then).
+
+    Raises msgspec.DecodeError or RecursionError when it is not a JSON object.
+    """
+    if text[0] == "{":
+        _well_formed(text)
+    else:
+        top_level(text)
+    if _may_hold_e(text) or ("E" in text and _may_hold_E(text)):
+        exponents = _EXPONENT.findall(_STRING.sub("", text))
+        return sum(min(int(digits), _MOST_DIGITS) if len(digits) < 7 else _MOST_DIGITS for digits in exponents)
+    return 0
 
 
 def text_of(raw: msgspec.Raw | None) -> str | None:
@@ -37,7 +68,7 @@ def text_of(raw: msgspec.Raw | None) -> str | None:
     if first == b"n":
         return None
     if first in b"{[":
-        return _print(json.loads(value, parse_float=Decimal, parse_int=Decimal))
+        return _print(json.loads(value, parse_float=_Number, parse_int=_Number))
     return number(value.decode())
 
 
@@ -55,8 +86,8 @@ def number(literal: str) -> str:
 
 
 def _print(value: object) -> str:
-    if isinstance(value, Decimal):
-        return number(str(value))
+    if isinstance(value, _Number):
+        return number(value)
     if isinstance(value, dict):
         ordered = sorted(
             ((key.encode(), item) for key, item in value.items()), key=lambda pair: (len(pair[0]), pair[0])

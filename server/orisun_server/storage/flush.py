@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from ..core.append import CheckedEvent, Context
 from ..core.criteria import EVENT_TYPE, Criterion
 from ..core.event import Command
-from ..core.jsonb import text_of
+from ..core.jsonb import text_of, top_level
 from .catalog import Boundary
 from .criteria_sql import Access, Plans, latest_sql
 from .survey import Seen
@@ -103,8 +105,9 @@ class Flush:
         for call, (events, _) in enumerate(self._calls, start=1):
             for checked in events:
                 number += 1
+                data = top_level(checked.event.data)
                 for keys, criteria in key_sets.items():
-                    values = _values(checked, keys)
+                    values = _values(checked.event.event_type, data, keys)
                     found = criteria.get(values) if values is not None else None
                     if found is not None and contexts.last_use[found] > call:
                         match_event.append(number)
@@ -198,11 +201,11 @@ def probe_sql(boundary: Boundary, plan: Access | None, *, seen: bool = False) ->
     )
 
 
-def _values(checked: CheckedEvent, keys: tuple[str, ...]) -> tuple[str, ...] | None:
+def _values(event_type: str, data: Mapping[str, msgspec.Raw], keys: tuple[str, ...]) -> tuple[str, ...] | None:
     """The event's texts of some keys; None when one is missing or null, which matches no criterion."""
     values = []
     for key in keys:
-        value = checked.event.event_type if key == EVENT_TYPE else text_of(checked.values.get(key))
+        value = event_type if key == EVENT_TYPE else text_of(data.get(key))
         if value is None:
             return None
         values.append(value)

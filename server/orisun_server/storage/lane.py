@@ -19,6 +19,7 @@ from ..core.append import CheckedEvent, Context
 from ..core.criteria import Criterion, Query
 from ..core.event import Command
 from ..core.position import Position
+from ..deadlines import time_left
 from ..errors import (
     BoundaryNotActive,
     ContextChanged,
@@ -47,20 +48,18 @@ GROUP_BYTES = 8 * 1024 * 1024
 #: A log of so many events is read under the lock where no index serves a criterion; a longer one before (``survey``).
 SHORT_LOG = 1_000
 
-#: Memory of a queued call beside its texts, in bytes, roughly.
-_CALL_OVERHEAD = 1_000
+#: Memory of a queued call and of each of its events, beside their texts, in bytes, roughly.
+_OF_CALL, _OF_EVENT = 650, 350
 
 #: Seconds after which a flush is given up; its outcome is then unknown and a repeat makes it certain.
 FLUSH_TIMEOUT = 60.0
 
+_REPEAT = "repeat the call unchanged, it is never stored twice"
+
 _APPENDED, _REPEATED, _CHANGED, _DUPLICATE = range(4)
 
 #: PostgreSQL's objections to one event's content, not to the statement: data, program limits.
-_CONTENT_ERRORS = (
-    asyncpg.DataError,
-    asyncpg.ProgramLimitExceededError,
-    RecursionError,  # too deep to be matched within its group; alone it needs no matching
-)
+_CONTENT_ERRORS = asyncpg.DataError, asyncpg.ProgramLimitExceededError
 #: The boundary is being removed, or was: its tables refuse events (managed.CLOSED) or are gone.
 _GONE_ERRORS = (
     asyncpg.ObjectNotInPrerequisiteStateError,
@@ -68,6 +67,10 @@ _GONE_ERRORS = (
     asyncpg.UndefinedTableError,
     asyncpg.InvalidSchemaNameError,
 )
+
+
+class _Unmatched(Exception):
+    """An event that cannot be matched within its group (too deep, for one); alone it needs no matching."""
 
 
 class ReadyIndexes(Protocol):
@@ -80,7 +83,7 @@ class ReadyIndexes(Protocol):
 class Call:
     """One SaveEvents on its way: what to append, under which context, and who waits for the answer."""
 
-    __slots__ = ("answer", "command", "context", "events", "problem", "seen", "size", "span")
+    __slots__ = ("answer", "command", "context", "events", "problem", "seen", "size", "span", "time_left")
 
     def __init__(
         self,
@@ -91,11 +94,13 @@ class Call:
     ) -> None:
         self.events, self.context, self.answer, self.command = events, context, answer, command
         self.span = current_span()
+        self.time_left = time_left.get()
         #: Why it failed, also while its caller is not told yet.
         self.problem: Exception | None = None
         #: What was looked up of the context's criteria before.
         self.seen: Mapping[Criterion, Seen] = {}
-        self.size = _CALL_OVERHEAD + sum([sum(map(len, event)) for event, _ in events])
+        #: Bytes, roughly, that it takes, and that its data takes as it is printed where the group is matched.
+        self.size = _OF_CALL + sum([_OF_EVENT + sum(map(len, event)) + growth for event, growth in events])
         if command is not None:
             self.size += sum(map(len, command))
 
@@ -104,8 +109,10 @@ class Call:
             self.answer.set_result(position)
 
     def fail(self, error: Exception, after: float = 0.0) -> None:
-        """``after``: its caller is told in so many seconds."""
+        """``after``: its caller is told in so many seconds, or halfway to its deadline."""
         self.problem = error
+        if after and (left := self.time_left()) is not None:
+            after = min(after, left / 2)
         if after:
             self.answer.get_loop().call_later(after, self.fail, error)
         elif not self.answer.done():
@@ -136,6 +143,9 @@ class Lane:
 
     def add(self, call: Call) -> None:
         self._queue.append(call)
+        self._start()
+
+    def _start(self) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"append:{self.boundary.name}")
 
@@ -158,13 +168,16 @@ class Lane:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        group: list[Call] = []
         try:
             while group := self._take():
                 await self._commit(group)
         finally:
             self._task = None
-            if self._queue:  # only after an unforeseen error
-                self.add(self._queue.popleft())
+            # only after an unforeseen error is anything left here
+            self._fail(group, Unavailable(f"the append was interrupted; {_REPEAT}"))
+            if self._queue:
+                self._start()
 
     def _take(self) -> list[Call]:
         """The next group: as much of the queue as fits, up to the first call that repeats an event id of the group."""
@@ -192,7 +205,7 @@ class Lane:
         try:
             with self._watch.flush(self.boundary.name, group, self._is_indexed):
                 await self._flush(group)
-        except _CONTENT_ERRORS as problem:
+        except (*_CONTENT_ERRORS, _Unmatched) as problem:
             if len(group) == 1:
                 group[0].fail(await self._diagnose(group[0], problem))
             else:
@@ -203,7 +216,7 @@ class Lane:
         except _GONE_ERRORS:
             self._fail(group, BoundaryNotActive(self.boundary.name))
         except Unavailable as problem:
-            self._fail(group, Unavailable(f"{problem.public}; repeat the call unchanged, it is never stored twice"))
+            self._fail(group, Unavailable(f"{problem.public}; {_REPEAT}"))
         except Exception:
             log.exception("append failed", boundary=self.boundary.name, calls=len(group))
             self._fail(group, OrisunError("the events could not be stored; the server's log says more"))
@@ -212,7 +225,12 @@ class Lane:
         flush = Flush(self.boundary, self._current_plans())
         for call in group:
             flush.add(call.events, call.context, call.command, call.seen)
-        arguments = flush.arguments()
+        try:
+            arguments = flush.arguments()
+        except Exception as problem:
+            if len(group) == 1:
+                raise
+            raise _Unmatched from problem
         began = time.monotonic()
         with self._database.guard():
             connection = await self._connections.take()
@@ -230,12 +248,15 @@ class Lane:
             self._committed(self.boundary.name)
             return
         now = time.monotonic()
+        lost = [
+            call.context.query for call, code in zip(group, status, strict=True) if code == _CHANGED and call.context
+        ]
+        turns = iter(self._turns.take(lost, now, now - began))
         for call, code, commit, prepare in zip(group, status, commits, prepares, strict=True):
             if code in (_APPENDED, _REPEATED):
                 call.resolve(Position(commit, prepare))
-            elif code == _CHANGED and call.context is not None:
-                after = self._turns.take(call.context.query, now, now - began)
-                call.fail(ContextChanged(call.context.expected, (commit, prepare)), after)
+            elif code == _CHANGED and call.context:
+                call.fail(ContextChanged(call.context.expected, (commit, prepare)), next(turns))
             else:
                 call.fail(DuplicateEventId(prepare, call.events[prepare].event.event_id))
         if _APPENDED in status:

@@ -1,13 +1,15 @@
 """When calls that lost a context are told so.
 
 Told at once, all of them would come back at once, and all but one in vain: fifty callers on one context would make
-fifty attempts for each success. Told one after the other, most succeed the second time. A call that lost alone is told
-at once.
+fifty attempts for each success. Told one after the other, most succeed the second time. A call that lost alone, while
+nobody else has a turn, is told at once.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 
 from ..core.criteria import Query
 
@@ -23,12 +25,14 @@ class Turns:
     def __init__(self) -> None:
         self._next: dict[Query, float] = {}
 
-    def take(self, query: Query, now: float, flush: float) -> float:
-        """Seconds until the next call that lost this context is told; ``flush`` is how long one takes, in seconds."""
+    def take(self, lost: Sequence[Query], now: float, flush: float) -> list[float]:
+        """Seconds until each of the calls that lost these contexts in one flush is told; the flush took ``flush``."""
+        self._next = {query: at for query, at in self._next.items() if at > now}
+        calls = Counter(lost)
+        return [self._turn(query, now, flush) if calls[query] > 1 or query in self._next else 0.0 for query in lost]
+
+    def _turn(self, query: Query, now: float, flush: float) -> float:
         turn = self._next.get(query, now)
-        if turn <= now:
-            turn = now
-            self._next = {other: at for other, at in self._next.items() if at > now}
         latest = now + LONGEST_WAIT
         self._next[query] = min(turn + _FLUSHES * flush, latest)
         # more than have room: anywhere between the others, not all at the end

@@ -24,6 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from ..core.access import RPCS, check, check_boundary
 from ..core.proxies import Proxies
 from ..core.users import Caller, Session
+from ..deadlines import time_left
 from ..errors import (
     InvalidArgument,
     OrisunError,
@@ -184,6 +185,7 @@ class Calls:
     ) -> Callable[..., Any]:
         async def handle(raw: bytes, context: _Context, watched: WatchedCall) -> bytes:
             caller = _NOBODY
+            time_left.set(context.time_remaining)
             try:
                 if authenticated:
                     caller = await self._admit(rpc, context)
