@@ -298,6 +298,7 @@ async def test_a_stopped_process_finds_its_lease_gone(
         line = b""
         while not line.startswith(b"took"):
             line = await asyncio.wait_for(child.stdout.readline(), 60)
+            assert line, "it ended"
         assert line.split() == [b"took", b"1", b"True"]
         assert await leases.acquire("publisher", "orders") is None
         child.send_signal(how)
@@ -311,6 +312,7 @@ async def test_a_stopped_process_finds_its_lease_gone(
             answer = b""
             while answer.strip() not in (b"valid", b"invalid"):
                 answer = await asyncio.wait_for(child.stdout.readline(), 60)
+                assert answer, "it ended"
             assert answer.strip() == b"invalid"
             assert lease.valid
     finally:
