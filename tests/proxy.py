@@ -23,6 +23,8 @@ class PostgresProxy:
         self._to = Path(settings.pg_host) / f".s.PGSQL.{settings.pg_port}"
         self._flowing = asyncio.Event()
         self._flowing.set()
+        #: Seconds that a new connection waits before it gets through.
+        self.login_takes = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.settings = settings.model_copy(update={"pg_host": self._directory})
 
@@ -52,6 +54,7 @@ class PostgresProxy:
         self._tasks.add(task)
         flowing = self._flowing
         try:
+            await asyncio.sleep(self.login_takes)
             with contextlib.suppress(OSError):
                 to_reader, to_writer = await asyncio.open_unix_connection(str(self._to))
                 try:

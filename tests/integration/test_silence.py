@@ -33,7 +33,8 @@ class Net(NamedTuple):
 @pytest.fixture
 async def net(pg_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Net]:
     """With two connections for each purpose."""
-    monkeypatch.setattr("orisun_server.storage.probe._PATIENCE", PATIENCE)
+    for patience in ("_PATIENCE", "_PATIENCE_OF_LOGIN"):
+        monkeypatch.setattr(f"orisun_server.storage.probe.{patience}", PATIENCE)
     few = {f"pg_{pool}_max_open_conns": 2 for pool in ("write", "read", "admin")}
     async with PostgresProxy(pg_settings.model_copy(update=few)) as proxy:
         database = await Database.connect(proxy.settings)
@@ -183,3 +184,13 @@ async def test_a_session_that_ended_is_not_silence(net: Net) -> None:
             await fetch(database)
     await proxy.start()
     await probe.ask()
+
+
+async def test_a_slow_login_is_no_silence(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no connection has answered the probe before, it has to log in first."""
+    proxy, database, probe = net
+    monkeypatch.setattr("orisun_server.storage.probe._PATIENCE_OF_LOGIN", 10 * PATIENCE)
+    proxy.login_takes = 3 * PATIENCE
+    reading = asyncio.create_task(fetch(database, 4 * PATIENCE))
+    await probe.ask()
+    await reading

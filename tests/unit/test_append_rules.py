@@ -1,5 +1,6 @@
 """The rules for events, before PostgreSQL sees them (contract.md, SaveEvents)."""
 
+import contextlib
 import json
 import tracemalloc
 
@@ -76,6 +77,26 @@ def test_texts_and_ordinary_numbers_with_exponents_are_no_long_numbers() -> None
     assert check(GOOD._replace(data=text)).data == text
     floats = json.dumps({"noise": [1.2345678901234567e-17] * 100_000})
     assert check(GOOD._replace(data=floats)).data == floats
+
+
+@pytest.mark.parametrize("piece", ['""', '"1e99"', "1e10", "0e131071", "1e0000009", "true"])
+def test_numbers_are_counted_in_little_memory(piece: str) -> None:
+    """However many pieces a text has."""
+    text = '{"k": [1e10, ' + ", ".join([piece] * 300_000) + "]}"
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InvalidArgument):
+            check(GOOD._replace(data=text))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 100_000
+
+
+@pytest.mark.parametrize("literal", ["1e0000001", "1e-000000000003", "0.5E+00"])
+def test_zeros_before_an_exponent_make_no_long_number(literal: str) -> None:
+    text = '{"k": [' + ", ".join([literal] * 100) + "]}"
+    assert check(GOOD._replace(data=text)).data == text
 
 
 def test_an_object_of_many_small_keys_takes_no_more_memory_than_its_text() -> None:

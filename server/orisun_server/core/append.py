@@ -90,7 +90,7 @@ def _object(what: str, text: str, number: int | None, field: str) -> tuple[str, 
     if not text or text == "null" or (len(text) < 64 and text.strip() == "null"):
         return "{}", 0
     try:
-        longer = growth(text)
+        longer = growth(text, most := len(text) + _MAX_GROWTH)
     except (msgspec.DecodeError, msgspec.ValidationError) as problem:
         reason = str(problem)
     except RecursionError:
@@ -98,10 +98,8 @@ def _object(what: str, text: str, number: int | None, field: str) -> tuple[str, 
     else:
         if "\\" in text and "\\u0000" in text and _NUL_ESCAPE.search(text):
             reason = "\\u0000 cannot be stored; leave it out or encode the text"
-        elif longer > _MAX_GROWTH and longer > (most := len(text) + _MAX_GROWTH):
-            reason = (
-                f"its numbers with exponents are {longer} characters longer when written out; at most {most} may be"
-            )
+        elif longer > most:
+            reason = f"its numbers with exponents are more than {most} characters longer when written out"
         else:
             return text, longer
     where = field if number is None else f"{what} {number} {field}"

@@ -21,8 +21,11 @@ _string = msgspec.json.Decoder(str)
 _MAX_EXPONENT = 131_072
 _MOST_DIGITS = _MAX_EXPONENT + 16_383
 
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
-_EXPONENT = re.compile(r"[eE][+-]?([0-9]{2,})")
+#: The next such exponent outside of strings, or the end, and all that stands before it.
+_EXPONENTS = re.compile(
+    r"""(?: [^"eE]++ | "[^"\\]*+(?:\\.[^"\\]*+)*+" | [eE](?![+-]?[0-9]{2}) )*+ (?: [eE][+-]?0*+([0-9]*+) | \Z )""",
+    re.VERBOSE,
+).finditer
 #: Whether a text may hold such exponents. Each begins with a character that is searched for fast, and ends with what
 #: follows a number, but not the digits of an identifier.
 _may_hold_e, _may_hold_E = (re.compile(rf"{e}[+-]?[0-9]{{2,}}+[\s,}}\]]").search for e in "eE")
@@ -39,9 +42,10 @@ def top_level(text: str) -> dict[str, msgspec.Raw]:
     return _top_level.decode(text)
 
 
-def growth(text: str) -> int:
+def growth(text: str, most: int) -> int:
     """How much longer than a JSON object's text what jsonb prints of it may be, in characters: for its numbers with
-    exponents, which jsonb writes out (1e131071 has eight characters, and 131,072 then).
+    exponents, which jsonb writes out (1e131071 has eight characters, and 131,072 then). Beyond ``most`` nothing more is
+    counted.
 
     Raises msgspec.DecodeError or RecursionError when it is not a JSON object.
     """
@@ -49,10 +53,14 @@ def growth(text: str) -> int:
         _well_formed(text)
     else:
         top_level(text)
+    longer = 0
     if _may_hold_e(text) or ("E" in text and _may_hold_E(text)):
-        exponents = _EXPONENT.findall(_STRING.sub("", text))
-        return sum(min(int(digits), _MOST_DIGITS) if len(digits) < 7 else _MOST_DIGITS for digits in exponents)
-    return 0
+        for found in _EXPONENTS(text):
+            digits = found[1] or "0"
+            longer += min(int(digits), _MOST_DIGITS) if len(digits) < 7 else _MOST_DIGITS
+            if longer > most:
+                break
+    return longer
 
 
 def text_of(raw: msgspec.Raw | None) -> str | None:

@@ -8,6 +8,7 @@ dropped and built again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -212,8 +213,9 @@ class IndexBuilder:
                 await asyncio.gather(statement, return_exceptions=True)
 
     async def _look_at(self, boundary: str, sql: str) -> None:
-        """Notice whether the boundary's statement works or waits."""
-        if await self._database.admin.fetchval(_WAITS, sql):
-            self._waiting.add(boundary)
-        else:
-            self._waiting.discard(boundary)
+        """Notice whether the boundary's statement works or waits; where that cannot be asked, nothing has changed."""
+        with contextlib.suppress(Unavailable), self._database.guard():
+            if await self._database.admin.fetchval(_WAITS, sql):
+                self._waiting.add(boundary)
+            else:
+                self._waiting.discard(boundary)

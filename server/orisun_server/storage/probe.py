@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 #: Seconds for an answer until a new connection is tried, and as many again until PostgreSQL counts as silent. A pooler
 #: that has lent all of its sessions lets a question wait; it gets longer.
 _PATIENCE, _PATIENCE_OF_POOLER = 2.0, 10.0
+#: A connection that answered before needs no more than that; where there is none, what is asked first is a login, which
+#: may wait for other machines (LDAP, RADIUS, DNS).
+_PATIENCE_OF_LOGIN = 5.0
 #: Patience is counted in so many parts: when this process or its machine was stopped for a while, one of them passes.
 _PARTS = 8
 #: The network's own word that nothing answers, beside time-outs.
@@ -44,12 +47,13 @@ class Probe:
 
     async def ask(self) -> None:
         """Returns when PostgreSQL has answered. Raises StorageSilent, or what refused or ended the connection."""
+        patience = self._patience if self._connection is not None else max(self._patience, _PATIENCE_OF_LOGIN)
         asked = [asyncio.create_task(self._question(self._connection), name="postgres-probe")]
         try:
-            await _patiently(asked[0], self._patience)
+            await _patiently(asked[0], patience)
             if not _is_answered(asked[0]):
                 asked.append(asyncio.create_task(self._question(None), name="postgres-probe-anew"))
-                await _patiently(asked[asked[0].done()], self._patience)
+                await _patiently(asked[asked[0].done()], patience)
             answered = next(filter(_is_answered, asked), None)
             self._judge(asked[0], answered)
             self._connection = answered.result() if answered is not None else None

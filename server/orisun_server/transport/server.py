@@ -118,7 +118,7 @@ class GrpcServer:
             return
         began = time.monotonic()
         if self.transport == "grpcio":
-            await self._last_calls(min(grace, _LAST_CALLS))
+            await self._last_calls(min(grace / 2, _LAST_CALLS))
         else:
             self.calls.refuse()
         stopping = asyncio.ensure_future(self._server.stop(max(0.0, grace - (time.monotonic() - began))))

@@ -91,7 +91,8 @@ def mistakes(files: TlsFiles) -> Iterator[Mistake]:
             )
     if files.ca is not None and _CA not in unreadable:
         try:
-            trial.load_verify_locations(cadata=Path(files.ca).read_text())
+            # bundles have comments in any language
+            trial.load_verify_locations(cadata=Path(files.ca).read_bytes().decode("ascii", "ignore"))
         except (ssl.SSLError, ValueError) as problem:
             yield _CA, f'"{files.ca}" holds no PEM certificates: {problem}'
 
