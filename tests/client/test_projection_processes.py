@@ -28,7 +28,8 @@ from orisun_server.settings import Settings
 from tests.client.projection_worker import Deposits
 from tests.harness import Connection, ServerProcess, eventually
 
-ACCOUNTS = [f"a{n}" for n in range(9)]
+#: Some in each of three partitions: a worker without any may be asked to stop before it has begun to listen.
+ACCOUNTS = [f"acct-{n}" for n in range(9)]
 
 
 class Workers:
