@@ -84,6 +84,24 @@ class OverTheWire:
             address or self.store.address, only, scale=scale, pid=None if address else self.store.pid, **more
         )
 
+    async def compare(
+        self, only: str, *, preload: int, settle: float, boundary: str = ""
+    ) -> dict[str, tuple[Figures, Figures]]:
+        """Scenarios of the load generator against the store and the transport alone, in turns."""
+        if self.generator is None:
+            raise BenchError("needs the load generator")
+        return await self.generator.compare(
+            self.store.address,
+            self.floor,
+            only,
+            rounds=self.sizes.rounds,
+            scale=self.sizes.scale,
+            preload=preload,
+            settle=settle,
+            boundary=boundary,
+            pid=self.store.pid,
+        )
+
 
 @contextlib.asynccontextmanager
 async def transport_alone(transport: str, events: int, log: Path) -> AsyncIterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -124,6 +125,17 @@ class Client:
         )
         request = pb.CatchUpSubscribeToEventStoreRequest(boundary=boundary, subscriber_name=name)
         return method(request, metadata=self.metadata)
+
+
+@contextlib.asynccontextmanager
+async def connected(address: str, connections: int = 1) -> AsyncIterator[Client]:
+    """A client with that many connections, closed at the end."""
+    client = Client(address, connections)
+    try:
+        await client.connect()
+        yield client
+    finally:
+        await client.close()
 
 
 def _criterion(key: str) -> pb.Criterion:

@@ -25,8 +25,9 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "boundaries": (
         "Boundaries at the same time",
         "One caller on each. Floors: lone prepared inserts from as many connections; a single boundary with a single"
-        " caller; and what all processors have room for if an append costs the CPU time that one of this single caller"
-        " does (load, PostgreSQL and NATS included).",
+        " caller, in the same rounds (its bar is a quarter of linear, whatever the processors); and what all processors"
+        " have room for if an append costs the CPU time that one of this single caller does (load, PostgreSQL and NATS"
+        " included).",
     ),
     "batches": (
         "Batches",

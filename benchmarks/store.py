@@ -7,13 +7,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
 
 import psutil
 
 from orisun_server.embedded.postgres import PostgresAddress, running_address
 
-from .client import Client, is_serving
+from .client import Client, connected, is_serving
 from .measure import BenchError
 from .parts import Directory
 from .processes import end, free_port, spawn, tail
@@ -83,12 +82,6 @@ class Store:
             raise BenchError("the embedded PostgreSQL does not run")
         return address
 
-    @contextlib.asynccontextmanager
-    async def client(self, connections: int = 1) -> AsyncIterator[Client]:
+    def client(self, connections: int = 1) -> contextlib.AbstractAsyncContextManager[Client]:
         """A client with that many connections."""
-        client = Client(self.address, connections)
-        try:
-            await client.connect()
-            yield client
-        finally:
-            await client.close()
+        return connected(self.address, connections)

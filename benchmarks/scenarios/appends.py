@@ -11,7 +11,7 @@ from collections import Counter
 import grpc
 
 from ..bench import OverTheWire
-from ..client import Client
+from ..client import connected
 from ..generator import Figures
 from ..machine import busy_seconds
 from ..measure import BenchError, interleaved, median
@@ -38,19 +38,19 @@ async def lone(bench: OverTheWire) -> None:
     async def commit() -> float:
         return (await inserts.run(1)).timings.p50
 
-    async def both() -> float:
+    async def call_that_commits() -> float:
         await inserts.fresh_table()
         at = inserts.address
         async with bench.doing("insert", at.host, str(at.port), at.user, at.database) as address:
             return (await bench.generate("s1", address=address))[_ONE].p50
 
-    measured, called, committed, together = map(
-        median, await interleaved(bench.sizes.rounds, append, call, commit, both)
+    measured, called, committed, at_once = map(
+        median, await interleaved(bench.sizes.rounds, append, call, commit, call_that_commits)
     )
     floor, note = committed + called, f"commit {committed:.2f} ms + call {called:.2f} ms"
     failed = sum(errors)
     bench.add("lone", "1 caller", measured, "ms", floor=floor, bar=at_most(1.5), note=note, errors=failed)
-    bench.add("lone", "a call that does the insert alone", together, "ms", floor=floor, memory=None)
+    bench.add("lone", "a call that does the insert alone", at_once, "ms", floor=floor, memory=None)
 
 
 async def callers(bench: OverTheWire) -> None:
@@ -111,7 +111,7 @@ async def burst(bench: OverTheWire) -> None:
         return await _at_once(bench.store.address, name, count, refused)
 
     async def transport() -> float:
-        return await _at_once(bench.floor, "bench_burst", count, refused)
+        return await _at_once(bench.floor, "bench_burst", count, Counter())
 
     async def insert() -> float:
         return (await inserts.run(count)).rows_per_s
@@ -125,10 +125,8 @@ async def burst(bench: OverTheWire) -> None:
 
 
 async def _at_once(address: str, boundary: str, count: int, refused: Counter[str]) -> float:
-    """Calls by second."""
-    client = Client(address, 8)
-    try:
-        await client.connect()
+    """Calls by second; what is refused is counted by status."""
+    async with connected(address, 8) as client:
         new = [client.event(f"b{number}") for number in range(count)]
 
         async def append(number: int) -> None:
@@ -140,26 +138,24 @@ async def _at_once(address: str, boundary: str, count: int, refused: Counter[str
         began = time.perf_counter()
         await asyncio.gather(*map(append, range(count)))
         return count / (time.perf_counter() - began)
-    finally:
-        await client.close()
 
 
 async def boundaries(bench: OverTheWire) -> None:
     """A caller on each of many boundaries beside one caller on one.
 
-    How far they can scale is what the processors have left beside one caller, so that is what the sum is held against.
+    How far they can scale is what the processors have left beside one caller, so the sum is held against that too.
     """
     names = [f"bench_side_{number}_{secrets.token_hex(4)}" for number in range(bench.sizes.boundaries)]
     async with bench.store.client() as client:
         for name in names:
             await client.create_boundary(name, SCHEMA)
     inserts = bench.inserts(BACKLOG)
-    rooms: list[float] = []
+    costs: list[float] = []
 
     async def one() -> float:
         before = busy_seconds()
         (run,) = await _callers_of(bench, names[:1])
-        rooms.append((os.cpu_count() or 1) * run.ops / (busy_seconds() - before))
+        costs.append((busy_seconds() - before) / run.ops)
         return run.ops_per_s
 
     async def all_of_them() -> float:
@@ -171,13 +167,25 @@ async def boundaries(bench: OverTheWire) -> None:
     singles, sums, floors = await interleaved(bench.sizes.rounds, one, all_of_them, floor)
     what = f"{len(names)} boundaries"
     bench.add("boundaries", what, median(sums), "appends/s", floor=median(floors))
-    bench.add("boundaries", f"{what} to one", median(sums), "appends/s", floor=median(singles))
-    room, note = (
-        median(rooms),
-        f"an append of one caller costs {1000 * (os.cpu_count() or 1) / median(rooms):.2f} ms of CPU",
+    bench.add(
+        "boundaries",
+        f"{what} to one",
+        median(sums),
+        "appends/s",
+        floor=median(singles),
+        ratio=median([many / single for many, single in zip(sums, singles, strict=True)]),
+        bar=at_least(len(names) / 4),
     )
-    what += " to what the processors have room for"
-    bench.add("boundaries", what, median(sums), "appends/s", floor=room, bar=at_least(0.8), note=note)
+    cost = median(costs)
+    bench.add(
+        "boundaries",
+        f"{what} to what the processors have room for",
+        median(sums),
+        "appends/s",
+        floor=(os.cpu_count() or 1) / cost,
+        bar=at_least(0.8),
+        note=f"an append of one caller costs {1000 * cost:.2f} ms of CPU",
+    )
 
 
 async def together(bench: OverTheWire, names: list[str]) -> float:

@@ -16,22 +16,11 @@ _PAGES, _CATCH_UP = "s6_read_all_page_1000", "s7_catchup_subscribe"
 async def reads(bench: OverTheWire) -> None:
     """The load generator fills a log, then reads it from the store and from the transport alone in turns."""
     sizes = bench.sizes
-    if bench.generator is None:
-        raise BenchError("needs the load generator")
-    figures = await bench.generator.compare(
-        bench.store.address,
-        bench.floor,
-        "s5,s6,s7",
-        rounds=sizes.rounds,
-        scale=sizes.scale,
-        preload=sizes.log,
-        settle=sizes.settle,
-        pid=bench.store.pid,
-    )
+    figures = await bench.compare("s5,s6,s7", preload=sizes.log, settle=sizes.settle)
     for callers in (1, 50):
         store, floor = figures[f"{_TAG}{callers}"]
         wrong = int(store.extra.get("wrong_size", 0))
-        _add_tag(bench, f"{sizes.log // 1000}", sizes.log, callers, store, floor.ops_per_s, wrong)
+        _add_tag(bench, f"{sizes.log // 1000}", sizes.log, callers, store, floor.ops_per_s, wrong=wrong)
     store, floor = figures[_PAGES]
     bench.add(
         "reads",
@@ -59,24 +48,14 @@ async def reads(bench: OverTheWire) -> None:
     if found != PER_KEY:
         raise BenchError(f"a page of {PER_KEY} in the large log has {found} events")
     # the generator takes the boundary as it is, and knows nothing of what it holds
-    figures = await bench.generator.compare(
-        bench.store.address,
-        bench.floor,
-        "s5",
-        rounds=sizes.rounds,
-        scale=sizes.scale,
-        preload=0,
-        settle=0,
-        boundary=BIG,
-        pid=bench.store.pid,
-    )
+    figures = await bench.compare("s5", preload=0, settle=0, boundary=BIG)
     for callers in (1, 50):
         store, floor = figures[f"{_TAG}{callers}"]
-        _add_tag(bench, f"{PER_KEY}", sizes.big, callers, store, floor.ops_per_s, store.errors)
+        _add_tag(bench, f"{PER_KEY}", sizes.big, callers, store, floor.ops_per_s, wrong=0)
 
 
 def _add_tag(
-    bench: OverTheWire, matches: str, log: int, callers: int, figures: Figures, floor: float, errors: int
+    bench: OverTheWire, matches: str, log: int, callers: int, figures: Figures, floor: float, *, wrong: int
 ) -> None:
     bench.add(
         "reads",
@@ -85,7 +64,7 @@ def _add_tag(
         "reads/s",
         floor=floor,
         memory=figures.memory,
-        errors=errors + figures.errors,
+        errors=wrong + figures.errors,
         note=f"p50 {figures.p50:.1f} ms",
     )
 

@@ -584,6 +584,13 @@ async def test_reset_begins_again_while_a_worker_runs(shop: Shop) -> None:
     await shop.pool.execute(f'DROP SCHEMA "{deposits.schema}" CASCADE')
 
 
+async def run_each(shop: Shop, *projections: Deposits) -> None:
+    """Runs projections, one after the other, until each is up to date."""
+    for one in projections:
+        async with running(shop.processor(), one) as processor:
+            await processor.caught_up(one)
+
+
 async def test_a_schema_that_others_use_too_is_not_dropped(shop: Shop) -> None:
     view = f"{shop.schema}_view"
     deposits, other = Deposits(view), Deposits(view)
@@ -591,9 +598,7 @@ async def test_a_schema_that_others_use_too_is_not_dropped(shop: Shop) -> None:
     admin = Administration(shop.checkpoints, shop.boundary)
     await shop.append(1)
     await shop.pool.execute(f'CREATE SCHEMA "{view}"; COMMENT ON SCHEMA "{view}" IS $$the shop\'s 100 % "view"$$')
-    for one in (deposits, other):
-        async with running(shop.processor(), one) as processor:
-            await processor.caught_up(one)
+    await run_each(shop, deposits, other)
     for one, its in ((deposits, "others"), (other, "deposits")):
         for step in (admin.reset, admin.rebuild):
             with pytest.raises(ProjectionError, match=f'projection "{its}" of boundary "{shop.boundary.name}"'):
@@ -626,9 +631,7 @@ async def test_a_projection_that_was_renamed_is_told_how_to_have_its_schema_to_i
     renamed.name = "payments"
     admin = Administration(shop.checkpoints, shop.boundary)
     await shop.append(1)
-    for one in (old, renamed):
-        async with running(shop.processor(), one) as processor:
-            await processor.caught_up(one)
+    await run_each(shop, old, renamed)
     mend = f"""COMMENT ON SCHEMA "{view}" IS '"""
     with pytest.raises(ProjectionError, match=f"renamed or is gone, .* without its line .{mend}"):
         await admin.reset(renamed)

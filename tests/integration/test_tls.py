@@ -70,7 +70,8 @@ def written(directory: Path, pair: Pair) -> dict[str, Any]:
     """The settings of a server with that certificate."""
     (directory / "server.crt").write_bytes(pair.certificate)
     (directory / "server.key").write_bytes(pair.key)
-    (directory / "ca.crt").write_bytes(AUTHORITY.certificate)
+    # bundles have comments in any language
+    (directory / "ca.crt").write_bytes("# Főtanúsítvány\n".encode() + AUTHORITY.certificate)
     return {
         "grpc_tls_enabled": True,
         "grpc_tls_cert_file": directory / "server.crt",
