@@ -583,6 +583,13 @@ async def test_a_cluster_of_three_whose_leader_moves(make_settings: MakeSettings
         subscriber = await stack.enter_async_context(Subscriber(node))
         stream = node.stream_of(node.boundary.name)
 
+        async def copied() -> bool:
+            info = await node.nats.connection.jetstream.stream_info(stream)
+            others = (info.cluster.replicas if info.cluster else None) or []
+            return len(others) == 2 and all(other.current for other in others)
+
+        await eventually(copied, message="three copies: a cluster that forms has room for one at first")
+
         async def step_down() -> None:
             with contextlib.suppress(Exception):
                 await node.nats.connection.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", timeout=2)

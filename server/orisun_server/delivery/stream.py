@@ -45,7 +45,7 @@ _DUPLICATE_WINDOW = 10.0
 _HEADER_ROOM = 4096
 
 #: Seconds after which a cluster is asked again for the copies of a stream that it had no room for.
-_ASK_AGAIN = 5.0
+_ASK_AGAIN = 2.0
 
 _ACK_TIMEOUT = 5.0
 #: Messages that are handed to the connection at once.
