@@ -221,6 +221,9 @@ async def test_the_context_checks_of_an_append(plans: Plans) -> None:
             )  # the first to come reads PostgreSQL's catalog, where it has changed
             await plans.check_contexts({name: one}, most=PROBE)
         await plans.check_contexts(CASES, most=len(CASES) * PROBE)
+        # criteria of one shape share a probe
+        alike = {value: criterion([("user", value)]) for value in ("u5", "u6", "u7")}
+        await plans.check_contexts(alike, most=len(alike) * PROBE)
 
 
 @pytest.mark.parametrize("analyze", [False, True])
