@@ -226,6 +226,38 @@ async def test_a_lost_answer_does_not_apply_twice(pg_settings: Settings, schema:
         await database.close()
 
 
+async def test_a_migration_that_waits_for_a_lock_lets_everybody_else_through(
+    databases: list[Database], schema: str, tmp_path: Path
+) -> None:
+    """A statement in the queue for a lock holds up whoever comes after it, however small the lock that they need."""
+    migrator = Migrator(databases[0], schema, sources=sources(tmp_path / "old", EVENTS))
+    scope = boundary_scope("orders", schema)
+    await migrator.apply([migrator.admin, scope])
+    assert scope.names is not None
+    newer = Migrator(databases[1], schema, sources=sources(tmp_path / "new", EVENTS, EXPAND))
+    connection = await databases[2].dedicated_connection()
+    try:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(f"SELECT FROM {scope.names.q_events}")
+        applied = asyncio.create_task(newer.apply([scope]))
+
+        async def waits() -> bool:
+            found = "SELECT count(*) > 0 FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted"
+            return bool(await databases[3].admin.fetchval(found, scope.names and scope.names.q_events))
+
+        for _ in range(2):
+            await eventually(waits)
+            async with asyncio.timeout(10):
+                await databases[3].admin.execute(f"INSERT INTO {scope.names.q_events} DEFAULT VALUES")
+        assert not applied.done()
+        await transaction.rollback()
+        assert [step.version for step in await applied] == [2]
+    finally:
+        await connection.close()
+    assert await columns(databases[0], scope) == ["a", "b", "global_id"]
+
+
 async def test_200_boundaries_take_seconds(database: Database, schema: str) -> None:
     migrator = Migrator(database, schema)
     scopes = [migrator.admin, *(boundary_scope(f"b{number}", f"{schema}_{number % 20}") for number in range(200))]

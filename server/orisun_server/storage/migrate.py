@@ -29,6 +29,10 @@ log = structlog.get_logger(__name__)
 _AT_ONCE = 3
 _TRIES = 10
 
+#: Seconds that a statement of a migration stands in the queue for a lock, behind which all who come later stand too,
+#: and seconds that these have before it is tried again.
+_LOCK_PATIENCE, _LOCK_PAUSE = 2.0, 1.0
+
 LEDGER = """
 CREATE TABLE IF NOT EXISTS {schema}.orisun_migration (
     scope         text NOT NULL,
@@ -51,6 +55,10 @@ _COLLISIONS = (
     asyncpg.InternalServerError,  # tuple concurrently updated
 )
 _TAKEN = (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError, asyncpg.DuplicateFunctionError)
+
+
+class _Locked(Unavailable):
+    """Somebody's open transaction holds what a statement needs."""
 
 
 class Step(NamedTuple):
@@ -127,6 +135,8 @@ class Migrator:
     async def apply(self, scopes: Iterable[Scope]) -> list[Step]:
         """Apply what is pending, safe when many do so at once; the answer lists what this call applied.
 
+        Whoever holds a lock that a migration needs is waited for, however long; others' statements never for long.
+
         Raises:
             SchemaMismatch: A scope was altered or is of an incompatible version; nothing was applied.
             FailedPrecondition: Objects are in the way, or PostgreSQL's user lacks a privilege.
@@ -141,8 +151,8 @@ class Migrator:
     async def apply_each(self, scopes: Iterable[Scope], patience: float | None = None) -> dict[str, Exception]:
         """Like ``apply``, but one scope's failure keeps no other from its migrations; scope name to what went wrong.
 
-        Whoever holds a lock that a statement needs is waited for ``patience`` seconds, by default as long as the
-        ``lock_timeout`` of PostgreSQL's user says. Then what went wrong is ``Unavailable``.
+        Whoever holds a lock that a statement needs is waited for ``patience`` seconds, and what went wrong is
+        ``Unavailable`` then; by default as with ``apply``.
 
         Raises Unavailable when nothing could be tried.
         """
@@ -192,13 +202,22 @@ class Migrator:
 
     async def _apply_scope(self, state: ScopeStatus, patience: float | None) -> list[Step]:
         scope, done = state.scope, list[Step]()
+        told = False
         while state.pending:
             migration = state.pending[0]
+            limits = _limited(_LOCK_PATIENCE if patience is None else patience)
             try:
                 with self._database.guard(), self._explained(scope):
-                    await self._database.admin.execute(_limited(patience) + self._script(scope, migration))
+                    await self._database.admin.execute(limits + self._script(scope, migration))
                 done.append(Step(scope.name, scope.schema, migration.version, migration.name))
                 state = state._replace(pending=state.pending[1:])
+            except _Locked as locked:
+                if patience is not None:
+                    raise
+                if not told:
+                    log.warning("a migration waits", migration=migration.name, reason=locked.public)
+                told = True
+                await asyncio.sleep(_LOCK_PAUSE)
             except asyncpg.UniqueViolationError as error:
                 if error.table_name != "orisun_migration":
                     raise
@@ -269,7 +288,7 @@ class Migrator:
                 f" create the schema for it, or GRANT CREATE ON DATABASE or SCHEMA {quote(scope.schema)} to it"
             ) from error
         except asyncpg.LockNotAvailableError as error:
-            raise Unavailable(
+            raise _Locked(
                 f"{scope.label}: somebody's open transaction holds what it needs in schema {quote(scope.schema)};"
                 " end that transaction, or try again later"
             ) from error
