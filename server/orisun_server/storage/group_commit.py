@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from ..core.append import Context, checked_command, checked_events
+from ..core.append import CheckedEvent, Context, checked_command, checked_events
 from ..core.event import Command, NewEvent
 from ..core.position import Position
 from ..errors import ResourceExhausted, Unavailable
@@ -20,6 +21,10 @@ from .database import Database
 from .kept import KeptConnections
 from .lane import Call, Lane, ReadyIndexes
 from .survey import Survey
+
+#: Characters of data from which a call's events are checked beside the event loop: at the worst, 14 MiB that consist of
+#: numbers with exponents, that takes a second and more.
+_LARGE = 1024 * 1024
 
 
 class Appender:
@@ -39,6 +44,7 @@ class Appender:
         self._watch = watch or Watch()
         self._connections = KeptConnections(database.write)
         self._survey = Survey(database)
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="append-check")
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
         self._lanes: dict[str, Lane] = {}
@@ -63,11 +69,13 @@ class Appender:
         (PostgreSQL cannot be reached, or was lost while it committed: repeat the call unchanged, a repeat is never
         stored twice).
         """
-        checked = checked_events(events, self._max_events)
-        if self._stopping:
-            raise Unavailable("the server is shutting down; try another one")
-        if command is not None:
-            command = checked_command(command)
+        self._refuse_after_stop()
+        if sum([len(event.data) + len(event.metadata) for event in (*events, command) if event is not None]) < _LARGE:
+            checked, command = _checked(events, command, self._max_events)
+        else:
+            loop = asyncio.get_running_loop()
+            checked, command = await loop.run_in_executor(self._checker, _checked, events, command, self._max_events)
+            self._refuse_after_stop()
         call = Call(checked, context, asyncio.get_running_loop().create_future(), command)
         if self._calls >= self._queue_calls or self._bytes + call.size > max(self._queue_bytes, call.size):
             raise ResourceExhausted(
@@ -79,8 +87,7 @@ class Appender:
         try:
             if context is not None and (plans := self._lane(boundary).long_lookups(context.query)):
                 call.seen = await self._survey(boundary, plans)
-                if self._stopping:
-                    raise Unavailable("the server is shutting down; try another one")
+                self._refuse_after_stop()
             self._lane(boundary).add(call)
             return await call.answer
         finally:
@@ -97,6 +104,11 @@ class Appender:
         self._stopping = True
         await asyncio.gather(*(lane.drained() for lane in self._lanes.values()))
         await self._connections.stop()
+        self._checker.shutdown(wait=False)
+
+    def _refuse_after_stop(self) -> None:
+        if self._stopping:
+            raise Unavailable("the server is shutting down; try another one")
 
     def _lane(self, boundary: Boundary) -> Lane:
         lane = self._lanes.get(boundary.name)
@@ -109,3 +121,9 @@ class Appender:
     def _committed(self, boundary: str) -> None:
         for listener in self._listeners:
             listener(boundary)
+
+
+def _checked(
+    events: Sequence[NewEvent], command: Command | None, max_events: int
+) -> tuple[list[CheckedEvent], Command | None]:
+    return checked_events(events, max_events), command and checked_command(command)
