@@ -36,7 +36,7 @@ from .telemetry.telemetry import Telemetry, new_watch
 from .transport import admin, eventstore
 from .transport.calls import Service
 from .transport.health import HealthState
-from .transport.server import GrpcServer
+from .transport.server import GrpcServer, transport_of
 
 #: Part of ORISUN_SHUTDOWN_GRACE that calls get to finish; the rest is for what stops after them.
 _CALLS_SHARE = 0.75
@@ -104,6 +104,7 @@ class App:
             queue_calls=settings.append_queue_calls,
             queue_bytes=settings.append_queue_bytes,
             watch=watch,
+            gather=transport_of(settings) == "grpcio",
         )
         administration = Administration(
             settings,

@@ -216,7 +216,10 @@ async def without_timers(calls: Coroutine[object, object, T]) -> T:
     return task.result()
 
 
-async def test_no_timer_delays_a_lone_call(appender: Appender, boundary: Boundary) -> None:
+@pytest.mark.parametrize("gather", [False, True])
+async def test_no_timer_delays_a_lone_call(database: Database, boundary: Boundary, gather: bool) -> None:
+    appender = Appender(database, NoIndexes(), gather=gather)
+
     async def lone(number: int) -> Position:
         return await appender.append(boundary, [event(f"e{number}", n=number)], Context(NOTHING, about(n=str(number))))
 
@@ -224,7 +227,12 @@ async def test_no_timer_delays_a_lone_call(appender: Appender, boundary: Boundar
     assert await without_timers(lone(1)) == Position(2, 1)
 
 
-async def test_no_timer_delays_the_conflicts_of_a_lone_caller(appender: Appender, boundary: Boundary) -> None:
+@pytest.mark.parametrize("gather", [False, True])
+async def test_no_timer_delays_the_conflicts_of_a_lone_caller(
+    database: Database, boundary: Boundary, gather: bool
+) -> None:
+    appender = Appender(database, NoIndexes(), gather=gather)
+
     async def stale() -> None:
         for number in range(5):
             with pytest.raises(ContextChanged):

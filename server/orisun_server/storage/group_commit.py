@@ -18,6 +18,7 @@ from ..errors import ResourceExhausted, Unavailable
 from ..observation import Watch
 from .catalog import Boundary
 from .database import Database
+from .gathering import Gathering
 from .kept import KeptConnections
 from .lane import Call, Lane, ReadyIndexes
 from .survey import Survey
@@ -39,9 +40,11 @@ class Appender:
         queue_calls: int = 20_000,
         queue_bytes: int = 256 * 1024 * 1024,
         watch: Watch | None = None,
+        gather: bool = False,
     ) -> None:
+        """``gather``: the transport hands calls over one at a time (see ``gathering``)."""
         self._database, self._indexes = database, indexes
-        self._watch = watch or Watch()
+        self._watch, self._gather = watch or Watch(), gather
         self._connections = KeptConnections(database.write)
         self._survey = Survey(database)
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="append-check")
@@ -114,7 +117,13 @@ class Appender:
         lane = self._lanes.get(boundary.name)
         if lane is None or lane.boundary != boundary:
             lane = self._lanes[boundary.name] = Lane(
-                boundary, self._database, self._connections, self._indexes, self._committed, watch=self._watch
+                boundary,
+                self._database,
+                self._connections,
+                self._indexes,
+                self._committed,
+                watch=self._watch,
+                gathering=Gathering() if self._gather else None,
             )
         return lane
 

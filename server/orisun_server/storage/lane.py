@@ -34,6 +34,7 @@ from .catalog import Boundary
 from .criteria_sql import Access, Plans
 from .database import Database
 from .flush import Flush
+from .gathering import Gathering
 from .index_sql import IndexDefinition
 from .kept import KeptConnections
 from .survey import Seen
@@ -131,8 +132,9 @@ class Lane:
         committed: Callable[[str], None],
         *,
         watch: Watch,
+        gathering: Gathering | None = None,
     ) -> None:
-        self.boundary, self._watch = boundary, watch
+        self.boundary, self._watch, self._gathering = boundary, watch, gathering
         self._database, self._connections = database, connections
         self._indexes, self._committed = indexes, committed
         self._plans = Plans(())
@@ -143,6 +145,8 @@ class Lane:
 
     def add(self, call: Call) -> None:
         self._queue.append(call)
+        if self._gathering is not None:
+            self._gathering.came(len(self._queue))
         self._start()
 
     def _start(self) -> None:
@@ -171,7 +175,10 @@ class Lane:
         group: list[Call] = []
         try:
             while group := self._take():
+                began = time.monotonic()
                 await self._commit(group)
+                if self._gathering is not None:
+                    await self._gathering.wait(self._queue, time.monotonic() - began)
         finally:
             self._task = None
             # only after an unforeseen error is anything left here

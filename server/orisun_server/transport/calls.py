@@ -234,7 +234,7 @@ class Calls:
             self._streams.add(stream)
             try:
                 if authenticated:
-                    stream.caller = await self._admit(rpc, context)
+                    stream.caller = await self._admit(rpc, context, streams=True)
                     check(rpc, RPCS, stream.caller)
                 caller = stream.caller
                 parse: Callable[..., Any] = self._parse_all if many else self._parse
@@ -273,7 +273,7 @@ class Calls:
 
         return watched
 
-    async def _admit(self, rpc: str, context: _Context) -> Caller:
+    async def _admit(self, rpc: str, context: _Context, *, streams: bool = False) -> Caller:
         if self._told is not None:
             self.late += 1
             await self._told.wait()
@@ -290,8 +290,9 @@ class Calls:
             functools.partial(self._peer_address, context),
             functools.partial(certificate_names, context),
         )
-        # also without a token: the client of an idle stream learns that it was let in
-        await context.send_initial_metadata(((_TOKEN, token),) if token else ())
+        if token or streams:
+            # a stream's also without a token: while it is idle its client learns that it was let in
+            await context.send_initial_metadata(((_TOKEN, token),) if token else ())
         return caller._replace(peer=self._peer_address(context)) if rpc in _ADMINISTRATION else caller
 
     def _parse(self, rpc: str, message: type[Message], raw: bytes, caller: Caller) -> Message:

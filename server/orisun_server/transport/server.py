@@ -76,7 +76,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Listens and serves. Raises TransportError or TlsError, which name the variable to change."""
         settings = self._settings
-        self.transport = _transport(settings)
+        self.transport = transport_of(settings)
         options = _options(settings.grpc_max_request_bytes)
         # Any: grpc-stubs lag behind grpcio and do not know registered methods
         server: Any = native.server(options) if self.transport == "native" else grpc.aio.server(options=options)
@@ -142,7 +142,8 @@ class GrpcServer:
             quiet = quiet + 1 if self.calls.late == before else 0
 
 
-def _transport(settings: Settings) -> str:
+def transport_of(settings: Settings) -> str:
+    """``grpcio`` or ``native``. Raises TransportError where the settings contradict each other."""
     for variable, text in checks.contradictions(settings):
         raise TransportError(f"{variable}: {text}")
     if settings.grpc_transport == "auto":

@@ -1,0 +1,35 @@
+"""Callers on distinct contexts share commits, also where the transport hands their calls over one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from orisun_api import eventstore_pb2 as pb
+from orisun_server.settings import Settings
+from orisun_server.storage.database import Database
+from tests.faults.parts import names_of
+from tests.harness import ADMIN, Connection, ServerProcess
+
+CALLERS, APPENDS = 24, 60
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+async def test_many_callers_share_commits(settings: Settings, database: Database, transport: str) -> None:
+    async with ServerProcess(settings, {"ORISUN_GRPC_TRANSPORT": transport}) as server:
+        connections = [Connection(server.address) for _ in range(4)]
+
+        async def call(number: int) -> None:
+            for _ in range(APPENDS):
+                events = [pb.EventToSave(event_id=secrets.token_hex(12), event_type="T")]
+                request = pb.SaveEventsRequest(boundary=settings.boundaries[0].name, events=events)
+                await connections[number % 4].events.SaveEvents(request, metadata=ADMIN)
+
+        await asyncio.gather(*map(call, range(CALLERS)))
+        for connection in connections:
+            await connection.close()
+    table = names_of(settings).q_events
+    commits = await database.admin.fetchval(f"SELECT count(DISTINCT pg_transaction_id) FROM {table}")
+    assert CALLERS * APPENDS / commits > 2.5  # 1.3 where nobody is waited for
