@@ -275,16 +275,6 @@ async def test_numbers_are_counted_as_long_as_they_are_written_out(database: Dat
     assert [type(answer) for answer in answers] == [Position, Position, ResourceExhausted]
 
 
-async def test_a_call_that_takes_long_to_check_holds_up_nobody(appender: Appender, boundary: Boundary) -> None:
-    numbers = f'{{"numbers": [{", ".join(["1e00"] * 1_000_000)}]}}'
-    large = asyncio.create_task(appender.append(boundary, [NewEvent("large", "T", numbers, "{}")], None))
-    await asyncio.sleep(0)  # its turn came first
-    for number in range(3):
-        await appender.append(boundary, [event(f"small{number}")], None)
-    assert not large.done()
-    assert (await large).prepare == 3
-
-
 async def test_after_an_unforeseen_error_who_waits_is_served_in_the_order_of_arrival(
     appender: Appender, boundary: Boundary, database: Database
 ) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from ..core.append import CheckedEvent, Context, checked_command, checked_events
+from ..core.append import Context, checked_command, checked_events
 from ..core.event import Command, NewEvent
 from ..core.position import Position
 from ..errors import ResourceExhausted, Unavailable
@@ -22,10 +21,6 @@ from .gathering import Gathering
 from .kept import KeptConnections
 from .lane import Call, Lane, ReadyIndexes
 from .survey import Survey
-
-#: Characters of data from which a call's events are checked beside the event loop: at the worst, 14 MiB that consist of
-#: numbers with exponents, that takes a second and more.
-_LARGE = 1024 * 1024
 
 
 class Appender:
@@ -47,7 +42,6 @@ class Appender:
         self._watch, self._gather = watch or Watch(), gather
         self._connections = KeptConnections(database.write)
         self._survey = Survey(database)
-        self._checker = ThreadPoolExecutor(1, thread_name_prefix="append-check")
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
         self._lanes: dict[str, Lane] = {}
@@ -72,13 +66,11 @@ class Appender:
         (PostgreSQL cannot be reached, or was lost while it committed: repeat the call unchanged, a repeat is never
         stored twice).
         """
-        self._refuse_after_stop()
-        if sum([len(event.data) + len(event.metadata) for event in (*events, command) if event is not None]) < _LARGE:
-            checked, command = _checked(events, command, self._max_events)
-        else:
-            loop = asyncio.get_running_loop()
-            checked, command = await loop.run_in_executor(self._checker, _checked, events, command, self._max_events)
-            self._refuse_after_stop()
+        checked = checked_events(events, self._max_events)
+        if self._stopping:
+            raise Unavailable("the server is shutting down; try another one")
+        if command is not None:
+            command = checked_command(command)
         call = Call(checked, context, asyncio.get_running_loop().create_future(), command)
         if self._calls >= self._queue_calls or self._bytes + call.size > max(self._queue_bytes, call.size):
             raise ResourceExhausted(
@@ -90,7 +82,8 @@ class Appender:
         try:
             if context is not None and (plans := self._lane(boundary).long_lookups(context.query)):
                 call.seen = await self._survey(boundary, plans)
-                self._refuse_after_stop()
+                if self._stopping:
+                    raise Unavailable("the server is shutting down; try another one")
             self._lane(boundary).add(call)
             return await call.answer
         finally:
@@ -107,11 +100,6 @@ class Appender:
         self._stopping = True
         await asyncio.gather(*(lane.drained() for lane in self._lanes.values()))
         await self._connections.stop()
-        self._checker.shutdown(wait=False)
-
-    def _refuse_after_stop(self) -> None:
-        if self._stopping:
-            raise Unavailable("the server is shutting down; try another one")
 
     def _lane(self, boundary: Boundary) -> Lane:
         lane = self._lanes.get(boundary.name)
@@ -130,9 +118,3 @@ class Appender:
     def _committed(self, boundary: str) -> None:
         for listener in self._listeners:
             listener(boundary)
-
-
-def _checked(
-    events: Sequence[NewEvent], command: Command | None, max_events: int
-) -> tuple[list[CheckedEvent], Command | None]:
-    return checked_events(events, max_events), command and checked_command(command)
