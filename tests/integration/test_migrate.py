@@ -236,24 +236,33 @@ async def test_a_migration_that_waits_for_a_lock_lets_everybody_else_through(
     assert scope.names is not None
     newer = Migrator(databases[1], schema, sources=sources(tmp_path / "new", EVENTS, EXPAND))
     connection = await databases[2].dedicated_connection()
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(f"SELECT FROM {scope.names.q_events}")
+    # two servers: a pause of one must not be filled by the other
+    both = [newer, Migrator(databases[3], schema, sources=newer.sources)]
+    applied = asyncio.gather(*(one.apply([scope]) for one in both))
     try:
-        transaction = connection.transaction()
-        await transaction.start()
-        await connection.execute(f"SELECT FROM {scope.names.q_events}")
-        applied = asyncio.create_task(newer.apply([scope]))
 
         async def waits() -> bool:
             found = "SELECT count(*) > 0 FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted"
-            return bool(await databases[3].admin.fetchval(found, scope.names and scope.names.q_events))
+            return bool(await databases[0].admin.fetchval(found, scope.names and scope.names.q_events))
+
+        async def waits_not() -> bool:
+            return not await waits()
 
         for _ in range(2):
             await eventually(waits)
             async with asyncio.timeout(10):
-                await databases[3].admin.execute(f"INSERT INTO {scope.names.q_events} DEFAULT VALUES")
+                await databases[0].admin.execute(f"INSERT INTO {scope.names.q_events} DEFAULT VALUES")
+            for _ in range(3):  # it does not come back at once
+                assert await waits_not()
         assert not applied.done()
+        assert "somebody's open transaction" in str((await newer.apply_each([scope]))[scope.name])
         await transaction.rollback()
-        assert [step.version for step in await applied] == [2]
+        assert sorted([step.version for step in steps] for steps in await applied) == [[], [2]]
     finally:
+        applied.cancel()
         await connection.close()
     assert await columns(databases[0], scope) == ["a", "b", "global_id"]
 

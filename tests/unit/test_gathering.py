@@ -10,6 +10,12 @@ from orisun_server.storage import gathering
 from orisun_server.storage.gathering import Gathering
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for a moment while callers are counted."""
+    monkeypatch.setattr(gathering, "_COUNT_SECONDS", 5.0)
+
+
 class Lane:
     """A queue that callers join one at a turn of the loop."""
 

@@ -54,7 +54,7 @@ class Gathering:
         elif await self._are(self.callers // 2, queue, _PATIENCE):
             return
         # some may only have been slow to come
-        self.callers = max(len(queue), self.callers * 3 // 4)
+        self.callers = min(max(len(queue), self.callers * 3 // 4), _COUNT_CALLS)
 
     async def _are(self, wanted: int, queue: Sized, seconds: float) -> bool:
         """Whether so many calls wait within that time."""

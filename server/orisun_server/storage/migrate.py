@@ -30,7 +30,7 @@ _AT_ONCE = 3
 _TRIES = 10
 
 #: Seconds that a statement of a migration stands in the queue for a lock, behind which all who come later stand too,
-#: and seconds that these have before it is tried again.
+#: and seconds that these have before it is tried again, here or by another server.
 _LOCK_PATIENCE, _LOCK_PAUSE = 2.0, 1.0
 
 LEDGER = """
@@ -148,11 +148,11 @@ class Migrator:
             raise failure
         return done
 
-    async def apply_each(self, scopes: Iterable[Scope], patience: float | None = None) -> dict[str, Exception]:
+    async def apply_each(self, scopes: Iterable[Scope], patience: float = _LOCK_PATIENCE) -> dict[str, Exception]:
         """Like ``apply``, but one scope's failure keeps no other from its migrations; scope name to what went wrong.
 
         Whoever holds a lock that a statement needs is waited for ``patience`` seconds, and what went wrong is
-        ``Unavailable`` then; by default as with ``apply``.
+        ``Unavailable`` then: try again later.
 
         Raises Unavailable when nothing could be tried.
         """
@@ -205,10 +205,10 @@ class Migrator:
         told = False
         while state.pending:
             migration = state.pending[0]
-            limits = _limited(_LOCK_PATIENCE if patience is None else patience)
+            script = self._script(scope, migration, _LOCK_PATIENCE if patience is None else patience)
             try:
                 with self._database.guard(), self._explained(scope):
-                    await self._database.admin.execute(limits + self._script(scope, migration))
+                    await self._database.admin.execute(script)
                 done.append(Step(scope.name, scope.schema, migration.version, migration.name))
                 state = state._replace(pending=state.pending[1:])
             except _Locked as locked:
@@ -225,12 +225,16 @@ class Migrator:
                 (state,) = _checked(await self.status([scope]))
         return done
 
-    def _script(self, scope: Scope, migration: Migration) -> str:
+    def _script(self, scope: Scope, migration: Migration, patience: float) -> str:
         # a message of several statements takes no parameters; all of these are this server's own words
         row = [scope.name, scope.schema, migration.name, migration.checksum, migration.oldest_server, self._applied_by]
         return (
-            f"INSERT INTO {self._ledger} (version, scope, schema_name, name, checksum, oldest_server, applied_by)"
+            _limited(None)
+            + f"INSERT INTO {self._ledger} (version, scope, schema_name, name, checksum, oldest_server, applied_by)"
             f" VALUES ({migration.version}, {', '.join(literal(value) for value in row)});\n"
+            # who had to wait for the row comes after one that gave up: together they would always be in the queue
+            f"SELECT pg_catalog.pg_sleep({_LOCK_PAUSE}) WHERE clock_timestamp() > now() + interval '100 ms';\n"
+            + _setting("lock_timeout", f"{patience}s")
             + scope.render(migration.sql)
         )
 
@@ -307,9 +311,13 @@ def newest_applied(state: ScopeStatus) -> int:
 
 
 def _limited(patience: float | None) -> str:
-    """How a message begins, local to its transaction; a role's own limit of statements is meant for queries."""
-    limits = {"statement_timeout": "0"} | ({} if patience is None else {"lock_timeout": f"{patience}s"})
-    return "".join(f"SELECT pg_catalog.set_config('{name}', '{value}', true);\n" for name, value in limits.items())
+    """How a message begins; a role's own limit of statements is meant for queries."""
+    return _setting("statement_timeout", "0") + ("" if patience is None else _setting("lock_timeout", f"{patience}s"))
+
+
+def _setting(name: str, value: str) -> str:
+    """A setting local to the message's transaction."""
+    return f"SELECT pg_catalog.set_config('{name}', '{value}', true);\n"
 
 
 def _checked(states: list[ScopeStatus]) -> list[ScopeStatus]:
