@@ -386,6 +386,42 @@ async def test_a_server_that_only_verifies_waits_for_whoever_migrates(
     assert not new.refused
 
 
+async def test_a_start_waits_for_what_somebody_s_transaction_holds(
+    start: Start, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    packaged = Sources.packaged()
+    for kind in ("admin", "boundary"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "boundary" / "0001_more.sql").write_text(
+        "-- oldest-server: 0.1.0\nALTER TABLE {q_events} ADD COLUMN more text;\n"
+    )
+    (added,) = Sources.load(tmp_path).boundary
+    more = type(added)(len(packaged.boundary) + 1, "more", added.sql, "x", "0.1.0")
+    newer = Migrator(database, settings.admin_schema, sources=Sources(packaged.admin, (*packaged.boundary, more)))
+    name = settings.boundaries[0].name
+    old = await start(settings, "old")
+    async with database.read.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(f"SELECT FROM {old.get(name).names.q_events}")
+        starts = asyncio.create_task(start(settings, "new", migrator=newer))
+        try:
+            for _ in range(2):  # it tries, gives way, and tries again
+                for waits in (True, False):
+                    await eventually(lambda waits=waits: _is_waited_for(database, old, name, waits))  # type: ignore[misc]
+            assert not starts.done()
+        finally:
+            await transaction.rollback()
+        new = await starts
+    assert are_active(new, name)
+    assert not new.refused
+
+
+async def _is_waited_for(database: Database, catalog: Catalog, name: str, waits: bool) -> bool:
+    found = "SELECT count(*) > 0 FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted"
+    return bool(await database.admin.fetchval(found, catalog.get(name).names.q_events)) is waits
+
+
 async def test_a_list_says_when_postgresql_is_gone(start: Start, settings: Settings) -> None:
     async with PostgresProxy(settings) as proxy:
         through = await Database.connect(proxy.settings)

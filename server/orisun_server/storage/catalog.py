@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
-from ..errors import AlreadyExists, BoundaryNotActive, FailedPrecondition, NotFound, SchemaMismatch
+from ..errors import AlreadyExists, BoundaryNotActive, FailedPrecondition, NotFound, SchemaMismatch, Unavailable
 from ..tasks import end
 from .boundaries import (
     BACKEND,
@@ -34,6 +34,8 @@ __all__ = ["Boundary", "BoundaryRecord", "BoundaryStatus", "Catalog"]
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that a boundary's migration waits for what somebody's open transaction holds, before the next poll.
+_LOCK_PATIENCE = 0.5
 #: How long ``create`` waits for the boundary to be ready before it answers PROVISIONING.
 _CREATE_PATIENCE = 1.5
 
@@ -62,6 +64,8 @@ class Catalog:
         self._records: dict[str, BoundaryRecord] = {}
         self._active: dict[str, Boundary] = {}
         self._refused: dict[str, str] = {}
+        #: Whether some of them only wait for somebody's transaction.
+        self._locked = False
         self._callbacks: list[Callable[[], None]] = []
         self._changed = asyncio.Condition()
         self._refreshing = asyncio.Lock()
@@ -152,6 +156,8 @@ class Catalog:
     async def start(self) -> None:
         """Seed the catalog, make or migrate what the boundaries need, and follow it from then on.
 
+        What somebody's open transaction holds is waited for, however long.
+
         Raises:
             FailedPrecondition: A seed contradicts the catalog, or its tables could not be made.
             SchemaMismatch: A boundary's schema does not fit this server.
@@ -159,6 +165,9 @@ class Catalog:
         """
         await self._seed()
         await self._refresh()
+        while self._locked:
+            await asyncio.sleep(self._interval)
+            await self._admit_again()
         for name, _, schema in self._seeds:
             if (found := self._records[name].namespace) != schema:
                 raise FailedPrecondition(
@@ -254,6 +263,7 @@ class Catalog:
                     active[name] = known
                 else:
                     unknown.append(boundary_scope(name, record.namespace))
+        self._locked = False
         refused = await self._unfit(await self._migrator.status(unknown)) if unknown else {}
         for name in sorted({scope.name.partition(":")[2] for scope in unknown} - refused.keys()):
             active[name] = Boundary.at(name, records[name].namespace)
@@ -265,13 +275,15 @@ class Catalog:
         """Boundary to reason, for those that this server cannot run on even after it has added what is missing."""
         failures: dict[str, Exception] = {}
         if self._migrate:
-            failures = await self._migrator.apply_each([state.scope for state in states if state.pending])
+            pending = [state.scope for state in states if state.pending]
+            failures = await self._migrator.apply_each(pending, _LOCK_PATIENCE)
             states = [state for state in states if not state.pending]
         for state in states:
             try:
                 self._migrator.check(state)
             except SchemaMismatch as error:
                 failures[state.scope.name] = error
+        self._locked = any(isinstance(error, Unavailable) for error in failures.values())
         return {name.partition(":")[2]: str(error) for name, error in failures.items()}
 
     async def _settled(self, names: Sequence[str], version: int = 0) -> None:
