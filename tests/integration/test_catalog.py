@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ from orisun_server.storage.catalog import BoundaryStatus, Catalog
 from orisun_server.storage.database import Database
 from orisun_server.storage.leases import Leases
 from orisun_server.storage.migrate import Migrator
-from orisun_server.storage.migrations import Sources, boundary_scope
+from orisun_server.storage.migrations import Migration, Sources, boundary_scope
 from orisun_server.storage.names import BoundaryNames
 from orisun_server.storage.provision import PROVISION
 from tests.harness import eventually, is_quick
@@ -350,22 +349,19 @@ async def test_without_postgresql_the_cache_answers_and_goes_on_later(start: Sta
         await through.close()
 
 
-async def test_a_server_that_only_verifies_waits_for_whoever_migrates(
-    start: Start, settings: Settings, database: Database, tmp_path: Path
-) -> None:
+def newer_migrator(database: Database, settings: Settings) -> Migrator:
+    """That of a release whose boundaries have another column, which older servers do not mind."""
     packaged = Sources.packaged()
-    step = tmp_path / "admin"
-    step.mkdir()
-    (tmp_path / "boundary").mkdir()
-    (tmp_path / "boundary" / "0001_more.sql").write_text(
-        "-- oldest-server: 0.1.0\nALTER TABLE {q_events} ADD COLUMN more text;\n"
-    )
-    (added,) = Sources.load(tmp_path).boundary
-    more = Sources(
-        packaged.admin,
-        (*packaged.boundary, type(added)(len(packaged.boundary) + 1, "more", added.sql, "x", "0.1.0")),
-    )
-    newer = Migrator(database, settings.admin_schema, sources=more)
+    sql = "ALTER TABLE {q_events} ADD COLUMN more text;"
+    more = Migration(len(packaged.boundary) + 1, "more", sql, checksum="x", oldest_server="0.1.0")
+    sources = Sources(packaged.admin, (*packaged.boundary, more))
+    return Migrator(database, settings.admin_schema, sources=sources)
+
+
+async def test_a_server_that_only_verifies_waits_for_whoever_migrates(
+    start: Start, settings: Settings, database: Database
+) -> None:
+    newer = newer_migrator(database, settings)
     old = await start(settings, "old")
     with pytest.raises(SchemaMismatch, match="orisun migrate apply"):
         await start(settings, "early", migrate=False, migrator=newer)
@@ -387,17 +383,9 @@ async def test_a_server_that_only_verifies_waits_for_whoever_migrates(
 
 
 async def test_a_start_waits_for_what_somebody_s_transaction_holds(
-    start: Start, settings: Settings, database: Database, tmp_path: Path
+    start: Start, settings: Settings, database: Database
 ) -> None:
-    packaged = Sources.packaged()
-    for kind in ("admin", "boundary"):
-        (tmp_path / kind).mkdir()
-    (tmp_path / "boundary" / "0001_more.sql").write_text(
-        "-- oldest-server: 0.1.0\nALTER TABLE {q_events} ADD COLUMN more text;\n"
-    )
-    (added,) = Sources.load(tmp_path).boundary
-    more = type(added)(len(packaged.boundary) + 1, "more", added.sql, "x", "0.1.0")
-    newer = Migrator(database, settings.admin_schema, sources=Sources(packaged.admin, (*packaged.boundary, more)))
+    newer = newer_migrator(database, settings)
     name = settings.boundaries[0].name
     old = await start(settings, "old")
     async with database.read.acquire() as connection:

@@ -263,15 +263,16 @@ class Catalog:
                     active[name] = known
                 else:
                     unknown.append(boundary_scope(name, record.namespace))
-        self._locked = False
-        refused = await self._unfit(await self._migrator.status(unknown)) if unknown else {}
+        unfit = await self._unfit(await self._migrator.status(unknown)) if unknown else {}
+        self._locked = any(isinstance(error, Unavailable) for error in unfit.values())
+        refused = {name: str(error) for name, error in unfit.items()}
         for name in sorted({scope.name.partition(":")[2] for scope in unknown} - refused.keys()):
             active[name] = Boundary.at(name, records[name].namespace)
         for name in refused.keys() - self._refused.keys():
             log.error("boundary refused", boundary=name, reason=refused[name])
         self._active, self._refused = dict(sorted(active.items())), refused
 
-    async def _unfit(self, states: Sequence[ScopeStatus]) -> dict[str, str]:
+    async def _unfit(self, states: Sequence[ScopeStatus]) -> dict[str, Exception]:
         """Boundary to reason, for those that this server cannot run on even after it has added what is missing."""
         failures: dict[str, Exception] = {}
         if self._migrate:
@@ -283,8 +284,7 @@ class Catalog:
                 self._migrator.check(state)
             except SchemaMismatch as error:
                 failures[state.scope.name] = error
-        self._locked = any(isinstance(error, Unavailable) for error in failures.values())
-        return {name.partition(":")[2]: str(error) for name, error in failures.items()}
+        return {name.partition(":")[2]: error for name, error in failures.items()}
 
     async def _settled(self, names: Sequence[str], version: int = 0) -> None:
         """Wait until none of the boundaries is PROVISIONING, in the cache at that version or a later one."""

@@ -1,7 +1,8 @@
 """Group commit: concurrent appends of one boundary share a flush, and each gets its own answer.
 
 A flush is one autocommitted statement, so a stopped server never holds the boundary's lock. No timer delays a lone
-call: it is flushed at once, and what arrives meanwhile makes the next group. The answers of a group equal those of its
+call: it is flushed at once, and what arrives meanwhile makes the next group (on grpcio, half of the callers make it:
+``gathering``). The answers of a group equal those of its
 calls executed one after the other, in the order of arrival.
 """
 

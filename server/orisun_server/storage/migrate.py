@@ -205,7 +205,7 @@ class Migrator:
         told = False
         while state.pending:
             migration = state.pending[0]
-            script = self._script(scope, migration, _LOCK_PATIENCE if patience is None else patience)
+            script = self._script(scope, migration, patience)
             try:
                 with self._database.guard(), self._explained(scope):
                     await self._database.admin.execute(script)
@@ -225,16 +225,17 @@ class Migrator:
                 (state,) = _checked(await self.status([scope]))
         return done
 
-    def _script(self, scope: Scope, migration: Migration, patience: float) -> str:
+    def _script(self, scope: Scope, migration: Migration, patience: float | None) -> str:
         # a message of several statements takes no parameters; all of these are this server's own words
         row = [scope.name, scope.schema, migration.name, migration.checksum, migration.oldest_server, self._applied_by]
         return (
-            _limited(None)
+            # without a patience the ledger's row is waited for however long: another server may be at this migration
+            _limited(patience)
             + f"INSERT INTO {self._ledger} (version, scope, schema_name, name, checksum, oldest_server, applied_by)"
             f" VALUES ({migration.version}, {', '.join(literal(value) for value in row)});\n"
             # who had to wait for the row comes after one that gave up: together they would always be in the queue
             f"SELECT pg_catalog.pg_sleep({_LOCK_PAUSE}) WHERE clock_timestamp() > now() + interval '100 ms';\n"
-            + _setting("lock_timeout", f"{patience}s")
+            + _setting("lock_timeout", f"{_LOCK_PATIENCE if patience is None else patience}s")
             + scope.render(migration.sql)
         )
 
@@ -294,7 +295,7 @@ class Migrator:
         except asyncpg.LockNotAvailableError as error:
             raise _Locked(
                 f"{scope.label}: somebody's open transaction holds what it needs in schema {quote(scope.schema)};"
-                " end that transaction, or try again later"
+                " end that transaction, unless it is another server's migration, or try again later"
             ) from error
         except _TAKEN as error:
             if scope.names is None:
