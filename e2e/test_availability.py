@@ -89,6 +89,8 @@ async def test_failover(kubernetes: Kubernetes, store: Servers, shared_database:
             show(f"failover ({end.__name__}): seconds without appends, without live events", running.pauses())
             assert max(running.pauses()) < 15
             await store.ready()
+            # what is removed runs for a moment beside its successor
+            await kubernetes.wait_for("orisun", store.name, store.namespace.name, "JetStreamHealthy", timeout=60)
 
 
 @pytest.mark.smoke
@@ -154,6 +156,38 @@ async def test_sidecars_killed(kubernetes: Kubernetes, store: Servers) -> None:
         await running.goes_on()
     assert not running.client.errors, "appends need no NATS"
     assert [restarts(pod, "server") for pod in await store.pods()] == before
+
+
+async def test_a_stream_given_up_after_a_failed_write(kubernetes: Kubernetes, store: Servers) -> None:
+    """Its NATS server never takes it up by itself; and a rollout would wait for that."""
+    if not await chaos.reaches_nodes(kubernetes):
+        pytest.skip("needs a node on which a process can be given limits")
+    name, space = store.name, store.namespace.name
+    ill = (await store.pods())[1]["metadata"]["name"]
+
+    async def made() -> dict[str, str]:
+        return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in await store.pods()}
+
+    async with traffic(store) as running:
+        before = await made()
+        await chaos.limit_files(kubernetes, space, ill, "nats", 1 << 16)
+
+        async def given_up() -> bool:
+            told = str((await kubernetes.condition("orisun", name, space, "JetStreamHealthy")).get("message"))
+            return f"{ill}: " in told and "write error" in told
+
+        await until(given_up, 90, "the operator sees it")
+        await chaos.limit_files(kubernetes, space, ill, "nats", None)
+
+        async def anew() -> bool:
+            return (await made()).get(ill, before[ill]) != before[ill]
+
+        await until(anew, 120, "the pod is made anew")
+        await store.ready()
+        await kubernetes.wait_for("orisun", name, space, "JetStreamHealthy", timeout=60)
+        await running.goes_on()
+    assert {pod for pod, uid in (await made()).items() if uid != before[pod]} == {ill}
+    assert set(running.client.errors) <= {grpc.StatusCode.UNAVAILABLE}, running.client.errors
 
 
 async def test_postgres_killed(kubernetes: Kubernetes, store: Servers) -> None:

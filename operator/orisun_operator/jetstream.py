@@ -9,7 +9,8 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from http import HTTPStatus
+from typing import Any, NamedTuple
 
 import aiohttp
 import nats.errors
@@ -22,6 +23,13 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE = 3
 _REMOVE = "$JS.API.SERVER.REMOVE"
+#: How nats-server (monitor.go, isStreamHealthy) says that it has stopped writing a stream, a consumer or the cluster's
+#: own log: for good, until it is started again.
+_WRITE_ERROR = "write error"
+#: With these a restart changes nothing.
+_FULL = ("no space left", "quota exceeded")
+#: Of the errors of a NATS server, how many are told.
+_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,18 @@ class Health:
     peers: Sequence[Peer] = ()
     #: Pod to the name that its NATS server answers with.
     names: Mapping[str, str] = field(default_factory=dict)
+    #: Pods whose NATS server has given up a copy of a stream after a failed write, which only a restart takes up again.
+    stopped: Sequence[str] = ()
+
+
+class _Answer(NamedTuple):
+    """Of one NATS server: its name, what ails it, what it knows of the cluster."""
+
+    pod: str
+    problem: str = ""
+    server: str = ""
+    meta: Mapping[str, Any] = {}
+    stopped: bool = False
 
 
 class JetStreamError(Exception):
@@ -62,21 +82,20 @@ class JetStream:
     async def health(self, pods: Mapping[str, str], *, clustered: bool) -> Health:
         """``pods`` is name to address. Every server must be current in all that it holds, and have a leader."""
         answers = await asyncio.gather(*(self._look(name, ip) for name, ip in pods.items()))
-        problems = [problem for _, problem, _, _ in answers if problem]
-        names = {pod: server for pod, _, server, _ in answers if server}
+        problems = [answer.problem for answer in answers if answer.problem]
+        names = {answer.pod: answer.server for answer in answers if answer.server}
+        stopped = tuple(answer.pod for answer in answers if answer.stopped)
         leader, members = "", dict[str, Peer]()
-        for _, _, server, meta in answers:
-            told = str(meta.get("leader") or "")
+        for answer in answers:
+            told = str(answer.meta.get("leader") or "")
             leader = leader or told
-            if told and told == server:  # the others know less
-                leader = told
-                members = {
-                    str(r["name"]): Peer(str(r["name"]), bool(r.get("offline"))) for r in meta.get("replicas") or ()
-                }
+            if told and told == answer.server:  # the others know less
+                leader, replicas = told, answer.meta.get("replicas") or ()
+                members = {str(r["name"]): Peer(str(r["name"]), bool(r.get("offline"))) for r in replicas}
                 members[told] = Peer(told, False)
         if clustered and not leader and not problems:
             problems.append("JetStream's cluster has no leader")
-        return Health("; ".join(problems), leader, tuple(members.values()), names)
+        return Health("; ".join(problems), leader, tuple(members.values()), names, stopped)
 
     async def remove(self, addresses: Iterable[str], user: str, password: str, peer: str) -> None:
         """Remove a member for good; its copies of streams are made elsewhere. Raises JetStreamError."""
@@ -103,16 +122,22 @@ class JetStream:
         if not told.get("success"):
             raise JetStreamError(f"{peer} is not removed: {told.get('error', {}).get('description', told)}")
 
-    async def _look(self, pod: str, ip: str) -> tuple[str, str, str, dict[str, Any]]:
-        """Pod, problem, server's name, what it knows of the cluster."""
+    async def _look(self, pod: str, ip: str) -> _Answer:
         try:
             _, varz = await self._get(ip, "/varz")
-            status, health = await self._get(ip, "/healthz")
+            status, health = await self._get(ip, "/healthz?details=true")
             _, jsz = await self._get(ip, "/jsz")
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            return pod, f"{pod}: its NATS server does not answer ({type(error).__name__})", "", {}
-        problem = "" if status == 200 else f"{pod}: {health.get('error') or 'its NATS server is not healthy'}"
-        return pod, problem, str(varz.get("server_name") or ""), jsz.get("meta_cluster") or {}
+            return _Answer(pod, f"{pod}: its NATS server does not answer ({type(error).__name__})")
+        problem, stopped = "", False
+        if status != HTTPStatus.OK:
+            errors = [str(one.get("error") or "") for one in health.get("errors") or ()]
+            stopped = any(_WRITE_ERROR in error and not any(text in error for text in _FULL) for error in errors)
+            problem = f"{pod}: {_told(errors) or health.get('error') or 'its NATS server is not healthy'}"
+            if stopped:
+                problem += "; that lasts until the pod is deleted and made anew"
+        server, meta = str(varz.get("server_name") or ""), jsz.get("meta_cluster") or {}
+        return _Answer(pod, problem, server, meta, stopped)
 
     async def _get(self, ip: str, path: str) -> tuple[int, dict[str, Any]]:
         if self._session is None:
@@ -120,6 +145,13 @@ class JetStream:
         host = f"[{ip}]" if ":" in ip else ip
         async with self._session.get(f"http://{host}:{MONITOR_PORT}{path}") as response:
             return response.status, json.loads(await response.read())
+
+
+def _told(errors: Sequence[str]) -> str:
+    """Those that only a restart mends come first: the others may be gone in a moment."""
+    first = sorted(filter(None, errors), key=lambda error: _WRITE_ERROR not in error)
+    more = [f"{len(first) - _TOLD} more"] if len(first) > _TOLD else []
+    return ", ".join([*first[:_TOLD], *more])
 
 
 async def _quiet(_: Exception) -> None:

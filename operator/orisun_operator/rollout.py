@@ -2,7 +2,8 @@
 
 The rules: a pod is replaced only while all others serve and their copies of the streams are current; a pod that does
 not serve anyway is replaced first; while a replaced pod does not become ready nothing else is touched. So a bad image
-stops at its first pod, and taking the change back heals that pod.
+stops at its first pod, and taking the change back heals that pod. A pod whose NATS server has given up a copy of a
+stream is made anew, since nothing else mends that, but not again and again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Pod:
     ip: str = ""
     #: Of the StatefulSet, when the pod was made.
     revision: str = ""
+    #: Seconds that its NATS server has run.
+    nats_age: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class View:
     jetstream: str = ""
     #: Seconds that this has lasted.
     ill: float = 0.0
+    #: Pods whose NATS server has given up a copy of a stream, for good until it is started again.
+    stopped: Sequence[str] = ()
     #: Member of JetStream's cluster that is gone and still has to leave it; "" for none.
     leaving: str = ""
     #: Seconds that any member has been leaving.
@@ -136,6 +141,8 @@ def next_step(view: View) -> Step:
     if broken and not view.on_delete:
         pod = broken[-1]
         return _replace(view, pod, f"{pod.name} does not serve ({pod.problem or 'not ready'}) and is made anew")
+    if stopped := [pod for pod in view.pods if pod.name in view.stopped and _may_restart(view, pod)]:
+        return _restart(stopped[-1])
     if view.asked != view.wanted:
         return _resize(view, outdated)
     if outdated:
@@ -179,6 +186,20 @@ def _is_current(view: View, pod: Pod) -> bool:
     """
     rendered_anew = view.revision and pod.revision and pod.revision != view.revision
     return pod.template == view.template and (pod.unready < _MOMENT or not rendered_anew)
+
+
+def _may_restart(view: View, pod: Pod) -> bool:
+    """Whether a pod may be made anew for its NATS server's sake; one that fails again soon would be so for ever.
+
+    Not the only one, which serves as it is, nor where a person deletes pods, nor one that has to wait for the schema.
+    """
+    held = view.asked == 1 or view.on_delete or view.rebuilding or (view.schema and not _is_current(view, pod))
+    return not held and view.ill > _MOMENT and pod.nats_age > view.timeout
+
+
+def _restart(pod: Pod) -> Step:
+    message = f"{pod.name} is made anew: its NATS server has given up a stream after a failed write, until it restarts"
+    return Step(Action.REPLACE, "RestartingNats", message, pod=pod)
 
 
 def _hibernate(view: View) -> Step:

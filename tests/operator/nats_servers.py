@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from orisun_operator.api.cluster import ClusterSpec
 from orisun_operator.resources import nats
@@ -42,7 +46,7 @@ class NatsServers:
 
     def start(self, ordinal: int) -> None:
         place = self._directory / str(ordinal)
-        for made in ("config", "bin"):
+        for made in ("config", "bin", "data"):
             (place / made).mkdir(parents=True, exist_ok=True)
         files = dict(nats.configuration(self._cluster)["data"])
         secret = nats.auth_secret(self._cluster, PASSWORDS)["data"]
@@ -83,6 +87,25 @@ class NatsServers:
         process = self._running.pop(ordinal)
         process.send_signal(number)
         return process.wait(60)
+
+    @contextlib.contextmanager
+    def another(self, ordinal: int) -> Iterator[None]:
+        """One more on the volume of a running one, until the end of the block."""
+        first = self._running[ordinal]
+        self.start(ordinal)
+        second, self._running[ordinal] = self._running[ordinal], first
+        try:
+            yield
+        finally:
+            second.kill()
+            second.wait()
+
+    def limit_files(self, ordinal: int, size: int | None) -> None:
+        """From now on no file of a running one can grow beyond so many bytes; None lifts that."""
+        shell = psutil.Process(self._running[ordinal].pid)
+        server = next(one for one in [shell, *shell.children(recursive=True)] if one.name() == "nats-server")
+        limit = resource.RLIM_INFINITY if size is None else size
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def begin_anew(self) -> None:
         """From now on servers are started for the next incarnation of JetStream's cluster."""

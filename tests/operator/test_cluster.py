@@ -427,6 +427,33 @@ async def test_jetstream_begins_anew_once_where_that_does_not_help(stage: Stage)
     assert (await stage.status())["jetstream"]["incarnation"] == "cluster-3"
 
 
+async def test_a_nats_server_that_has_given_up_a_stream_is_made_anew_once(stage: Stage) -> None:
+    await stage.create()
+    await stage.settle()
+    before = await _uids(stage)
+    stage.jetstream.answer = Health(problem="store-1: stream write error", stopped=("store-1",))
+    await stage.patch(image="orisun:9")
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[:2] == ("False", "AwaitingJetStream")
+    assert await _uids(stage) == before
+    stage.late = 310.0
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[:2] == ("False", "RestartingNats")
+    assert await stage.events("RestartingNats")
+    assert await stage.follow() == ["store-1"]
+    await stage.ready("store-1")
+    after = await _uids(stage)
+    assert {name for name in after if after[name] != before[name]} == {"store-1"}
+    # it has not helped, and the next time comes later
+    stage.late = 350.0
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[1] == "AwaitingJetStream"
+    assert await _uids(stage) == after
+    stage.jetstream.answer = Health()
+    await stage.settle()
+    assert set((await _uids(stage)).values()).isdisjoint(before.values())
+
+
 async def test_what_lasts_too_long_calls_somebody(stage: Stage) -> None:
     await stage.create()
     await stage.settle()

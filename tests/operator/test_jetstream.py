@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from aiohttp import web
 from nats.aio.client import Client
 
 from orisun_operator.jetstream import Health, JetStream, JetStreamError
@@ -83,6 +84,41 @@ async def test_asked_to_stop_it_hands_over_and_ends_cleanly(tmp_path: Path, shel
     assert ("Entering lame duck mode" in log, "Closing existing clients" in log) == (True, stays)
 
 
+@pytest.mark.parametrize("shell", [("/bin/sh",), ("busybox", "sh")], ids=" ".join)
+async def test_one_at_a_time_writes_a_volume(tmp_path: Path, shell: Sequence[str]) -> None:
+    """A pod that is deleted by force still runs while its successor starts."""
+    found = shutil.which(shell[0])
+    if found is None:
+        pytest.skip(f"no {shell[0]}: the start of NATS is NOT TESTED in it")
+    servers = NatsServers(tmp_path, cluster_of(1), (found, *shell[1:]))
+    servers.start(0)
+    try:
+        assert await _ready(servers), servers.log(0)
+        with servers.another(0):
+            assert await eventually(lambda: "waiting: the NATS server of an earlier pod" in servers.log(0), 30, 0.05)
+            assert servers.log(0).count("Starting nats-server") == 1
+            servers.stop(0, signal.SIGKILL)
+            assert await eventually(lambda: servers.log(0).count("Server is ready") == 2, 30, 0.05)
+        assert servers.log(0).count("waiting") == 1
+    finally:
+        servers.close()
+
+
+async def test_a_volume_that_knows_no_locks_is_written_all_the_same(tmp_path: Path) -> None:
+    """As some network file systems do: flock ends with another status than that of a lock that somebody has."""
+    servers = NatsServers(tmp_path, cluster_of(1))
+    program = tmp_path / "0" / "bin" / "flock"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nexit 71\n")
+    program.chmod(0o755)
+    servers.start(0)
+    try:
+        assert await _ready(servers), servers.log(0)
+    finally:
+        servers.close()
+    assert "warning: no lock on" in servers.log(0)
+
+
 async def test_its_hook_holds_it_until_the_server_has_drained(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("serving")
@@ -150,6 +186,79 @@ async def test_members_come_go_and_are_removed(jetstream: JetStream, tmp_path: P
         assert health.names["store-1"] not in {peer.name for peer in after.peers}
     finally:
         servers.close()
+
+
+async def test_a_stream_given_up_after_a_failed_write_is_seen_and_a_restart_takes_it_up(
+    jetstream: JetStream, tmp_path: Path
+) -> None:
+    """With room enough again the server goes on refusing: so does one that has found its copy inconsistent."""
+    servers = NatsServers(tmp_path, cluster_of(3))
+    try:
+        for ordinal in range(3):
+            servers.start(ordinal)
+        await _healthy(jetstream, servers, 3)
+        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
+        stream = client.jetstream()
+        await stream.add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        for _ in range(100):
+            await stream.publish("s.a", bytes(1000))
+        servers.limit_files(2, 50_000)
+
+        async def stopped() -> Health | None:
+            await stream.publish("s.a", bytes(1000))
+            health = await jetstream.health(servers.addresses(), clustered=True)
+            return health if health.stopped else None
+
+        health = await eventually(stopped, 30, 0.01)
+        assert health is not None
+        assert health.stopped == ("store-2",)
+        assert health.problem.startswith("store-2: JetStream stream 'ORISUN > S' ")
+        assert health.problem.endswith("; that lasts until the pod is deleted and made anew")
+        servers.limit_files(2, None)
+        for _ in range(100):
+            await stream.publish("s.a", bytes(1000))
+        assert (await jetstream.health(servers.addresses(), clustered=True)).stopped == ("store-2",)
+        servers.stop(2)
+        servers.start(2)
+        await _healthy(jetstream, servers, 3)
+        # all of it: it alone with one of the others can tell
+        last = (await stream.publish("s.a", bytes(1000))).seq
+        await client.close()
+        leader = int((await jetstream.health(servers.addresses(), clustered=True)).leader.split("-")[1])
+        servers.stop(next(ordinal for ordinal in (0, 1) if ordinal != leader))
+        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(2)}:4222")
+        info = await client.jetstream(timeout=30).stream_info("S")
+        assert (info.state.messages, info.state.last_seq) == (last, last)
+        await client.close()
+    finally:
+        servers.close()
+
+
+async def test_a_server_without_room_is_not_helped_by_a_restart(jetstream: JetStream) -> None:
+    """What nats-server answers then, as its source has it (monitor.go): a full disk is hard to come by in a test."""
+    errors = [
+        {"type": "STREAM", "error": "JetStream stream 'ORISUN > A' is not current: stream catching up"},
+        {"type": "STREAM", "error": "JetStream stream 'ORISUN > B' is not current: stream write error: no space left"},
+        *[{"type": "STREAM", "error": f"JetStream stream 'ORISUN > {n}' is not current"} for n in range(3)],
+    ]
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/healthz":
+            return web.json_response({"status": "error", "errors": errors}, status=503)
+        return web.json_response({"server_name": "store-0-abc"})
+
+    app = web.Application()
+    app.router.add_get("/{any}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.9.8.7", 8222).start()
+        health = await jetstream.health({"store-0": "127.9.8.7"}, clustered=False)
+    finally:
+        await runner.cleanup()
+    assert health.stopped == ()
+    assert health.problem.startswith("store-0: JetStream stream 'ORISUN > B' ")
+    assert health.problem.endswith(", 2 more")
 
 
 async def test_a_majority_lost_for_good_is_seen_and_another_beginning_heals(

@@ -192,6 +192,7 @@ class _Work:
             streams=applied.streams_of(current),
             jetstream=health.problem,
             ill=seconds(moments, "illSince", now),
+            stopped=health.stopped,
             leaving=leaving,
             leaving_for=seconds(moments, "leavingSince", now),
             revision=revision_of(live),

@@ -28,11 +28,22 @@ DRAIN_PATIENCE, _LAME_DUCK = 40, 2
 # A server that lost its store must not come back under its old name: it would vote twice. The name is kept with the
 # store, and the operator removes the peers that no pod answers to any more.
 #
+# One at a time: a pod that is deleted by force (kubectl delete --force, a node's garbage collection) has its successor
+# while its own processes still run, and two NATS servers that write one store leave a copy that fits nothing.
+#
 # SIGTERM makes a lame duck of it: it hands over what it leads, and ends by itself a second later if no client is left.
 # Not in the hook, which would have to outlive the server: the kubelet counts a hook that dies with it as failed.
 _START = f"""
 set -eu
 trap 'exit 0' TERM
+exec 9> {DATA}/lock
+waits=
+while status=0; flock -n 9 || status=$?; [ $status = 1 ]; do
+  if [ -z "$waits" ]; then echo "waiting: the NATS server of an earlier pod, deleted by force, still has the volume"; fi
+  waits=yes
+  sleep 0.1
+done
+if [ $status != 0 ]; then echo "warning: no lock on {DATA} can be had: never delete this pod by force" >&2; fi
 for old in {DATA}/single-* {DATA}/cluster-*; do
   if [ "$old" != "$STORE" ]; then rm -rf "$old"; fi
 done
