@@ -35,40 +35,28 @@ async def stop(kubernetes: Kubernetes, namespace: str, pod: str) -> None:
     await _signal(kubernetes, "SIGSTOP", await kubernetes.must("pod", pod, namespace))
 
 
-async def limit_files(kubernetes: Kubernetes, namespace: str, name: str, container: str, size: int | None) -> None:
+async def limit_files(kubernetes: Kubernetes, namespace: str, pod: str, container: str, size: int | None) -> None:
     """From now on no process of a container makes a file longer than so many bytes: its writes fail, as on a bad disk.
 
-    None lifts that. Needs ``reaches_nodes``.
+    None lifts that. The image needs a shell and prlimit (util-linux).
     """
-    pod = await kubernetes.must("pod", name, namespace)
-    tasks = await _tasks(kubernetes, pod)
-    (one,) = _running([pod], container)
     limit = "unlimited" if size is None else str(size)
-    for line in (await run(*tasks, "ps", one)).splitlines()[1:]:
-        await run(*await _on_node(kubernetes, pod), "prlimit", f"--fsize={limit}:unlimited", "--pid", line.split()[0])
+    each = f'for one in /proc/[0-9]*; do prlimit --fsize={limit}: --pid "${{one#/proc/}}" || true; done'
+    await kubernetes.kubectl("exec", "-n", namespace, pod, "-c", container, "--", "sh", "-c", each)
 
 
 async def _signal(kubernetes: Kubernetes, signal: str, *pods: Object, container: str | None = None) -> None:
     """Sent to the first process of each container that runs, from outside, where nothing keeps it from them."""
-    tasks, ids = await _tasks(kubernetes, pods[0]), _running(pods, container)
-    assert ids, f"nothing of {container or [pod['metadata']['name'] for pod in pods]} runs"
-    await asyncio.gather(*(run(*tasks, "kill", "-s", signal, one) for one in ids))
-
-
-async def _tasks(kubernetes: Kubernetes, pod: Object) -> tuple[str, ...]:
-    """What comes before a command of containerd about the pod's processes."""
     address = () if kubernetes.scripts is None else ("--address", _CONTAINERD)
-    return (*await _on_node(kubernetes, pod), "ctr", *address, "-n", "k8s.io", "tasks")
-
-
-def _running(pods: Sequence[Object], container: str | None) -> list[str]:
-    """Ids of the containers that run, all or those of a name."""
-    return [
+    ctr = (*await _on_node(kubernetes, pods[0]), "ctr", *address, "-n", "k8s.io", "tasks", "kill", "-s", signal)
+    ids = [
         str(status["containerID"]).removeprefix("containerd://")
         for pod in pods
         for status in statuses(pod)
         if container in (None, status["name"]) and "running" in status["state"]
     ]
+    assert ids, f"nothing of {container or [pod['metadata']['name'] for pod in pods]} runs"
+    await asyncio.gather(*(run(*ctr, one) for one in ids))
 
 
 async def reaches_nodes(kubernetes: Kubernetes) -> bool:

@@ -160,8 +160,6 @@ async def test_sidecars_killed(kubernetes: Kubernetes, store: Servers) -> None:
 
 async def test_a_stream_given_up_after_a_failed_write(kubernetes: Kubernetes, store: Servers) -> None:
     """Its NATS server never takes it up by itself; and a rollout would wait for that."""
-    if not await chaos.reaches_nodes(kubernetes):
-        pytest.skip("needs a node on which a process can be given limits")
     name, space = store.name, store.namespace.name
     ill = (await store.pods())[1]["metadata"]["name"]
 
