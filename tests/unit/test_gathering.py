@@ -29,11 +29,11 @@ class Lane:
             self.queue.append(number)
             self.gathering.came(len(self.queue))
 
-    async def flush(self, count: int) -> int:
+    async def flush(self, count: int, most: int | None = None) -> int:
         """The size of the group when so many callers come after a first one."""
         self.queue = [0]
         coming = asyncio.create_task(self.callers(count))
-        await self.gathering.wait(self.queue, 1.0)
+        await self.gathering.wait(self.queue, 1.0, most)
         size = len(self.queue)
         await coming
         return size
@@ -45,6 +45,15 @@ async def test_all_are_counted_once_and_then_half_is_waited_for() -> None:
     assert lane.gathering.callers == 12
     assert await lane.flush(11) in (6, 7)
     assert lane.gathering.callers == 12
+
+
+async def test_no_more_are_waited_for_than_a_group_can_hold() -> None:
+    """Calls of a thousand events each fill one by fives."""
+    lane = Lane()
+    assert await lane.flush(39) == 40
+    assert await lane.flush(39, 5) in (5, 6)
+    assert lane.gathering.callers == 40
+    assert await lane.flush(39) in (20, 21)
 
 
 async def test_who_joins_is_counted_some_time_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,11 @@ class Gathering:
         if waiting >= self._wanted:
             self._enough.set()
 
-    async def wait(self, queue: Sized, seconds: float) -> None:
-        """Waits until a flush of the queue is worth it; ``seconds`` is what the flush before took."""
+    async def wait(self, queue: Sized, seconds: float, most: int | None = None) -> None:
+        """Waits until a flush of the queue is worth it.
+
+        ``seconds`` is what the flush before took, ``most`` how many calls went into it if no more did.
+        """
         if not queue:
             return
         now = time.monotonic()
@@ -51,7 +54,7 @@ class Gathering:
                 if not await self._are(len(queue) + 1, queue, gap):
                     break
             self._count_at = time.monotonic() + _COUNT_EVERY
-        elif await self._are(self.callers // 2, queue, _PATIENCE):
+        elif await self._are(min(self.callers // 2, most or _COUNT_CALLS), queue, _PATIENCE):
             return
         # some may only have been slow to come
         self.callers = min(max(len(queue), self.callers * 3 // 4), _COUNT_CALLS)

@@ -142,6 +142,8 @@ class Lane:
         self._queue: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
         self._turns = Turns()
+        #: Whether more waited than went into the last group.
+        self._was_full = False
 
     def add(self, call: Call) -> None:
         self._queue.append(call)
@@ -178,7 +180,8 @@ class Lane:
                 began = time.monotonic()
                 await self._commit(group)
                 if self._gathering is not None:
-                    await self._gathering.wait(self._queue, time.monotonic() - began)
+                    most = len(group) if self._was_full else None
+                    await self._gathering.wait(self._queue, time.monotonic() - began, most)
         finally:
             self._task = None
             # only after an unforeseen error is anything left here
@@ -191,6 +194,7 @@ class Lane:
         group: list[Call] = []
         ids: set[str] = set()
         events = size = 0
+        self._was_full = False
         queue = self._queue
         while queue:
             call = queue[0]
@@ -200,6 +204,7 @@ class Lane:
             events += len(call.events)
             size += call.size
             if group and (events > GROUP_EVENTS or size > GROUP_BYTES):
+                self._was_full = True
                 break
             own = {checked.event.event_id for checked in call.events}
             if not ids.isdisjoint(own):
