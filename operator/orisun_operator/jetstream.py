@@ -23,11 +23,11 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE = 3
 _REMOVE = "$JS.API.SERVER.REMOVE"
-#: How nats-server (monitor.go, isStreamHealthy) says that it has stopped writing a stream, a consumer or the cluster's
-#: own log: for good, until it is started again.
-_WRITE_ERROR = "write error"
+#: How nats-server says (monitor.go, isStreamHealthy and isConsumerHealthy of jetstream_cluster.go) that it has stopped
+#: writing a stream, a consumer or the cluster's own log: for good, until it is started again.
+_STOPPED = ("write error", "apply error")
 #: With these a restart changes nothing.
-_FULL = ("no space left", "quota exceeded")
+_LASTING = ("no space left", "quota exceeded", "read-only file system")
 #: Of the errors of a NATS server, how many are told.
 _TOLD = 3
 
@@ -50,7 +50,8 @@ class Health:
     peers: Sequence[Peer] = ()
     #: Pod to the name that its NATS server answers with.
     names: Mapping[str, str] = field(default_factory=dict)
-    #: Pods whose NATS server has given up a copy of a stream after a failed write, which only a restart takes up again.
+    #: Pods whose NATS server has a problem, and those of them that have stopped writing, which only a restart mends.
+    ailing: Sequence[str] = ()
     stopped: Sequence[str] = ()
 
 
@@ -84,6 +85,7 @@ class JetStream:
         answers = await asyncio.gather(*(self._look(name, ip) for name, ip in pods.items()))
         problems = [answer.problem for answer in answers if answer.problem]
         names = {answer.pod: answer.server for answer in answers if answer.server}
+        ailing = tuple(answer.pod for answer in answers if answer.problem)
         stopped = tuple(answer.pod for answer in answers if answer.stopped)
         leader, members = "", dict[str, Peer]()
         for answer in answers:
@@ -95,7 +97,7 @@ class JetStream:
                 members[told] = Peer(told, False)
         if clustered and not leader and not problems:
             problems.append("JetStream's cluster has no leader")
-        return Health("; ".join(problems), leader, tuple(members.values()), names, stopped)
+        return Health("; ".join(problems), leader, tuple(members.values()), names, ailing, stopped)
 
     async def remove(self, addresses: Iterable[str], user: str, password: str, peer: str) -> None:
         """Remove a member for good; its copies of streams are made elsewhere. Raises JetStreamError."""
@@ -132,7 +134,7 @@ class JetStream:
         problem, stopped = "", False
         if status != HTTPStatus.OK:
             errors = [str(one.get("error") or "") for one in health.get("errors") or ()]
-            stopped = any(_WRITE_ERROR in error and not any(text in error for text in _FULL) for error in errors)
+            stopped = any(_has(error, _STOPPED) and not _has(error, _LASTING) for error in errors)
             problem = f"{pod}: {_told(errors) or health.get('error') or 'its NATS server is not healthy'}"
             if stopped:
                 problem += "; that lasts until the pod is deleted and made anew"
@@ -149,9 +151,13 @@ class JetStream:
 
 def _told(errors: Sequence[str]) -> str:
     """Those that only a restart mends come first: the others may be gone in a moment."""
-    first = sorted(filter(None, errors), key=lambda error: _WRITE_ERROR not in error)
+    first = sorted(filter(None, errors), key=lambda error: (not _has(error, _STOPPED), error))
     more = [f"{len(first) - _TOLD} more"] if len(first) > _TOLD else []
     return ", ".join([*first[:_TOLD], *more])
+
+
+def _has(error: str, texts: Sequence[str]) -> bool:
+    return any(text in error for text in texts)
 
 
 async def _quiet(_: Exception) -> None:

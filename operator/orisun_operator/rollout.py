@@ -2,18 +2,20 @@
 
 The rules: a pod is replaced only while all others serve and their copies of the streams are current; a pod that does
 not serve anyway is replaced first; while a replaced pod does not become ready nothing else is touched. So a bad image
-stops at its first pod, and taking the change back heals that pod. A pod whose NATS server has given up a copy of a
-stream is made anew, since nothing else mends that, but not again and again.
+stops at its first pod, and taking the change back heals that pod. A pod whose NATS server has stopped writing is made
+anew, since nothing else mends that, but not again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 #: Seconds that a server may be unready without being taken for one that does not serve.
 _MOMENT = 30.0
+#: Seconds after which a pod may be made anew once more because its NATS server has stopped writing.
+RESTART_AGAIN = 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,6 @@ class Pod:
     ip: str = ""
     #: Of the StatefulSet, when the pod was made.
     revision: str = ""
-    #: Seconds that its NATS server has run.
-    nats_age: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ class View:
     jetstream: str = ""
     #: Seconds that this has lasted.
     ill: float = 0.0
-    #: Pods whose NATS server has given up a copy of a stream, for good until it is started again.
+    #: Pods whose NATS server has a problem, and those of them that have stopped writing until they are started again.
+    ailing: Sequence[str] = ()
     stopped: Sequence[str] = ()
+    #: Seconds since pods were made anew for that, while it counts.
+    restarted: Mapping[str, float] = field(default_factory=dict)
     #: Member of JetStream's cluster that is gone and still has to leave it; "" for none.
     leaving: str = ""
     #: Seconds that any member has been leaving.
@@ -141,8 +144,8 @@ def next_step(view: View) -> Step:
     if broken and not view.on_delete:
         pod = broken[-1]
         return _replace(view, pod, f"{pod.name} does not serve ({pod.problem or 'not ready'}) and is made anew")
-    if stopped := [pod for pod in view.pods if pod.name in view.stopped and _may_restart(view, pod)]:
-        return _restart(stopped[-1])
+    if (stopped := _restartable(view)) is not None:
+        return _restart(stopped)
     if view.asked != view.wanted:
         return _resize(view, outdated)
     if outdated:
@@ -188,17 +191,21 @@ def _is_current(view: View, pod: Pod) -> bool:
     return pod.template == view.template and (pod.unready < _MOMENT or not rendered_anew)
 
 
-def _may_restart(view: View, pod: Pod) -> bool:
-    """Whether a pod may be made anew for its NATS server's sake; one that fails again soon would be so for ever.
+def _restartable(view: View) -> Pod | None:
+    """A pod that may be made anew for its NATS server's sake: once in a while, and while the others are current.
 
-    Not the only one, which serves as it is, nor where a person deletes pods, nor one that has to wait for the schema.
+    Not the only one, which serves as it is, nor where a person deletes pods, nor one whose successor might have to
+    wait: for the schema, a Secret, PostgreSQL.
     """
-    held = view.asked == 1 or view.on_delete or view.rebuilding or (view.schema and not _is_current(view, pod))
-    return not held and view.ill > _MOMENT and pod.nats_age > view.timeout
+    held = view.asked == 1 or view.on_delete or view.rebuilding or view.schema or view.waits
+    if held or view.ill <= _MOMENT or set(view.ailing) - set(view.stopped):
+        return None
+    late = (pod for pod in reversed(view.pods) if pod.name in view.stopped)
+    return next((pod for pod in late if view.restarted.get(pod.name, RESTART_AGAIN) >= RESTART_AGAIN), None)
 
 
 def _restart(pod: Pod) -> Step:
-    message = f"{pod.name} is made anew: its NATS server has given up a stream after a failed write, until it restarts"
+    message = f"{pod.name} is made anew: after a failed write its NATS server has stopped writing, until it restarts"
     return Step(Action.REPLACE, "RestartingNats", message, pod=pod)
 
 
@@ -220,7 +227,7 @@ def _await(view: View, unready: Sequence[Pod]) -> Step:
             Action.WAIT,
             "PodsNotReady",
             f"not ready after {view.timeout:.0f} s: {why}. Nothing else is changed until that is mended;"
-            f" see kubectl logs {oldest.name}, or take the last change of the spec back",
+            f" see kubectl logs {oldest.name} --all-containers, or take the last change of the spec back",
             stalled=True,
         )
     return Step(Action.WAIT, "AwaitingPods", f"waiting for {why}")

@@ -427,16 +427,17 @@ async def test_jetstream_begins_anew_once_where_that_does_not_help(stage: Stage)
     assert (await stage.status())["jetstream"]["incarnation"] == "cluster-3"
 
 
-async def test_a_nats_server_that_has_given_up_a_stream_is_made_anew_once(stage: Stage) -> None:
+async def test_a_nats_server_that_has_stopped_writing_is_made_anew_once(stage: Stage) -> None:
     await stage.create()
     await stage.settle()
     before = await _uids(stage)
-    stage.jetstream.answer = Health(problem="store-1: stream write error", stopped=("store-1",))
+    stopped = Health(problem="store-1: stream write error", ailing=("store-1",), stopped=("store-1",))
+    stage.jetstream.answer = stopped
     await stage.patch(image="orisun:9")
     await stage.reconcile()
     assert (await stage.condition("Ready"))[:2] == ("False", "AwaitingJetStream")
     assert await _uids(stage) == before
-    stage.late = 310.0
+    stage.late = 31.0
     await stage.reconcile()
     assert (await stage.condition("Ready"))[:2] == ("False", "RestartingNats")
     assert await stage.events("RestartingNats")
@@ -444,14 +445,24 @@ async def test_a_nats_server_that_has_given_up_a_stream_is_made_anew_once(stage:
     await stage.ready("store-1")
     after = await _uids(stage)
     assert {name for name in after if after[name] != before[name]} == {"store-1"}
-    # it has not helped, and the next time comes later
-    stage.late = 350.0
-    await stage.reconcile()
-    assert (await stage.condition("Ready"))[1] == "AwaitingJetStream"
+    # it has not helped: somebody is called, and the next time comes much later
+    for stage.late in (62.0, 301.0, 3600.0):
+        await stage.reconcile()
+        assert (await stage.condition("Ready"))[1] == "AwaitingJetStream"
+        assert (await stage.condition("Stalled"))[0] == str(stage.late > 300)
     assert await _uids(stage) == after
+    stage.late = 3700.0
+    await stage.reconcile()
+    assert (await stage.condition("Ready"))[1] == "RestartingNats"
+    assert await stage.follow() == ["store-1"]
+    await stage.ready("store-1")
     stage.jetstream.answer = Health()
     await stage.settle()
+    assert "restarted" in (await stage.status())["jetstream"]
     assert set((await _uids(stage)).values()).isdisjoint(before.values())
+    stage.late = 7400.0
+    await stage.reconcile()
+    assert "restarted" not in (await stage.status())["jetstream"]
 
 
 async def test_what_lasts_too_long_calls_somebody(stage: Stage) -> None:

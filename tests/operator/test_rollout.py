@@ -132,15 +132,9 @@ def test_another_rendering_of_the_same_spec_reaches_only_pods_that_do_not_serve(
     assert next_step(_view(*pods, revision="r2")).action is Action.WAIT
 
 
-def test_a_nats_server_that_has_given_up_a_stream_is_made_anew_but_not_again_and_again() -> None:
-    ill = {
-        "jetstream": "store-1: stream write error",
-        "stopped": ("store-1",),
-        "ill": 31.0,
-        "schema": "",
-        "waits": False,
-    }
-    three = [_pod(n, nats_age=301.0) for n in range(3)]
+def test_a_nats_server_that_has_stopped_writing_is_made_anew_but_not_again_and_again() -> None:
+    ill = {"jetstream": "store-1: write error", "ailing": ("store-1",), "stopped": ("store-1",), "ill": 31.0}
+    three = [_pod(n) for n in range(3)]
     step = next_step(_view(*three, **ill))
     assert (step.action, step.reason, step.pod and step.pod.ordinal) == (Action.REPLACE, "RestartingNats", 1)
     # before a rollout, which would wait for it for ever, and before the cluster grows
@@ -148,19 +142,26 @@ def test_a_nats_server_that_has_given_up_a_stream_is_made_anew_but_not_again_and
     step = next_step(_view(*outdated, **ill))
     assert (step.reason, step.pod and step.pod.ordinal) == ("RestartingNats", 1)
     assert next_step(_view(*three, **ill, wanted=5)).reason == "RestartingNats"
-    # two of three have done so: one at a time
-    step = next_step(_view(*three, **ill | {"stopped": ("store-0", "store-2")}))
+    # two of three: one at a time, the next when the first is current again
+    two = ill | {"ailing": ("store-0", "store-2"), "stopped": ("store-0", "store-2")}
+    step = next_step(_view(*three, **two))
     assert (step.reason, step.pod and step.pod.ordinal) == ("RestartingNats", 2)
+    assert next_step(_view(*three, **two | {"stopped": ("store-0",)})).action is Action.NOTHING
+    assert next_step(_view(*three, **ill | {"ailing": ("store-0",), "stopped": ("store-0",)})).action is Action.REPLACE
+    # an hour later once more
+    assert next_step(_view(*three, **ill, restarted={"store-1": 3600.0})).reason == "RestartingNats"
+    step = next_step(_view(*three, **two, restarted={"store-2": 60.0}))
+    assert (step.reason, step.pod and step.pod.ordinal) == ("RestartingNats", 0)
 
-    well = {"jetstream": "store-1: not current", "ill": 31.0}
     for why, view in {
-        "it catches up": _view(*three, **well),
+        "it catches up": _view(*three, **ill | {"stopped": ()}),
         "a moment proves nothing": _view(*three, **ill | {"ill": 29.0}),
-        "it has been started anew": _view(*[replace(pod, nats_age=299.0) for pod in three], **ill),
+        "that was done, and has not helped": _view(*three, **ill, restarted={"store-1": 3599.0}),
         "a person deletes pods": _view(*three, **ill, on_delete=True),
         "JetStream begins anew": _view(*[replace(pod, streams="cluster-0") for pod in three], **ill),
-        "it is the only one": _view(_pod(1, nats_age=301.0), wanted=1, asked=1, **ill),
-        "the new one has to wait": _view(*outdated, **ill | {"schema": "orders has migrations to come"}),
+        "it is the only one": _view(_pod(1), wanted=1, asked=1, **ill),
+        "the new one would have to wait": _view(*three, **ill, schema="the Secret login is missing"),
+        "a newer template waits": _view(*three, **ill, waits=True),
         "another one is away": _view(*three[:2], _pod(2, ready=False), **ill),
         "another one ends": _view(*three[:2], _pod(2, terminating=True), **ill),
         "a pod is made": _view(*three[:2], **ill),

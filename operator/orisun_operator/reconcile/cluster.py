@@ -12,7 +12,7 @@ import structlog
 
 from ..api import API_VERSION
 from ..api.cluster import KIND, ClusterSpec, read_spec
-from ..api.conditions import set_condition
+from ..api.conditions import set_condition, timestamp
 from ..jetstream import Health, JetStreamError
 from ..kube import Object, Ref
 from ..resources import applied, nats, pods
@@ -24,7 +24,7 @@ from .cluster_leftovers import drop_secrets
 from .cluster_pods import claims_of, pods_of, revision_of
 from .cluster_schema import Schema, look_at_schema
 from .cluster_secrets import REFUSED_ADMIN, Secrets, sealing_key
-from .cluster_status import begun_anew, is_leaderless, seconds, since, tell_of_servers
+from .cluster_status import begun_anew, is_leaderless, restarts, seconds, since, tell_of_servers
 from .report import Report, concluded
 
 log = structlog.get_logger(__name__)
@@ -184,6 +184,7 @@ class _Work:
             leaderlessSince=applied.is_clustered(current) and is_leaderless(cluster, there, health) and not rebuilding,
             leavingSince=bool(leaving),
         )
+        restarted = restarts(self._report.before, now)
         view = View(
             wanted=applied.reachable(cluster, current),
             asked=cluster.pods,
@@ -192,7 +193,9 @@ class _Work:
             streams=applied.streams_of(current),
             jetstream=health.problem,
             ill=seconds(moments, "illSince", now),
+            ailing=health.ailing,
             stopped=health.stopped,
+            restarted={pod: seconds(restarted, pod, now) for pod in restarted},
             leaving=leaving,
             leaving_for=seconds(moments, "leavingSince", now),
             revision=revision_of(live),
@@ -214,6 +217,8 @@ class _Work:
             # its password would be everybody's: pods read the Secret itself
             step = Step(Action.WAIT, held.reason, str(held))
         await self._take(cluster, current, step)
+        if step.reason == "RestartingNats" and step.pod is not None:
+            restarted[step.pod.name] = timestamp(now)
         if step.reason == "Ready" and not waits:
             await drop_secrets(self._kube, cluster)
         tell_of_servers(
@@ -222,7 +227,7 @@ class _Work:
             health,
             template=cluster.template,
             incarnation=incarnation,
-            moments=moments | ({"begunAnew": begun} if begun else {}),
+            moments=moments | ({"begunAnew": begun} if begun else {}) | ({"restarted": restarted} if restarted else {}),
         )
         return self._conclude(step, health, None if spec.hibernate else held)
 

@@ -74,14 +74,7 @@ def _pod(obj: Object, ordinal: int, now: datetime.datetime) -> Pod:
         overdue=_since(metadata.get("deletionTimestamp"), now),
         ip=status.get("podIP") or "",
         revision=(metadata.get("labels") or {}).get("controller-revision-hash", ""),
-        nats_age=_since(_started(status, "nats"), now),
     )
-
-
-def _started(status: Mapping[str, Any], container: str) -> str | None:
-    """Since when it runs."""
-    states = (one.get("state") or {} for one in status.get("containerStatuses") or () if one["name"] == container)
-    return next(((state.get("running") or {}).get("startedAt") for state in states), None)
 
 
 def _since(moment: str | None, now: datetime.datetime) -> float:

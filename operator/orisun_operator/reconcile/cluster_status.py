@@ -9,7 +9,7 @@ from typing import Any
 from ..api.conditions import set_condition, timestamp
 from ..jetstream import Health
 from ..resources.cluster import Cluster
-from ..rollout import Pod, View
+from ..rollout import RESTART_AGAIN, Pod, View
 from .report import Report
 
 
@@ -26,6 +26,12 @@ def seconds(moments: Mapping[str, Any], state: str, now: datetime.datetime) -> f
     return (now - datetime.datetime.fromisoformat(moments[state].replace("Z", "+00:00"))).total_seconds()
 
 
+def restarts(before: Mapping[str, Any], now: datetime.datetime) -> dict[str, str]:
+    """When pods were made anew because their NATS servers had stopped writing, as long as that counts."""
+    known = (before.get("jetstream") or {}).get("restarted") or {}
+    return {pod: moment for pod, moment in known.items() if seconds(known, pod, now) < RESTART_AGAIN}
+
+
 def is_leaderless(cluster: Cluster, there: Sequence[Pod], health: Health) -> bool:
     """Whether all servers are well, and their NATS servers cannot agree on a leader of JetStream's cluster."""
     ready = [pod for pod in there if pod.ready and not pod.terminating]
@@ -40,7 +46,7 @@ def begun_anew(before: Mapping[str, Any], incarnation: str, health: Health) -> s
 
 
 def tell_of_servers(
-    report: Report, view: View, health: Health, *, template: str, incarnation: str, moments: Mapping[str, str]
+    report: Report, view: View, health: Health, *, template: str, incarnation: str, moments: Mapping[str, Any]
 ) -> None:
     """Figures and conditions, whatever else stands in the way; ``template`` is the one that the spec wants.
 

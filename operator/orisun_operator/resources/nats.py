@@ -36,14 +36,19 @@ DRAIN_PATIENCE, _LAME_DUCK = 40, 2
 _START = f"""
 set -eu
 trap 'exit 0' TERM
-exec 9> {DATA}/lock
 waits=
-while status=0; flock -n 9 || status=$?; [ $status = 1 ]; do
-  if [ -z "$waits" ]; then echo "waiting: the NATS server of an earlier pod, deleted by force, still has the volume"; fi
-  waits=yes
-  sleep 0.1
-done
-if [ $status != 0 ]; then echo "warning: no lock on {DATA} can be had: never delete this pod by force" >&2; fi
+if command exec 9> {DATA}/lock; then
+  # a lock that somebody has is not worth a word to flock, anything else is
+  while ! said=$(flock -n 9 2>&1); do
+    if [ -n "$said" ]; then
+      echo "warning: {DATA} cannot be locked ($said): never delete this pod by force, two NATS servers would spoil it"
+      break
+    fi
+    if [ -z "$waits" ]; then echo "waiting: the NATS server of an earlier pod (deleted by force?) has the volume"; fi
+    waits=yes
+    sleep 0.1
+  done
+fi
 for old in {DATA}/single-* {DATA}/cluster-*; do
   if [ "$old" != "$STORE" ]; then rm -rf "$old"; fi
 done
