@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from orisun_server.settings import Settings
 from tests.faults.checker import check_delivered
 from tests.faults.clients import Client, Follower, store
 from tests.faults.parts import Stream
+from tests.harness import eventually
 from tests.integration.nodes import NatsServer
 
 pytestmark = pytest.mark.fault
@@ -114,6 +116,39 @@ async def test_killed_wiped_deleted_and_hung_under_load(make_settings: MakeSetti
         check_delivered(log, other.events, [{"n": "0"}])
         assert not one.endings, "a subscription ended"
         assert not other.endings
+
+
+@pytest.mark.parametrize("size", [0, 1 << 15])
+async def test_writes_that_fail_for_a_while(make_settings: MakeSettings, own_nats: NatsServer, size: int) -> None:
+    """nats-server gives a stream up at the first failed write, and never takes that one up again: it is made anew."""
+    settings = make_settings(nats_url=SecretStr(own_nats.url))
+    async with store(settings) as (client, _), Follower(client) as follower, Watch(client):
+        async with client.load() as load:
+            await load.more(100)
+            own_nats.limit_files(size)
+
+            async def stands_still() -> bool:
+                """Of what is stored now, nothing is published within a second."""
+                async with Stream(settings) as stream:
+                    position = await client.save({"mark": "1"})
+                    with contextlib.suppress(AssertionError):
+                        await stream.reaches(position, timeout=1)
+                        return False
+                    return True
+
+            await eventually(stands_still, 30, message="writes that fail")
+            before = len(follower.events)
+            await load.more(20)
+            await follower.has(before + 20)
+            own_nats.limit_files(None)
+            await load.more(50)
+        async with Stream(settings) as stream:
+            await is_live(client, follower, stream)
+        log = await client.log()
+        client.history.check(log)
+        check_delivered(log, follower.events)
+        assert not client.errors, "an append or a read failed"
+        assert not follower.endings, "a subscription ended"
 
 
 async def test_servers_that_start_without_nats(make_settings: MakeSettings, own_nats: NatsServer) -> None:

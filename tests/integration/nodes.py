@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import secrets
 import shutil
 import signal
@@ -245,6 +246,12 @@ class NatsServer:
 
     def wipe(self) -> None:
         shutil.rmtree(self.store)
+
+    def limit_files(self, size: int | None) -> None:
+        """From now on no file of it can grow beyond so many bytes, so that its writes fail; None lifts that."""
+        assert self._process is not None
+        limit = resource.RLIM_INFINITY if size is None else size
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
 @contextlib.asynccontextmanager
