@@ -37,6 +37,16 @@ async def _healthy(jetstream: JetStream, servers: NatsServers, members: int) -> 
     return found
 
 
+async def _with_a_stream(jetstream: JetStream, servers: NatsServers) -> Client:
+    """Starts three with a stream S that each has a copy of; a client of the first."""
+    for ordinal in range(3):
+        servers.start(ordinal)
+    await _healthy(jetstream, servers, 3)
+    client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
+    await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
+    return client
+
+
 async def _ready(servers: NatsServers) -> bool:
     try:
         return bool(await eventually(lambda: "Server is ready" in servers.log(0), 30, 0.1))
@@ -212,12 +222,8 @@ async def test_a_stream_given_up_after_a_failed_write_is_seen_and_a_restart_take
     """With room enough again the server goes on refusing: so does one that has found its copy inconsistent."""
     servers = NatsServers(tmp_path, cluster_of(3))
     try:
-        for ordinal in range(3):
-            servers.start(ordinal)
-        await _healthy(jetstream, servers, 3)
-        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
+        client = await _with_a_stream(jetstream, servers)
         stream = client.jetstream()
-        await stream.add_stream(name="S", subjects=["s.>"], num_replicas=3)
         for _ in range(100):
             await stream.publish("s.a", bytes(1000))
         cluster = (await stream.stream_info("S")).cluster
@@ -293,12 +299,7 @@ async def test_a_majority_lost_for_good_is_seen_and_another_beginning_heals(
 ) -> None:
     servers = NatsServers(tmp_path, cluster_of(3))
     try:
-        for ordinal in range(3):
-            servers.start(ordinal)
-        await _healthy(jetstream, servers, 3)
-        client = await nats.connect(f"nats://orisun:{PASSWORDS['password']}@{servers.address(0)}:4222")
-        await client.jetstream().add_stream(name="S", subjects=["s.>"], num_replicas=3)
-        await client.close()
+        await (await _with_a_stream(jetstream, servers)).close()
         for ordinal in (1, 2):
             servers.stop(ordinal, signal.SIGKILL)
         for ordinal in (1, 2):
