@@ -19,6 +19,16 @@ from tests.harness import eventually
 from tests.operator.nats_servers import PASSWORDS, NatsServers, cluster_of
 
 
+@pytest.fixture(params=[("/bin/sh",), ("busybox", "sh")], ids=" ".join)
+def shell(request: pytest.FixtureRequest) -> Sequence[str]:
+    """Those of Debian and of the official image."""
+    name, *arguments = request.param
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no {name}: the start of NATS is NOT TESTED in it")
+    return found, *arguments
+
+
 @pytest.fixture
 async def jetstream() -> AsyncIterator[JetStream]:
     made = JetStream()
@@ -47,6 +57,16 @@ async def _with_a_stream(jetstream: JetStream, servers: NatsServers) -> Client:
     return client
 
 
+async def _log_of_a_start(servers: NatsServers) -> str:
+    """What one says until it is ready, and ends."""
+    servers.start(0)
+    try:
+        assert await _ready(servers), servers.log(0)
+    finally:
+        servers.close()
+    return servers.log(0)
+
+
 async def _ready(servers: NatsServers) -> bool:
     try:
         return bool(await eventually(lambda: "Server is ready" in servers.log(0), 30, 0.1))
@@ -71,14 +91,10 @@ async def test_a_single_server_is_healthy_without_a_leader(jetstream: JetStream,
     assert "store-0: its NATS server does not answer" in health.problem
 
 
-@pytest.mark.parametrize("shell", [("/bin/sh",), ("busybox", "sh")], ids=" ".join)
 @pytest.mark.parametrize("stays", [False, True])
 async def test_asked_to_stop_it_hands_over_and_ends_cleanly(tmp_path: Path, shell: Sequence[str], stays: bool) -> None:
     """With a client that stays and without one, in the shells of Debian and of the official image."""
-    found = shutil.which(shell[0])
-    if found is None:
-        pytest.skip(f"no {shell[0]}: the start of NATS is NOT TESTED in it")
-    servers = NatsServers(tmp_path, cluster_of(1), (found, *shell[1:]))
+    servers = NatsServers(tmp_path, cluster_of(1), shell)
     servers.start(0)
     clients: list[Client] = []
     try:
@@ -94,13 +110,9 @@ async def test_asked_to_stop_it_hands_over_and_ends_cleanly(tmp_path: Path, shel
     assert ("Entering lame duck mode" in log, "Closing existing clients" in log) == (True, stays)
 
 
-@pytest.mark.parametrize("shell", [("/bin/sh",), ("busybox", "sh")], ids=" ".join)
 async def test_one_at_a_time_writes_a_volume(tmp_path: Path, shell: Sequence[str]) -> None:
     """A pod that is deleted by force still runs while its successor starts."""
-    found = shutil.which(shell[0])
-    if found is None:
-        pytest.skip(f"no {shell[0]}: the start of NATS is NOT TESTED in it")
-    servers = NatsServers(tmp_path, cluster_of(1), (found, *shell[1:]))
+    servers = NatsServers(tmp_path, cluster_of(1), shell)
     servers.start(0)
     try:
         assert await _ready(servers), servers.log(0)
@@ -114,37 +126,23 @@ async def test_one_at_a_time_writes_a_volume(tmp_path: Path, shell: Sequence[str
         servers.close()
 
 
-@pytest.mark.parametrize("shell", [("/bin/sh",), ("busybox", "sh")], ids=" ".join)
 @pytest.mark.parametrize("status", [1, 71], ids=["flock of busybox", "flock of util-linux"])
 async def test_a_volume_that_cannot_be_locked_is_used_all_the_same(
     tmp_path: Path, shell: Sequence[str], status: int
 ) -> None:
     """As some network file systems cannot; to busybox that is the same status as a lock that somebody has."""
-    found = shutil.which(shell[0])
-    if found is None:
-        pytest.skip(f"no {shell[0]}: the start of NATS is NOT TESTED in it")
-    servers = NatsServers(tmp_path, cluster_of(1), (found, *shell[1:]))
+    servers = NatsServers(tmp_path, cluster_of(1), shell)
     program = tmp_path / "0" / "bin" / "flock"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho flock: No locks available >&2\nexit {status}\n")
     program.chmod(0o755)
-    servers.start(0)
-    try:
-        assert await _ready(servers), servers.log(0)
-    finally:
-        servers.close()
-    assert "cannot be locked (flock: No locks available)" in servers.log(0)
+    assert "cannot be locked (flock: No locks available)" in await _log_of_a_start(servers)
 
 
 async def test_a_volume_on_which_the_lock_cannot_be_made_is_used_all_the_same(tmp_path: Path) -> None:
     servers = NatsServers(tmp_path, cluster_of(1))
     (tmp_path / "0" / "data" / "lock").mkdir(parents=True)
-    servers.start(0)
-    try:
-        assert await _ready(servers), servers.log(0)
-    finally:
-        servers.close()
-    assert "lock: Is a directory" in servers.log(0)
+    assert "lock: Is a directory" in await _log_of_a_start(servers)
 
 
 async def test_its_hook_holds_it_until_the_server_has_drained(tmp_path: Path) -> None:
