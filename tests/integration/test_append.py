@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sized
 from typing import TypeVar
 
 import pytest
@@ -24,11 +24,13 @@ from orisun_server.errors import (
     Unavailable,
 )
 from orisun_server.settings import Settings
+from orisun_server.storage import lane
 from orisun_server.storage import survey as survey_module
 from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Plans
 from orisun_server.storage.database import Database
 from orisun_server.storage.flush import Flush
+from orisun_server.storage.gathering import Gathering
 from orisun_server.storage.group_commit import Appender
 from orisun_server.storage.lane import SHORT_LOG
 from orisun_server.storage.survey import Seen, Survey
@@ -240,6 +242,25 @@ async def test_no_timer_delays_the_conflicts_of_a_lone_caller(
 
     await appender.append(boundary, [event("e0", n="0")], Context(NOTHING, about(n="0")))
     await without_timers(stale())
+
+
+async def test_what_a_full_group_held_is_all_that_the_next_waits_for(
+    database: Database, boundary: Boundary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int | None] = []
+    wait = Gathering.wait
+
+    async def heard(self: Gathering, queue: Sized, seconds: float, most: int | None = None) -> None:
+        told.append(most)
+        await wait(self, queue, seconds, most)
+
+    monkeypatch.setattr(Gathering, "wait", heard)
+    monkeypatch.setattr(lane, "GROUP_EVENTS", 50)
+    appender = Appender(database, NoIndexes(), gather=True)
+    calls = [[event(f"{call}-{n}") for n in range(10)] for call in range(12)]
+    await asyncio.gather(*(appender.append(boundary, events, None) for events in calls))
+    assert await eventually(lambda: told[-1:] == [None])
+    assert 5 in told
 
 
 async def test_a_conflict_is_told_before_its_caller_has_left(appender: Appender, boundary: Boundary) -> None:
