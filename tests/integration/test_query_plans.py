@@ -208,10 +208,15 @@ async def test_with_plans_from_when_the_table_was_small(plans: Plans, rows: int,
     await plans.check_all()
 
 
-async def test_the_context_checks_of_an_append(plans: Plans) -> None:
-    """The append function itself, in a session that has used it since the table was empty."""
+@pytest.mark.parametrize(("rows", "analyzed"), [(0, False), (0, True), (1, True), (10, True)])
+async def test_the_context_checks_of_an_append(plans: Plans, rows: int, analyzed: bool) -> None:
+    """The append function itself, in a session that has used it since the table was as good as empty."""
+    if rows:
+        await plans.add(0, rows - 1)
+    if analyzed:
+        await plans.execute(f"VACUUM ANALYZE {plans.table}")
     await plans.check_contexts(CASES, times=20)
-    await plans.add(0, EVENTS - 1)
+    await plans.add(rows, EVENTS - 1)
     for analyze in (False, True):
         if analyze:
             await plans.execute(f"VACUUM ANALYZE {plans.table}")

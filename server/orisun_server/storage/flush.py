@@ -59,7 +59,7 @@ class Flush:
         return last
 
     def arguments(self) -> tuple[object, ...]:
-        """The function's arguments, in its order (see migrations/boundary/0002_commands.sql)."""
+        """The function's arguments, in its order (see migrations/boundary/0003_append.sql)."""
         calls = self._calls
         last = self.last_of_call()
         counts = [len(events) for events, _ in calls]
