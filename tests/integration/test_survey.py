@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from orisun_server.core.criteria import criterion
+from orisun_server.core.criteria import Criterion, Query, criterion
 from orisun_server.errors import FailedPrecondition
 from orisun_server.storage import survey as survey_module
 from orisun_server.storage.catalog import Boundary
-from orisun_server.storage.criteria_sql import access
+from orisun_server.storage.criteria_sql import Access, access
 from orisun_server.storage.database import Database
-from orisun_server.storage.survey import Survey
+from orisun_server.storage.survey import Seen, Survey, Unserved
 from tests.harness import eventually, is_quick
 
 #: More than any bound on lookups at a time.
@@ -27,9 +27,14 @@ def survey(database: Database) -> Survey:
     return Survey(database)
 
 
-def look(survey: Survey, boundary: Boundary, account: str) -> asyncio.Task[object]:
-    wanted = criterion([("account", account)])
-    return asyncio.ensure_future(survey(boundary, [(wanted, access(wanted, ()))]))
+def without_indexes(query: Query) -> list[tuple[Criterion, Access]]:
+    return [(wanted, access(wanted, ())) for wanted in query]
+
+
+def look(
+    survey: Survey, boundary: Boundary, account: str, unserved: Unserved = without_indexes
+) -> asyncio.Task[Mapping[Criterion, Seen]]:
+    return asyncio.ensure_future(survey(boundary, (criterion([("account", account)]),), unserved))
 
 
 @contextlib.asynccontextmanager
@@ -82,9 +87,25 @@ async def test_waiting_for_room_counts_to_the_time_that_a_look_may_take(
     async with held(database, boundary):
         await is_quick(reaches, 3 * patience)
         # nobody is left behind in PostgreSQL
-        await eventually(lambda: _none(waiting(database, boundary)))
+        await eventually(lambda: _are(0, waiting(database, boundary)))
     await look(survey, boundary, "a0")
 
 
-async def _none(count: Awaitable[int]) -> bool:
-    return not await count
+async def test_who_waits_while_an_index_is_built_looks_nothing_up(
+    survey: Survey, database: Database, boundary: Boundary
+) -> None:
+    indexed = False
+
+    def unserved(query: Query) -> list[tuple[Criterion, Access]]:
+        return [] if indexed else without_indexes(query)
+
+    async with held(database, boundary):
+        looks = [look(survey, boundary, f"a{number}", unserved) for number in range(MANY)]
+        await eventually(lambda: _are(survey_module._OF_ONE, waiting(database, boundary)))
+        indexed = True
+    seen = await asyncio.gather(*looks)
+    assert sum(map(len, seen)) == survey_module._OF_ONE
+
+
+async def _are(number: int, count: Awaitable[int]) -> bool:
+    return await count == number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -11,16 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orisun_server.core.append import Context
-from orisun_server.core.criteria import Criterion, query
+from orisun_server.core.criteria import Criterion, Query, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import NOTHING, Position
 from orisun_server.errors import OrisunError
 from orisun_server.storage import lane
 from orisun_server.storage.catalog import Boundary
-from orisun_server.storage.criteria_sql import Access
 from orisun_server.storage.database import Database
 from orisun_server.storage.group_commit import Appender
-from orisun_server.storage.survey import Seen, Survey
+from orisun_server.storage.survey import Seen, Survey, Unserved
 
 KEYS = ("account", "kind", "eventType")
 VALUES = ('"a"', '"b"', "1", "1.0", "1e0", "true", "null", '{"y":1,"x":[1, 2]}', '"T1"')
@@ -101,11 +100,11 @@ class Before(Survey):
     async def looked(cls, database: Database, appender: Appender, boundary: Boundary, calls: list[Asked]) -> Before:
         before = cls(database)
         wanted = [criterion for call in calls for criterion in query(call.criteria or ()) if criterion]
-        before.seen = await Survey(database)(boundary, appender._lane(boundary).long_lookups(tuple(wanted)))
+        before.seen = await Survey(database)(boundary, tuple(wanted), appender._lane(boundary).long_lookups)
         return before
 
-    async def __call__(self, boundary: Boundary, plans: Iterable[tuple[Criterion, Access]]) -> Mapping[Criterion, Seen]:
-        return {criterion: self.seen[criterion] for criterion, _ in plans}
+    async def __call__(self, boundary: Boundary, query: Query, unserved: Unserved) -> Mapping[Criterion, Seen]:
+        return {criterion: self.seen[criterion] for criterion, _ in unserved(query)}
 
 
 async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -> None:

@@ -9,6 +9,7 @@ calls executed one after the other, in the order of arrival.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from ..core.append import Context, checked_command, checked_events
@@ -45,6 +46,7 @@ class Appender:
         self._survey = Survey(database)
         self._max_events, self._queue_calls, self._queue_bytes = max_events, queue_calls, queue_bytes
         self._calls = self._bytes = 0
+        self._answered_at = float("-inf")
         self._lanes: dict[str, Lane] = {}
         self._listeners: list[Callable[[str], None]] = []
         self._stopping = False
@@ -81,8 +83,8 @@ class Appender:
         self._calls += 1
         self._bytes += call.size
         try:
-            if context is not None and (plans := self._lane(boundary).long_lookups(context.query)):
-                call.seen = await self._survey(boundary, plans)
+            if context is not None and (lane := self._lane(boundary)).long_lookups(context.query):
+                call.seen = await self._survey(boundary, context.query, lane.long_lookups)
                 if self._stopping:
                     raise Unavailable("the server is shutting down; try another one")
             self._lane(boundary).add(call)
@@ -90,11 +92,17 @@ class Appender:
         finally:
             self._calls -= 1
             self._bytes -= call.size
+            self._answered_at = time.monotonic()
 
     @property
     def waiting(self) -> tuple[int, int]:
         """Calls that have no answer yet, and their bytes."""
         return self._calls, self._bytes
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the last call was answered; 0 while any has no answer yet."""
+        return 0.0 if self._calls else time.monotonic() - self._answered_at
 
     async def stop(self) -> None:
         """Refuses new calls and finishes those that were taken."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..core.criteria import Criterion
+from ..core.criteria import Criterion, Query
 from ..core.position import NOTHING, Position
 from ..errors import FailedPrecondition
 from .catalog import Boundary
 from .criteria_sql import Access, latest_sql
 from .database import Database
+from .read_sql import head
 from .shared import SharedReads
 
 #: Lookups at the same time, of all boundaries: reading whole logs must leave room for everything else. And of one
@@ -30,6 +31,10 @@ PATIENCE = 60.0
 
 #: Why a lookup takes long, and what helps; of a boundary's name.
 UNSERVED = 'no index of boundary "{}" serves one of its criteria; create one with CreateIndex for its keys'
+
+
+#: Of a query, the criteria that no index serves now, each with how it is looked up.
+Unserved = Callable[[Query], list[tuple[Criterion, Access]]]
 
 
 class Seen(NamedTuple):
@@ -51,7 +56,7 @@ def lookup_sql(boundary: Boundary, plan: Access) -> str:
     latest = latest_sql(table, plan, [f"${number}::text" for number in range(1, len(plan.values) + 1)])
     return (
         "SELECT coalesce(m.transaction_id, -1), coalesce(m.global_id, -1), coalesce(h.global_id, -1) "
-        f"FROM (SELECT max(global_id) AS global_id FROM {table}) AS h LEFT JOIN ({latest}) AS m ON true"
+        f"FROM (SELECT) AS always LEFT JOIN ({head(table)}) AS h ON true LEFT JOIN ({latest}) AS m ON true"
     )
 
 
@@ -60,25 +65,32 @@ class Survey:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lookups: SharedReads[Seen] = SharedReads()
+        self._lookups: SharedReads[Seen | None] = SharedReads()
         self._room = asyncio.Semaphore(_OF_ALL)
         self._rooms: defaultdict[Boundary, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE))
 
-    async def __call__(self, boundary: Boundary, plans: Iterable[tuple[Criterion, Access]]) -> Mapping[Criterion, Seen]:
-        """What is seen of each criterion. Raises FailedPrecondition when it takes too long, Unavailable."""
+    async def __call__(self, boundary: Boundary, query: Query, unserved: Unserved) -> Mapping[Criterion, Seen]:
+        """What is seen of each criterion that no index serves when its turn comes.
+
+        Raises FailedPrecondition when it takes too long, Unavailable.
+        """
+        found: dict[Criterion, Seen] = {}
         try:
             async with asyncio.timeout(PATIENCE):
-                return {
-                    criterion: await self._lookups((boundary, criterion), functools.partial(self._look, boundary, plan))
-                    for criterion, plan in plans
-                }
+                for criterion, _ in unserved(query):
+                    look = functools.partial(self._look, boundary, criterion, unserved)
+                    if (seen := await self._lookups((boundary, criterion), look)) is not None:
+                        found[criterion] = seen
+                return found
         except TimeoutError:
             raise FailedPrecondition(
                 f"looking for the context took more than {PATIENCE:.0f} s, because {UNSERVED.format(boundary.name)}"
             ) from None
 
-    async def _look(self, boundary: Boundary, plan: Access) -> Seen:
+    async def _look(self, boundary: Boundary, criterion: Criterion, unserved: Unserved) -> Seen | None:
         # who waits for its boundary's room takes none of the others'
         async with self._rooms[boundary], self._room:
-            with self._database.guard():
-                return Seen.of(await self._database.read.fetchrow(lookup_sql(boundary, plan), *plan.values))
+            for _, plan in unserved((criterion,)):
+                with self._database.guard():
+                    return Seen.of(await self._database.read.fetchrow(lookup_sql(boundary, plan), *plan.values))
+        return None  # an index was built meanwhile
