@@ -67,6 +67,7 @@ async def _drain(parts: Parts, boundary: Boundary, count: int) -> float:
         lookout=Lookout(parts.database, settings.publisher_poll_interval),
         signals=Signals(parts.database, settings.admin_schema, enabled=False),
         settings=settings,
+        quiet_for=lambda: 0.0,
     )
     began = time.perf_counter()
     task = asyncio.create_task(made.run())

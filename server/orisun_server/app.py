@@ -136,6 +136,7 @@ class App:
             database=database,
             signals=signals,
             lookout=lookout,
+            quiet_for=lambda: appender.quiet_for,
             watch=watch,
         )
         await self._run(publishers)

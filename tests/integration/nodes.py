@@ -66,6 +66,7 @@ class Node:
         await self.run(self.signals)
         self.lookout = Lookout(self.database, settings.publisher_poll_interval)
         await self.run(self.lookout)
+        self.appender = Appender(self.database, indexes)
         self.publishers = Publishers(
             settings,
             database=self.database,
@@ -75,10 +76,10 @@ class Node:
             nats=self.nats,
             signals=self.signals,
             lookout=self.lookout,
+            quiet_for=lambda: self.appender.quiet_for,
         )
         if self.publishing:
             await self.run(self.publishers)
-        self.appender = Appender(self.database, indexes)
         self._parts.push_async_callback(self.appender.stop)
         self.tails = LiveTails(self.nats, self.lookout)
         self._parts.push_async_callback(self.tails.stop)

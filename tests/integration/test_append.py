@@ -474,6 +474,17 @@ async def test_what_comes_between_the_look_and_the_lock_is_a_conflict(
         await held
 
 
+async def test_it_is_quiet_while_nobody_appends(appender: Appender, boundary: Boundary, database: Database) -> None:
+    assert appender.quiet_for > 3600
+    async with database.write.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", boundary.names.lock_key)
+        held = asyncio.create_task(appender.append(boundary, [event("one")], None))
+        await eventually(lambda: appender.waiting[0])
+        assert appender.quiet_for == 0
+    await held
+    assert 0 < appender.quiet_for < 60
+
+
 async def test_a_long_look_holds_up_nobody(appender: Appender, boundary: Boundary, database: Database) -> None:
     """The events are locked against the look, not the boundary: others append meanwhile."""
     await _fill(appender, boundary, SHORT_LOG)

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from orisun_api import eventstore_pb2
 from orisun_server.core.event import Event, NewEvent
 from orisun_server.core.position import NOTHING
+from orisun_server.delivery import publisher as publisher_module
 from orisun_server.delivery.nats import NATS_ERRORS
 from orisun_server.delivery.publisher import Publisher
 from orisun_server.delivery.store import level
@@ -324,7 +325,9 @@ class Stale:
 
 
 @contextlib.asynccontextmanager
-async def publisher(node: Node, epoch: int) -> AsyncIterator[tuple[Publisher, Stale]]:
+async def publisher(
+    node: Node, epoch: int, quiet_for: Callable[[], float] = lambda: 0.0
+) -> AsyncIterator[tuple[Publisher, Stale]]:
     lease: Any = Stale(epoch)
     made = Publisher(
         node.boundary,
@@ -335,6 +338,7 @@ async def publisher(node: Node, epoch: int) -> AsyncIterator[tuple[Publisher, St
         lookout=node.lookout,
         signals=node.signals,
         settings=node.settings,
+        quiet_for=quiet_for,
     )
     task = asyncio.create_task(made.run())
     try:
@@ -356,6 +360,39 @@ async def test_a_publisher_without_a_lease_publishes_nothing(settings: Settings)
             async with publisher(node, 2):
                 await eventually(node.published)
             await assert_streamed_once_and_in_order(node)
+
+
+async def test_a_publisher_rests_for_as_long_as_its_server_appends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "_LEAST_REST", 600.0)
+    monkeypatch.setattr(publisher_module, "_LONGEST_REST", 600.0)
+    quiet, asked = 1.0, asyncio.Event()
+
+    def quiet_for() -> float:
+        asked.set()
+        return quiet
+
+    async with Node(settings, publishing=False) as node:
+        await node.nats.wait_connected()
+        async with publisher(node, 1, quiet_for) as (made, _):
+            for number in range(3):
+                await node.append(number)
+                made.wake()
+                await eventually(node.published)
+            quiet = 0.0
+            before = made.position
+            asked.clear()
+            await node.append(3)
+            made.wake()
+            for _ in range(20):
+                await asyncio.wait_for(asked.wait(), 30)
+                asked.clear()
+            assert made.position == before
+            await node.append(4)
+            quiet = 1.0
+            await eventually(node.published)
+        await assert_streamed_once_and_in_order(node)
 
 
 async def test_two_publishers_that_both_believe_in_their_lease(settings: Settings) -> None:

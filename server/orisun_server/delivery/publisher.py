@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 import asyncpg
 import structlog
@@ -60,9 +61,12 @@ class HistoryChanged(OrisunError):
     """PostgreSQL does not hold the event any more that was published last."""
 
 
-#: A publisher that is not behind rests this many times as long as its last batch took, within bounds in seconds:
-#: appends go first, and what they add meanwhile shares the cost of one batch. On a busy server batches take longer.
+#: While its server appends, a publisher that is not behind rests this many times as long as its last batch took, within
+#: bounds in seconds: appends go first, and what they add meanwhile shares the cost of one batch. On a busy server
+#: batches take longer.
 _REST, _LEAST_REST, _LONGEST_REST = 3.0, 0.002, 0.05
+#: Seconds without an append after which there is nobody to rest for; who appends without a pause is back sooner.
+_QUIET = 0.001
 
 
 class Publisher:
@@ -79,11 +83,13 @@ class Publisher:
         lookout: Lookout,
         signals: Signals,
         settings: Settings,
+        quiet_for: Callable[[], float],
         watch: Watch | None = None,
     ) -> None:
+        """``quiet_for()``: seconds for which its server has appended nothing."""
         self.boundary, self.lease, self._watch = boundary, lease, watch or Watch()
         self._reader, self._nats, self._settings = reader, nats, settings
-        self._lookout, self._signals = lookout, signals
+        self._lookout, self._signals, self._quiet_for = lookout, signals, quiet_for
         self._checkpoints = Checkpoints(database, boundary, lease.epoch)
         self._at = self._stored = Checkpoint(NOTHING, 0)
         self._stored_at = 0.0
@@ -198,6 +204,9 @@ class Publisher:
                     await self._publish(stream, found.events)
                     now = time.monotonic()
                     self._rest_until = now + min(max(_REST * (now - began), _LEAST_REST), _LONGEST_REST)
+                    # in the time of the rest, and not counted in it
+                    if now >= self._stored_at + CHECKPOINT_INTERVAL:
+                        await self._store()
                 await stream.complete()
                 if found.at_head:
                     await self._idle(stream)
@@ -214,7 +223,12 @@ class Publisher:
         self._confirmed_at = now
 
     async def _rest(self) -> None:
-        await asyncio.sleep(max(0.0, self._rest_until - time.monotonic()))
+        await asyncio.sleep(0)
+        while (left := self._rest_until - time.monotonic()) > 0:
+            quiet = self._quiet_for()
+            if quiet >= _QUIET:
+                return
+            await asyncio.sleep(min(left, _QUIET - quiet))
 
     async def _scan(self, after: Position) -> Scan:
         size = self._settings.polling_publisher_batch_size
@@ -229,8 +243,6 @@ class Publisher:
         self._at = Checkpoint(last.position, self._at.events + len(events))
         self._last_event_id = last.event_id
         self._refusals = 0
-        if time.monotonic() >= self._stored_at + CHECKPOINT_INTERVAL:
-            await self._store()
 
     async def _store(self) -> None:
         if self._stored != self._at:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 import asyncpg
 import structlog
@@ -63,11 +64,13 @@ class Publishers:
         nats: Nats,
         signals: Signals,
         lookout: Lookout,
+        quiet_for: Callable[[], float],
         watch: Watch | None = None,
     ) -> None:
+        """``quiet_for()``: seconds for which this server has appended nothing."""
         self._settings, self._database, self._reader, self._watch = settings, database, reader, watch
         self._catalog, self._leases, self._nats, self._signals = catalog, leases, nats, signals
-        self._lookout = lookout
+        self._lookout, self._quiet_for = lookout, quiet_for
         self._appetite = Appetite(nats, uuid.uuid4().hex)
         self._running: dict[str, tuple[Publisher, asyncio.Task[None]]] = {}
         self._refused: set[str] = set()
@@ -188,6 +191,7 @@ class Publishers:
             lookout=self._lookout,
             signals=self._signals,
             settings=self._settings,
+            quiet_for=self._quiet_for,
             watch=self._watch,
         )
         self._running[boundary.name] = (
