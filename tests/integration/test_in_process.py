@@ -318,7 +318,7 @@ async def test_without_an_index_the_log_is_read_before_the_lock_and_the_context_
     of_o1 = query([[("order", "o1")]])
     _, seen = await store.latest(other, names[0], list(of_o1))
     probes: list[str] = []
-    other.add_query_logger(lambda query: probes.extend(query.args[10] if "append" in query.query else ()))
+    other.add_query_logger(lambda query: probes.extend(query.args[9] if "append" in query.query else ()))
     async with holder.transaction():
         await store.lock(holder, names[0])
         late = asyncio.create_task(store.append(other, names[0], [placed(order="o1")], Context(seen, of_o1)))

@@ -1,17 +1,18 @@
 -- oldest-server: 0.1.0
--- The append function of 0002, with two things changed: it finds the end of the log by the primary key whatever the
--- planner knows, and compares a lone context without a statement. Servers of before run on it as on the other.
+-- An append function that finds the end of the log by the primary key, whatever the planner knows, and does less for a
+-- lone call. The functions of 0001 and 0002 have other signatures and stay, for servers of before, until a later release
+-- drops them.
 
 -- Appends a group of calls in one statement, as if they were executed one after the other.
 --
--- Events of all calls, in order: p_ids, p_types, p_data, p_metadata, p_event_call (the call's number, from 1) and
--- p_last (the number of the call's last event). Calls: p_start (number of the first event), p_count (events),
--- p_expected_commit and p_expected_prepare.
--- Contexts: the distinct criteria of the group are numbered from 1, those of one shape together. For each shape there is
--- an SQL text (p_probes) that takes the values ($1, column by column, p_width columns) of its p_rows criteria ($2) and
--- gives two arrays, the latest positions. Call p_use_call[i] has criterion p_use_criterion[i], sorted by call; a call
--- without criteria is not checked. Event p_match_event[i] matches criterion p_match_criterion[i] that a later call
--- uses, sorted by event.
+-- Events of all calls, in order: p_ids, p_types, p_data, p_metadata and p_last (the number of the last event of the
+-- event's call). Calls: p_start (number of the first event), p_count (events), p_expected_commit and p_expected_prepare.
+-- Numbers begin with 1. An array without elements may be NULL, which takes less time.
+-- Contexts: the distinct criteria of the group are numbered, those of one shape together. For each shape there is an SQL
+-- text (p_probes) that takes the values ($1, column by column, p_width columns) of its p_rows criteria ($2) and gives two
+-- arrays, the latest positions; or, for one criterion that nothing matches, no row. Call p_use_call[i] has criterion
+-- p_use_criterion[i], sorted by call; a call without criteria is not checked. Event p_match_event[i] matches criterion
+-- p_match_criterion[i] that a later call uses, sorted by event.
 --
 -- Commands: p_command_call (the call's number, ascending) with p_command_id, p_command_type, p_command_data and
 -- p_command_metadata; each is stored beside the events of its call, and not again with a repeat.
@@ -20,8 +21,8 @@
 -- o_status is 0 (appended) or 1 (repeat of a stored call), both with the position of its last event; 2 (its context
 -- changed) with the actual position; or 3 (duplicate event id), where o_prepare is the number of the event in its call,
 -- from 0.
-CREATE OR REPLACE FUNCTION {q_append}(
-    p_ids text[], p_types text[], p_data text[], p_metadata text[], p_event_call int[], p_last int[],
+CREATE FUNCTION {q_append}(
+    p_ids text[], p_types text[], p_data text[], p_metadata text[], p_last int[],
     p_start int[], p_count int[], p_expected_commit bigint[], p_expected_prepare bigint[],
     p_probes text[], p_width int[], p_rows int[], p_values text[],
     p_use_call int[], p_use_criterion int[], p_match_event int[], p_match_criterion int[], p_strip boolean,
@@ -71,8 +72,8 @@ BEGIN
     FOR s IN 1 .. coalesce(array_length(p_probes, 1), 0) LOOP
         EXECUTE p_probes[s] INTO v_c, v_p
             USING p_values[v_offset + 1 : v_offset + p_width[s] * p_rows[s]], p_rows[s];
-        v_commit := v_commit || v_c;
-        v_prepare := v_prepare || v_p;
+        v_commit := v_commit || coalesce(v_c, '{-1}');
+        v_prepare := v_prepare || coalesce(v_p, '{-1}');
         v_offset := v_offset + p_width[s] * p_rows[s];
     END LOOP;
 
@@ -119,8 +120,8 @@ BEGIN
         END;
     END IF;
 
-    SELECT array_agg(DISTINCT i.call) INTO v_stored
-    FROM unnest(p_ids, p_event_call) AS i(id, call)
+    SELECT array_agg(DISTINCT width_bucket(i.n::int, p_start)) INTO v_stored
+    FROM unnest(p_ids) WITH ORDINALITY AS i(id, n)
     CROSS JOIN LATERAL (SELECT 1 FROM {q_events} AS e WHERE e.event_id = i.id LIMIT 1) AS found;
 
     o_status := array_fill(0::smallint, ARRAY[v_calls]);
@@ -196,8 +197,10 @@ BEGIN
         SELECT v_first[e.call] + e.n - p_start[e.call], v_first[e.call] + p_count[e.call], pg_current_xact_id(),
                e.id, e.type, CASE WHEN p_strip THEN e.data::jsonb - 'eventType' ELSE e.data::jsonb END,
                e.metadata::jsonb, v_now
-        FROM unnest(p_ids, p_types, p_data, p_metadata, p_event_call) WITH ORDINALITY
-             AS e(id, type, data, metadata, call, n)
+        FROM (
+            SELECT *, width_bucket(n::int, p_start) AS call
+            FROM unnest(p_ids, p_types, p_data, p_metadata) WITH ORDINALITY AS i(id, type, data, metadata, n)
+        ) AS e
         WHERE v_first[e.call] >= 0;
         IF v_commands > 0 THEN
             INSERT INTO {q_commands}
