@@ -61,11 +61,12 @@ class HistoryChanged(OrisunError):
     """PostgreSQL does not hold the event any more that was published last."""
 
 
-#: While its server appends, a publisher that is not behind rests this many times as long as its last batch took, within
+#: While somebody appends, a publisher that is not behind rests this many times as long as its last batch took, within
 #: bounds in seconds: appends go first, and what they add meanwhile shares the cost of one batch. On a busy server
 #: batches take longer.
 _REST, _LEAST_REST, _LONGEST_REST = 3.0, 0.002, 0.05
-#: Seconds without an append after which there is nobody to rest for; who appends without a pause is back sooner.
+#: Seconds without an append after which there is nobody to rest for; who appends without a pause is back sooner. (Also
+#: the shortest time that uvloop sleeps.)
 _QUIET = 0.001
 
 
@@ -97,7 +98,7 @@ class Publisher:
         self._history_changed = False
         self._confirmed_at = 0.0
         self._refusals = 0
-        self._rest_until = 0.0
+        self._rest_until = self._woken_at = 0.0
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -108,6 +109,7 @@ class Publisher:
 
     def wake(self) -> None:
         """Look for new events now."""
+        self._woken_at = time.monotonic()
         self._wake.set()
 
     def saw(self, position: Position, event_id: str | None, head: Position) -> None:
@@ -223,12 +225,12 @@ class Publisher:
         self._confirmed_at = now
 
     async def _rest(self) -> None:
+        """Until the rest is over, or neither this server nor another one, whose signals wake this one, appends."""
         await asyncio.sleep(0)
-        while (left := self._rest_until - time.monotonic()) > 0:
-            quiet = self._quiet_for()
-            if quiet >= _QUIET:
+        while (left := self._rest_until - (now := time.monotonic())) > 0:
+            if min(self._quiet_for(), now - self._woken_at) >= _QUIET:
                 return
-            await asyncio.sleep(min(left, _QUIET - quiet))
+            await asyncio.sleep(_QUIET if left < 10 * _QUIET else 5 * _QUIET)
 
     async def _scan(self, after: Position) -> Scan:
         size = self._settings.polling_publisher_batch_size
