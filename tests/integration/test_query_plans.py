@@ -18,8 +18,9 @@ from orisun_server.core.append import Context, checked_events
 from orisun_server.core.criteria import Criterion, Query, criterion, query
 from orisun_server.core.event import NewEvent
 from orisun_server.core.position import Position
+from orisun_server.delivery import lookout
 from orisun_server.settings import Settings
-from orisun_server.storage import counts, read_sql
+from orisun_server.storage import counts, insight, read_sql
 from orisun_server.storage.counts import EventCounts
 from orisun_server.storage.criteria_sql import Plans as Kinds
 from orisun_server.storage.criteria_sql import access, latest_sql
@@ -160,6 +161,16 @@ class Plans:
             statement = Statement(self.table)
             block = read_sql.block(statement, after, 1000)
             await self.touches_at_most(300, f"block after {after}", statement, block)
+            statement = Statement(self.table)
+            await self.touches_at_most(PROBE, f"look at {after}", statement, read_sql.look(statement, after))
+            await self.touches_at_most(PROBE, f"lookout at {after}", *_lookout(self.table, after))
+        statement = Statement(self.table)
+        behind = _numbered(statement, self.counts._sql(counts._BEHIND, self.boundary), self.boundary.name)
+        await self.touches_at_most(PROBE, "behind", statement, behind)
+        statement = Statement(self.table)
+        progress = _numbered(statement, insight._progress_sql(1, self.boundary), self.boundary.name)
+        await self.touches_at_most(PROBE, "progress", statement, progress)
+        await self.touches_at_most(PROBE, "head", Statement(self.table), read_sql.head(self.table))
 
     async def check_pages(self, name: str, asked: Query, most: int) -> None:
         accesses = [access(one, INDEXES) for one in asked]
@@ -240,9 +251,21 @@ async def test_a_count_reads_what_the_projection_has_not_counted(plans: Plans, a
         await plans.execute(f"VACUUM ANALYZE {plans.table}")
     for name, kind in (("read", counts._READ), ("advance", counts._ADVANCE)):
         statement = Statement(plans.table)
-        sql = plans.counts._sql(kind, plans.boundary).replace("$1", statement.add(plans.boundary.name, "text"))
+        sql = _numbered(statement, plans.counts._sql(kind, plans.boundary), plans.boundary.name)
         await plans.touches_at_most(PROBE, name, statement, sql)
     assert await plans.counts.count(plans.boundary) == EVENTS
+
+
+def _numbered(statement: Statement, sql: str, name: str) -> str:
+    """SQL whose $1 is a boundary's name, of which the type need not be said."""
+    return sql.replace("$1", statement.add(name, "text"))
+
+
+def _lookout(table: str, position: Position) -> tuple[Statement, str]:
+    statement = Statement(table)
+    for part in position:
+        statement.add([part], "bigint[]")
+    return statement, lookout._ONE.format(number=1, events=table, rows=read_sql.ANY_ROW)
 
 
 def _literal(value: object) -> str:

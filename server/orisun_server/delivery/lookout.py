@@ -27,6 +27,7 @@ import structlog
 from ..core.position import NOTHING, Position
 from ..storage.catalog import Boundary
 from ..storage.database import Database
+from ..storage.read_sql import ANY_ROW
 from ..tasks import end
 
 log = structlog.get_logger(__name__)
@@ -125,7 +126,7 @@ class Lookout:
     async def _look_at(self, watchers: Sequence[Watcher], patience: float) -> str:
         """The statement that did it."""
         text = " UNION ALL ".join(
-            _ONE.format(number=number, events=watcher.boundary.names.q_events)
+            _ONE.format(number=number, events=watcher.boundary.names.q_events, rows=ANY_ROW)
             for number, watcher in enumerate(watchers, start=1)
         )
         positions = [watcher.position for watcher in watchers]
@@ -170,7 +171,7 @@ class Lookout:
 # $1 commit positions, $2 prepare positions, by number
 _ONE = """
 SELECT {number}, (SELECT event_id FROM {events} WHERE global_id = ($2::bigint[])[{number}]
-                  AND transaction_id = ($1::bigint[])[{number}]), head.transaction_id, head.global_id
+                  AND transaction_id = ($1::bigint[])[{number}] AND {rows}), head.transaction_id, head.global_id
 FROM (SELECT) AS always LEFT JOIN (
-    SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1
+    SELECT transaction_id, global_id FROM {events} WHERE {rows} ORDER BY global_id DESC LIMIT 1
 ) AS head ON true"""

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .catalog import Boundary
-from .criteria_sql import access
 from .database import Database
 from .names import literal, quote
+from .read_sql import ANY_ROW
 
 #: Name of the projection, in {boundary}_projector_checkpoint.
 NAME = "event_count"
 
 _CHECKPOINT = literal(NAME)
-#: Keeps the planner on the primary key, as in every read.
-_ROWS = access((), ()).condition([])
 
 # No row before the first reset. A checkpoint whose event is gone is of another history (a restore of some tables only).
 _READ = """
@@ -70,7 +68,7 @@ SELECT ${number}::text AS boundary
 WHERE NOT EXISTS (
     SELECT FROM {checkpoints} AS c JOIN {counts} AS n ON n.boundary = ${number}
     LEFT JOIN LATERAL (
-        SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1
+        SELECT transaction_id, global_id FROM {events} WHERE {rows} ORDER BY global_id DESC LIMIT 1
     ) AS head ON true
     WHERE c.name = {name} AND c.prepare_position = coalesce(head.global_id, -1)
         AND c.commit_position = coalesce(head.transaction_id, -1)
@@ -130,6 +128,6 @@ class EventCounts:
             checkpoints=names.q_checkpoints,
             counts=self._counts,
             name=_CHECKPOINT,
-            rows=_ROWS,
+            rows=ANY_ROW,
             number=number,
         )

@@ -14,6 +14,7 @@ from ..core.position import NOTHING, Position
 from .boundaries import Boundary
 from .database import Database
 from .names import quote
+from .read_sql import ANY_ROW, head
 
 #: Boundaries of one statement.
 _CHUNK = 20
@@ -26,9 +27,9 @@ SELECT ${number}::text AS boundary, h.transaction_id AS head_commit, h.global_id
        p.transaction_id AS commit, p.global_id AS prepare, coalesce(p.event_count, 0) AS events,
        CASE WHEN h.global_id > coalesce(p.global_id, -1) THEN
            (SELECT extract(epoch FROM clock_timestamp() - e.date_created)::float8 FROM {events} AS e
-            WHERE e.global_id > coalesce(p.global_id, -1) ORDER BY e.global_id LIMIT 1) END AS seconds
+            WHERE e.global_id > coalesce(p.global_id, -1) AND {rows} ORDER BY e.global_id LIMIT 1) END AS seconds
 FROM (SELECT) AS always
-LEFT JOIN LATERAL (SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1) AS h ON true
+LEFT JOIN LATERAL ({head}) AS h ON true
 LEFT JOIN {published} AS p ON p.boundary = ${number}
 """
 
@@ -44,6 +45,13 @@ _SIZES = """
 SELECT pg_catalog.pg_table_size($1::text::regclass) AS events_bytes,
        pg_catalog.pg_indexes_size($1::text::regclass) AS indexes_bytes
 """
+
+
+def _progress_sql(number: int, boundary: Boundary) -> str:
+    names = boundary.names
+    return _PROGRESS.format(
+        number=number, events=names.q_events, published=names.q_published, head=head(names.q_events), rows=ANY_ROW
+    )
 
 
 class Progress(NamedTuple):
@@ -100,10 +108,7 @@ class Insight:
         found: dict[str, Progress] = {}
         for start in range(0, len(boundaries), _CHUNK):
             chunk = boundaries[start : start + _CHUNK]
-            sql = "UNION ALL".join(
-                f"({_PROGRESS.format(number=number, events=b.names.q_events, published=b.names.q_published)})"
-                for number, b in enumerate(chunk, start=1)
-            )
+            sql = "UNION ALL".join(f"({_progress_sql(number, b)})" for number, b in enumerate(chunk, start=1))
             with self._database.guard():
                 async with asyncio.timeout(_PATIENCE):
                     rows = await self._database.admin.fetch(sql, *(boundary.name for boundary in chunk))

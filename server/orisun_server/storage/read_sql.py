@@ -16,6 +16,9 @@ COLUMNS = "transaction_id, global_id, event_id, event_type, data, metadata, date
 _TEXTS = COLUMNS.replace("data, metadata", "data::text AS data, metadata::text AS metadata")
 
 _ALL = access((), ())
+#: A condition that holds for every event and keeps the planner on the primary key, also in a plan that lives on while
+#: its table grows from nothing.
+ANY_ROW = _ALL.condition([])
 _MAX_BIGINT = 2**63 - 1
 #: So many criteria of a shape are an array, of whose length the planner knows nothing; fewer are as many rows.
 _FEW = 10
@@ -60,7 +63,7 @@ def rows(
     accesses = accesses or [_ALL]
     if not all(one.indexed for one in accesses):
         ordered = sorted(accesses, key=lambda one: one.key)
-        where = [f"({' OR '.join(f'({_condition(statement, one)})' for one in ordered)})", _ALL.condition([])]
+        where = [f"({' OR '.join(f'({_condition(statement, one)})' for one in ordered)})", ANY_ROW]
         if bound is not None:
             where.append(f"global_id {'<' if descending else '>='} {bound_sql(statement, bound)}")
         for comparison, value in ((">=", first), ("<=", last)):
@@ -84,7 +87,7 @@ def rows(
     found = f"SELECT DISTINCT {', '.join(order)} FROM ({' UNION ALL '.join(probes)}) AS found"
     ids = _limited(statement, found, by, count)
     # LIMIT keeps this a probe of the primary key for each id, at any size of table.
-    row = _select(COLUMNS, statement.table, ["global_id = ids.global_id", _ALL.condition([])])
+    row = _select(COLUMNS, statement.table, ["global_id = ids.global_id", ANY_ROW])
     return (
         f"SELECT e.* FROM ({ids}) AS ids CROSS JOIN LATERAL ({row} LIMIT 1) AS e ORDER BY {_in('ids', by)}",
         order,
@@ -149,7 +152,8 @@ def look(statement: Statement, position: Position) -> str:
     """One row: the id of the event at a position, and the last position of the boundary; NULL for what there is not."""
     commit, prepare = statement.add(position.commit, "bigint"), statement.add(position.prepare, "bigint")
     return (
-        f"SELECT (SELECT event_id FROM {statement.table} WHERE global_id = {prepare} AND transaction_id = {commit}),"
+        f"SELECT (SELECT event_id FROM {statement.table} "
+        f"WHERE global_id = {prepare} AND transaction_id = {commit} AND {ANY_ROW}),"
         f" h.transaction_id, h.global_id FROM (SELECT) AS always LEFT JOIN ({head(statement.table)}) AS h ON true"
     )
 
@@ -158,7 +162,7 @@ def block(statement: Statement, after: Position, size: int) -> str:
     """One row: the global_id that follows ``after``, and the position of the last of the ``size`` events from there;
     of the head, and ``at_head`` true, where there are fewer. The position is NULL in an empty boundary."""
     offset = statement.add(size - 1, "bigint")
-    where = ["global_id >= f.first", _ALL.condition([])]
+    where = ["global_id >= f.first", ANY_ROW]
     end = f"{_select('transaction_id, global_id', statement.table, where)} ORDER BY global_id LIMIT 1 OFFSET {offset}"
     return (
         "SELECT f.first, coalesce(e.transaction_id, h.transaction_id), coalesce(e.global_id, h.global_id), "
@@ -178,20 +182,21 @@ def bound_sql(statement: Statement, position: Position) -> str:
     if position.commit == 0:
         return "0"
     commit, prepare = statement.add(position.commit, "bigint"), statement.add(position.prepare, "bigint")
-    table, guard = statement.table, _ALL.condition([])
+    table = statement.table
     return (
         f"(SELECT CASE WHEN {commit} IN (SELECT transaction_id FROM (SELECT transaction_id FROM {table} "
-        f"WHERE global_id >= {prepare} - 1 AND global_id <= {prepare} AND {guard} ORDER BY global_id LIMIT 2) AS near) "
+        f"WHERE global_id >= {prepare} - 1 AND global_id <= {prepare} AND {ANY_ROW} "
+        "ORDER BY global_id LIMIT 2) AS near) "
         f"THEN {prepare} ELSE ("
         "WITH RECURSIVE search(low, high) AS ("
-        f"SELECT 0::bigint, coalesce((SELECT least({commit}, global_id + 1) FROM {table} WHERE {guard} "
+        f"SELECT 0::bigint, coalesce((SELECT least({commit}, global_id + 1) FROM {table} WHERE {ANY_ROW} "
         "ORDER BY global_id DESC LIMIT 1), 0) "
         "UNION ALL "
         "SELECT CASE WHEN r.before THEN r.global_id + 1 ELSE s.low END, "
         "CASE WHEN r.before THEN s.high ELSE m.middle END "
         "FROM search AS s CROSS JOIN LATERAL (SELECT (s.low + s.high) / 2 AS middle) AS m "
         f"CROSS JOIN LATERAL (SELECT global_id, (transaction_id, global_id) < ({commit}, {prepare}) AS before "
-        f"FROM {table} WHERE global_id >= m.middle AND {guard} ORDER BY global_id LIMIT 1) AS r "
+        f"FROM {table} WHERE global_id >= m.middle AND {ANY_ROW} ORDER BY global_id LIMIT 1) AS r "
         "WHERE s.low < s.high) SELECT max(low) FROM search) END)"
     )
 
