@@ -21,6 +21,7 @@ from .migrate import Migrator
 from .migrations import boundary_scope
 from .names import BoundaryNames, literal, quote
 from .provision import PROVISION, existing_tables, provision
+from .read_sql import ANY_ROW, head
 
 #: Milliseconds that removing a boundary waits for its tables; who uses them still is asked again later.
 _LOCK_TIMEOUT = 5_000
@@ -60,12 +61,12 @@ FROM v WHERE b.name = $1 AND b.managed_by = $3 AND b.status <> 'FAILED'
 
 _FIGURES = """
 SELECT h.transaction_id, h.global_id, p.transaction_id, p.global_id, coalesce(p.event_count, 0),
-       (SELECT count(*) FROM {events} AS e WHERE e.global_id > coalesce(p.global_id, -1)),
+       (SELECT count(*) FROM {events} AS e WHERE e.global_id > coalesce(p.global_id, -1) AND {rows}),
        (SELECT n.node_id FROM {schema}.orisun_lease AS l JOIN {schema}.orisun_node AS n USING (node_id)
         WHERE l.kind = 'publisher' AND l.boundary = $1 AND l.name = '' AND n.expires_at > clock_timestamp()),
        EXISTS (SELECT FROM {schema}.orisun_node WHERE kind = 'server' AND expires_at > clock_timestamp())
 FROM (SELECT) AS always
-LEFT JOIN (SELECT transaction_id, global_id FROM {events} ORDER BY global_id DESC LIMIT 1) AS h ON true
+LEFT JOIN ({head}) AS h ON true
 LEFT JOIN {published} AS p ON p.boundary = $1
 """
 
@@ -182,12 +183,11 @@ class ManagedBoundaries:
 
     async def figures(self, boundary: Boundary) -> Figures:
         """Count, positions and publisher of an active boundary. Raises FailedPrecondition when its tables are gone."""
-        sql = _FIGURES.replace("{schema}", self._schema).replace("{events}", boundary.names.q_events)
+        events, published = boundary.names.q_events, boundary.names.q_published
+        sql = _FIGURES.format(schema=self._schema, events=events, published=published, head=head(events), rows=ANY_ROW)
         try:
             with self._database.guard():
-                row = await self._database.read.fetchrow(
-                    sql.replace("{published}", boundary.names.q_published), boundary.name
-                )
+                row = await self._database.read.fetchrow(sql, boundary.name)
         except asyncpg.UndefinedTableError as error:
             raise FailedPrecondition(f'boundary "{boundary.name}": its tables are gone') from error
         commit, prepare, published, published_prepare, counted, lag, publisher, served = row
