@@ -178,7 +178,7 @@ class Nats:
         self._up.set()
         try:
             self._changed()
-            await lost.wait()
+            await _end(client, lost)
             log.warning("the connection to NATS was lost")
         finally:
             self._connection = None
@@ -218,6 +218,24 @@ def _check_fitness(client: Client) -> None:
     """An event that it refuses would end every connection that publishes it."""
     if client.max_payload < MIN_PAYLOAD:
         raise UnfitNats(f"its max_payload is {client.max_payload} bytes; set it to {MIN_PAYLOAD} at least")
+
+
+async def _end(client: Client, lost: asyncio.Event) -> None:
+    """Waits until the connection is lost, also where nats-py does not say so.
+
+    Its ``_close`` calls no callback when what is unsent cannot be sent (the connection was reset under load) or is
+    never taken (a server that hangs). Its task that reads ends in any case.
+    """
+    reading = client._reading_task
+    if reading is None:
+        return
+    told = asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait((told, reading), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        # an error of it is the end itself
+        reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 async def _report(problem: Exception) -> None:
