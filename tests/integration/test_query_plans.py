@@ -265,7 +265,7 @@ def _lookout(table: str, position: Position) -> tuple[Statement, str]:
     statement = Statement(table)
     for part in position:
         statement.add([part], "bigint[]")
-    return statement, lookout._ONE.format(number=1, events=table, rows=read_sql.ANY_ROW)
+    return statement, lookout._look_sql(1, table)
 
 
 def _literal(value: object) -> str:

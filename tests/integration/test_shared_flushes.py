@@ -29,6 +29,5 @@ async def test_many_callers_share_commits_on_grpcio(settings: Settings, database
             await connection.close()
     table = names_of(settings).q_events
     commits = await database.admin.fetchval(f"SELECT count(DISTINCT pg_transaction_id) FROM {table}")
-    assert (
-        CALLERS * APPENDS / commits > 2
-    )  # 1.3 where nobody is waited for, and 7 to 10 on a machine that does nothing else
+    # 1.3 where nobody is waited for, 7 to 10 on a machine that does nothing else
+    assert CALLERS * APPENDS / commits > 2.5

@@ -15,7 +15,7 @@ from orisun_server.storage import survey as survey_module
 from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.criteria_sql import Access, access
 from orisun_server.storage.database import Database
-from orisun_server.storage.survey import Seen, Survey, Unserved
+from orisun_server.storage.survey import LongLookups, Seen, Survey
 from tests.harness import eventually, is_quick
 
 #: More than any bound on lookups at a time.
@@ -32,9 +32,9 @@ def without_indexes(query: Query) -> list[tuple[Criterion, Access]]:
 
 
 def look(
-    survey: Survey, boundary: Boundary, account: str, unserved: Unserved = without_indexes
+    survey: Survey, boundary: Boundary, account: str, long_lookups: LongLookups = without_indexes
 ) -> asyncio.Task[Mapping[Criterion, Seen]]:
-    return asyncio.ensure_future(survey(boundary, (criterion([("account", account)]),), unserved))
+    return asyncio.ensure_future(survey(boundary, (criterion([("account", account)]),), long_lookups))
 
 
 @contextlib.asynccontextmanager
@@ -96,11 +96,11 @@ async def test_who_waits_while_an_index_is_built_looks_nothing_up(
 ) -> None:
     indexed = False
 
-    def unserved(query: Query) -> list[tuple[Criterion, Access]]:
+    def long_lookups(query: Query) -> list[tuple[Criterion, Access]]:
         return [] if indexed else without_indexes(query)
 
     async with held(database, boundary):
-        looks = [look(survey, boundary, f"a{number}", unserved) for number in range(MANY)]
+        looks = [look(survey, boundary, f"a{number}", long_lookups) for number in range(MANY)]
         await eventually(lambda: _are(survey_module._OF_ONE, waiting(database, boundary)))
         indexed = True
     seen = await asyncio.gather(*looks)

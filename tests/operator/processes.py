@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tests.harness import free_port
 
 _LEASE_SECONDS = 5
 
@@ -80,9 +81,3 @@ class Operator:
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), 30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

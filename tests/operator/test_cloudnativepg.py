@@ -27,10 +27,9 @@ from orisun_server import environment
 from orisun_server.embedded.process import run
 from orisun_server.embedded.standalone import StandalonePostgres
 from orisun_server.settings import Settings
-from tests.harness import Connection, eventually
+from tests.harness import Connection, eventually, free_port
 from tests.integration.test_subscriptions_wire import Boundary
 from tests.operator.clusters import NAME, Stage
-from tests.operator.processes import free_port
 from tests.operator.stores import condition
 
 MakeServer = Callable[..., Awaitable[Connection]]

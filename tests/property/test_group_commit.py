@@ -19,7 +19,7 @@ from orisun_server.storage import lane
 from orisun_server.storage.catalog import Boundary
 from orisun_server.storage.database import Database
 from orisun_server.storage.group_commit import Appender
-from orisun_server.storage.survey import Seen, Survey, Unserved
+from orisun_server.storage.survey import LongLookups, Seen, Survey
 
 KEYS = ("account", "kind", "eventType")
 VALUES = ('"a"', '"b"', "1", "1.0", "1e0", "true", "null", '{"y":1,"x":[1, 2]}', '"T1"')
@@ -103,8 +103,8 @@ class Before(Survey):
         before.seen = await Survey(database)(boundary, tuple(wanted), appender._lane(boundary).long_lookups)
         return before
 
-    async def __call__(self, boundary: Boundary, query: Query, unserved: Unserved) -> Mapping[Criterion, Seen]:
-        return {criterion: self.seen[criterion] for criterion, _ in unserved(query)}
+    async def __call__(self, boundary: Boundary, query: Query, long_lookups: LongLookups) -> Mapping[Criterion, Seen]:
+        return {criterion: self.seen[criterion] for criterion, _ in long_lookups(query)}
 
 
 async def _compare(database: Database, boundary: Boundary, calls: list[Asked]) -> None:

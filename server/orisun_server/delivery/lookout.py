@@ -27,7 +27,7 @@ import structlog
 from ..core.position import NOTHING, Position
 from ..storage.catalog import Boundary
 from ..storage.database import Database
-from ..storage.read_sql import ANY_ROW
+from ..storage.read_sql import ANY_ROW, head
 from ..tasks import end
 
 log = structlog.get_logger(__name__)
@@ -126,8 +126,7 @@ class Lookout:
     async def _look_at(self, watchers: Sequence[Watcher], patience: float) -> str:
         """The statement that did it."""
         text = " UNION ALL ".join(
-            _ONE.format(number=number, events=watcher.boundary.names.q_events, rows=ANY_ROW)
-            for number, watcher in enumerate(watchers, start=1)
+            _look_sql(number, watcher.boundary.names.q_events) for number, watcher in enumerate(watchers, start=1)
         )
         positions = [watcher.position for watcher in watchers]
         commits, prepares = [position.commit for position in positions], [position.prepare for position in positions]
@@ -172,6 +171,8 @@ class Lookout:
 _ONE = """
 SELECT {number}, (SELECT event_id FROM {events} WHERE global_id = ($2::bigint[])[{number}]
                   AND transaction_id = ($1::bigint[])[{number}] AND {rows}), head.transaction_id, head.global_id
-FROM (SELECT) AS always LEFT JOIN (
-    SELECT transaction_id, global_id FROM {events} WHERE {rows} ORDER BY global_id DESC LIMIT 1
-) AS head ON true"""
+FROM (SELECT) AS always LEFT JOIN ({head}) AS head ON true"""
+
+
+def _look_sql(number: int, events: str) -> str:
+    return _ONE.format(number=number, events=events, head=head(events), rows=ANY_ROW)

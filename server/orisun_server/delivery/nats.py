@@ -234,8 +234,9 @@ async def _end(client: Client, lost: asyncio.Event) -> None:
         await asyncio.wait((told, reading), return_when=asyncio.FIRST_COMPLETED)
     finally:
         told.cancel()
-        # an error of it is the end itself
-        reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        # what they fail with is the end itself, which the log has in a line
+        for task in filter(None, (reading, client._flusher_task, client._ping_interval_task)):
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 async def _report(problem: Exception) -> None:

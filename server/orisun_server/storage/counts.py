@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from .catalog import Boundary
 from .database import Database
 from .names import literal, quote
-from .read_sql import ANY_ROW
+from .read_sql import ANY_ROW, head
 
 #: Name of the projection, in {boundary}_projector_checkpoint.
 NAME = "event_count"
@@ -67,9 +67,7 @@ _BEHIND = """
 SELECT ${number}::text AS boundary
 WHERE NOT EXISTS (
     SELECT FROM {checkpoints} AS c JOIN {counts} AS n ON n.boundary = ${number}
-    LEFT JOIN LATERAL (
-        SELECT transaction_id, global_id FROM {events} WHERE {rows} ORDER BY global_id DESC LIMIT 1
-    ) AS head ON true
+    LEFT JOIN LATERAL ({head}) AS head ON true
     WHERE c.name = {name} AND c.prepare_position = coalesce(head.global_id, -1)
         AND c.commit_position = coalesce(head.transaction_id, -1)
 )
@@ -125,6 +123,7 @@ class EventCounts:
         names = boundary.names
         return statement.format(
             events=names.q_events,
+            head=head(names.q_events),
             checkpoints=names.q_checkpoints,
             counts=self._counts,
             name=_CHECKPOINT,

@@ -183,8 +183,14 @@ class ManagedBoundaries:
 
     async def figures(self, boundary: Boundary) -> Figures:
         """Count, positions and publisher of an active boundary. Raises FailedPrecondition when its tables are gone."""
-        events, published = boundary.names.q_events, boundary.names.q_published
-        sql = _FIGURES.format(schema=self._schema, events=events, published=published, head=head(events), rows=ANY_ROW)
+        names = boundary.names
+        sql = _FIGURES.format(
+            schema=self._schema,
+            events=names.q_events,
+            published=names.q_published,
+            head=head(names.q_events),
+            rows=ANY_ROW,
+        )
         try:
             with self._database.guard():
                 row = await self._database.read.fetchrow(sql, boundary.name)

@@ -33,8 +33,8 @@ PATIENCE = 60.0
 UNSERVED = 'no index of boundary "{}" serves one of its criteria; create one with CreateIndex for its keys'
 
 
-#: Of a query, the criteria that no index serves now, each with how it is looked up.
-Unserved = Callable[[Query], list[tuple[Criterion, Access]]]
+#: Of a query, the criteria that no index serves now, each with how it is looked up (``Lane.long_lookups``).
+LongLookups = Callable[[Query], list[tuple[Criterion, Access]]]
 
 
 class Seen(NamedTuple):
@@ -69,7 +69,7 @@ class Survey:
         self._room = asyncio.Semaphore(_OF_ALL)
         self._rooms: defaultdict[Boundary, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE))
 
-    async def __call__(self, boundary: Boundary, query: Query, unserved: Unserved) -> Mapping[Criterion, Seen]:
+    async def __call__(self, boundary: Boundary, query: Query, long_lookups: LongLookups) -> Mapping[Criterion, Seen]:
         """What is seen of each criterion that no index serves when its turn comes.
 
         Raises FailedPrecondition when it takes too long, Unavailable.
@@ -77,8 +77,8 @@ class Survey:
         found: dict[Criterion, Seen] = {}
         try:
             async with asyncio.timeout(PATIENCE):
-                for criterion, _ in unserved(query):
-                    look = functools.partial(self._look, boundary, criterion, unserved)
+                for criterion, _ in long_lookups(query):
+                    look = functools.partial(self._look, boundary, criterion, long_lookups)
                     if (seen := await self._lookups((boundary, criterion), look)) is not None:
                         found[criterion] = seen
                 return found
@@ -87,10 +87,10 @@ class Survey:
                 f"looking for the context took more than {PATIENCE:.0f} s, because {UNSERVED.format(boundary.name)}"
             ) from None
 
-    async def _look(self, boundary: Boundary, criterion: Criterion, unserved: Unserved) -> Seen | None:
+    async def _look(self, boundary: Boundary, criterion: Criterion, long_lookups: LongLookups) -> Seen | None:
         # who waits for its boundary's room takes none of the others'
         async with self._rooms[boundary], self._room:
-            for _, plan in unserved((criterion,)):
+            for _, plan in long_lookups((criterion,)):
                 with self._database.guard():
                     return Seen.of(await self._database.read.fetchrow(lookup_sql(boundary, plan), *plan.values))
         return None  # an index was built meanwhile
